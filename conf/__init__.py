@@ -1,0 +1,1 @@
+"""Hydra configuration of tokenreduce; a package so that `pkg://tokenreduce.conf` resolves."""

@@ -1,0 +1,197 @@
+"""Nine types of question about a scene, each with its one right answer.
+
+`read`, `colour_of` and `shape_of` look one thing up by another; `left_of` (all four directions)
+takes two steps; `count` and `exist` look at everything; `word` reads three letters in order; `where`
+and `what_is_at` go from a thing to its place and back.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tokenreduce.data.glyphs import GLYPHS
+from tokenreduce.data.shapes import COLOURS, GRID, SHAPES, Item, Scene
+
+ROWS = ("top", "upper", "lower", "bottom")
+COLUMNS = ("first", "second", "third", "fourth")
+DIRECTIONS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, its answer (words parted by one space) and its type."""
+
+    type: str
+    text: str
+    answer: str
+
+
+Ask = Callable[[Scene, np.random.Generator], Question | None]
+
+
+def read(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """The glyph inside the one item of that colour and shape."""
+    item = _pick(rng, _described(scene))
+    if item is None:
+        return None
+    return Question("read", f"what is in the {item.colour} {item.shape}?", item.glyph)
+
+
+def colour_of(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """The colour of the one item that carries that glyph."""
+    item = _pick(rng, _lettered(scene))
+    if item is None:
+        return None
+    return Question("colour_of", f"what colour is the object {item.glyph}?", item.colour)
+
+
+def shape_of(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """The shape of the one item that carries that glyph."""
+    item = _pick(rng, _lettered(scene))
+    if item is None:
+        return None
+    return Question("shape_of", f"what shape has the {item.glyph}?", item.shape)
+
+
+def left_of(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """The glyph of the item in the next cell in one of four directions."""
+    pairs = []
+    for item in _described(scene):
+        for direction, (down, right) in DIRECTIONS.items():
+            neighbour = scene.at((item.cell[0] + down, item.cell[1] + right))
+            if neighbour:
+                pairs.append((item, direction, neighbour))
+    if not pairs:
+        return None
+    item, direction, neighbour = pairs[int(rng.integers(len(pairs)))]
+    text = f"what is {direction} the {item.colour} {item.shape}?"
+    return Question("left_of", text, neighbour.glyph)
+
+
+def count(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """The number of items of a shape or of a colour; zero is asked for less often."""
+    if rng.random() < 0.5:
+        wanted = SHAPES[int(rng.integers(len(SHAPES)))]
+        number = sum(item.shape == wanted for item in scene.items)
+        text = f"how many {wanted}s are there?"
+    else:
+        wanted = tuple(COLOURS)[int(rng.integers(len(COLOURS)))]
+        number = sum(item.colour == wanted for item in scene.items)
+        text = f"how many {wanted} objects are there?"
+    if number > 9 or (number == 0 and rng.random() < 0.6):
+        return None
+    return Question("count", text, str(number))
+
+
+def exist(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """Whether an item of that colour and shape is there; a "no" shares one of the two with an item.
+
+    "yes" and "no" are about equally frequent.
+    """
+    item = scene.items[int(rng.integers(len(scene.items)))]
+    colour, shape = item.colour, item.shape
+    there = {(other.colour, other.shape) for other in scene.items}
+    if rng.random() < 0.55:
+        if rng.random() < 0.5:
+            shape = SHAPES[int(rng.integers(len(SHAPES)))]
+        else:
+            colour = tuple(COLOURS)[int(rng.integers(len(COLOURS)))]
+        if (colour, shape) in there:
+            return None
+    answer = "yes" if (colour, shape) in there else "no"
+    return Question("exist", f"is there a {colour} {shape}?", answer)
+
+
+def word(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """The three letters of the word, in order."""
+    if scene.word is None:
+        return None
+    return Question("word", "what word is written?", " ".join(scene.word.letters))
+
+
+def where(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """The row and the column of the one item of that colour and shape."""
+    item = _pick(rng, _described(scene))
+    if item is None:
+        return None
+    answer = f"{ROWS[item.cell[0]]} {COLUMNS[item.cell[1]]}"
+    return Question("where", f"where is the {item.colour} {item.shape}?", answer)
+
+
+def what_is_at(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """The glyph of the item in a cell, or "nothing"; one question in seven draws any cell."""
+    if rng.random() < 0.85:
+        cell = scene.items[int(rng.integers(len(scene.items)))].cell
+    else:
+        cell = (int(rng.integers(GRID)), int(rng.integers(GRID)))
+    if scene.word and scene.word.cell == cell:
+        return None
+    item = scene.at(cell)
+    text = f"what is in the {ROWS[cell[0]]} row {COLUMNS[cell[1]]} column?"
+    return Question("what_is_at", text, item.glyph if item else "nothing")
+
+
+ASKERS: dict[str, Ask] = {
+    ask.__name__: ask
+    for ask in (read, colour_of, shape_of, left_of, count, exist, word, where, what_is_at)
+}
+TYPES = tuple(ASKERS)
+
+WORDS = tuple(
+    "what is in the of on there a how many are where colour shape has word written row column "
+    "object objects yes no nothing left right above below ?".split()
+)
+VOCABULARY = (*WORDS, *SHAPES, *(f"{shape}s" for shape in SHAPES), *COLOURS, *GLYPHS, *ROWS, *COLUMNS)
+
+
+def ask(
+    scene: Scene,
+    rng: np.random.Generator,
+    number: int,
+    weights: Mapping[str, float] | Sequence[float] | None = None,
+) -> tuple[Question, ...]:
+    """`number` questions about a scene, no two alike while others can still be found.
+
+    `weights` are the relative frequencies of the types (by name, or in the order of `TYPES`);
+    without them all types are equally frequent, as far as the scene admits them.
+    """
+    if isinstance(weights, Mapping):
+        unknown = set(weights) - set(TYPES)
+        if unknown:
+            raise ValueError(f"unknown question types {sorted(unknown)}; known: {list(TYPES)}")
+        weights = [weights.get(name, 0.0) for name in TYPES]
+    shares = np.ones(len(TYPES)) if weights is None else np.asarray(weights, float)
+    ladder = np.cumsum(shares / shares.sum())
+    ladder[-1] = 1.0
+    asked: list[Question] = []
+    seen: set[str] = set()
+    for attempt in range(100 * number):
+        name = TYPES[int(np.searchsorted(ladder, rng.random(), side="right"))]
+        question = ASKERS[name](scene, rng)
+        if question is None or (question.text in seen and attempt < 20 * number):
+            continue
+        seen.add(question.text)
+        asked.append(question)
+        if len(asked) == number:
+            return tuple(asked)
+    raise ValueError(f"the scene admits no {number} questions with the weights {weights}")
+
+
+def _described(scene: Scene) -> list[Item]:
+    """Items whose colour and shape together name them alone."""
+    kinds = Counter((item.colour, item.shape) for item in scene.items)
+    return [item for item in scene.items if kinds[item.colour, item.shape] == 1]
+
+
+def _lettered(scene: Scene) -> list[Item]:
+    """Items whose glyph no other item carries."""
+    glyphs = Counter(item.glyph for item in scene.items)
+    return [item for item in scene.items if glyphs[item.glyph] == 1]
+
+
+def _pick(rng: np.random.Generator, items: list[Item]) -> Item | None:
+    return items[int(rng.integers(len(items)))] if items else None

@@ -1,0 +1,44 @@
+"""Endless numbered samples of the rendered task: sample i of a split, from (seed, split, i) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tokenreduce.data.questions import Question, ask
+from tokenreduce.data.shapes import Image, Owners, Scene, compose, render
+
+SPLITS = ("train", "heldout")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A scene, its picture (96, 96, 3), the owner of every patch (12, 12), and its questions."""
+
+    scene: Scene
+    image: Image
+    owners: Owners
+    questions: tuple[Question, ...]
+
+
+def sample(
+    seed: int,
+    split: str,
+    index: int,
+    *,
+    questions: int = 1,
+    difficulty: float = 1.0,
+    weights: Mapping[str, float] | Sequence[float] | None = None,
+) -> Sample:
+    """Sample `index` of a split: the same for the same arguments, whatever was drawn before.
+
+    The split enters the seed of the random generator, so train and held-out never share a stream.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
+    rng = np.random.default_rng((seed, SPLITS.index(split), index))
+    scene = compose(rng, difficulty)
+    image, owners = render(scene, rng)
+    return Sample(scene, image, owners, ask(scene, rng, questions, weights) if questions else ())
