@@ -95,7 +95,7 @@ def exist(scene: Scene, rng: np.random.Generator) -> Question | None:
     item = scene.items[int(rng.integers(len(scene.items)))]
     colour, shape = item.colour, item.shape
     there = {(other.colour, other.shape) for other in scene.items}
-    if rng.random() < 0.55:
+    if rng.random() < 0.64:  # a third of these meet an item by chance and are drawn again
         if rng.random() < 0.5:
             shape = SHAPES[int(rng.integers(len(SHAPES)))]
         else:

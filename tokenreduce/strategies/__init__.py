@@ -1,0 +1,1 @@
+"""The methods that ship with tokenreduce, one file each."""

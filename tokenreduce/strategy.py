@@ -1,0 +1,125 @@
+"""The base of every method: which tokens stay, given the tokens and a budget.
+
+Shapes: b samples, v visual tokens, k kept. A strategy is pure: it reads tensors and returns a
+`Plan`; it never touches the model, and holds nothing but its own options.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from tokenreduce.registry import Registry
+from tokenreduce.tokens import Plan, Tokens, keep_from_mask
+
+if TYPE_CHECKING:
+    from tokenreduce.scheduler import Scheduler
+
+Positions = Literal["keep", "compact"]
+
+
+class Strategy(ABC):
+    """Decides which visual tokens stay at a stop.
+
+    Class attributes state the facts of a method:
+
+    * `needs`: the evidence it reads (names of `tokenreduce.tokens.EVIDENCE`).
+    * `positions`: its paper's position rule, used where it is defined for the model.
+    * `reduces`: False for the one strategy that keeps everything whatever the budget.
+    * `reads_text`: True when the choice depends on the question, so that a cached prefix does too.
+    * `paper`: where the method comes from.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    positions: ClassVar[Positions] = "keep"
+    reduces: ClassVar[bool] = True
+    reads_text: ClassVar[bool] = False
+    paper: ClassVar[str] = ""
+
+    @abstractmethod
+    def plan(self, tokens: Tokens, budget: Sequence[int]) -> Plan:
+        """Which of `tokens` stay: exactly `budget[i]` of sample i (never more than it has)."""
+
+    @abstractmethod
+    def scheduler(self) -> Scheduler:
+        """The paper's own schedule, used when the caller names none."""
+
+
+class Scorer(Strategy):
+    """A strategy that keeps the tokens with the highest score."""
+
+    @abstractmethod
+    def score(self, tokens: Tokens) -> Tensor:
+        """(b, v) scores; higher is kept. Values at invalid tokens do not matter."""
+
+    def plan(self, tokens: Tokens, budget: Sequence[int]) -> Plan:
+        """The `budget[i]` best-scored tokens of sample i, in reading order."""
+        return select(self.score(tokens), tokens, budget)
+
+    def scheduler(self) -> Scheduler:
+        """A pyramid of four stages that halve the tokens, unless a method says otherwise."""
+        from tokenreduce.schedulers.pyramid import Pyramid
+
+        return Pyramid()
+
+
+strategies: Registry[type[Strategy]] = Registry("strategy")
+"""Every known strategy: name -> class."""
+
+
+def select(scores: Tensor, tokens: Tokens, budget: Sequence[int]) -> Plan:
+    """The highest-scored tokens, `budget[i]` of sample i, in reading order.
+
+    Ranking is done in fp32. Separator tokens are not ranked: one stays while its row has a kept
+    token, and counts towards the budget. (When the last free place could only open a new row, the
+    token of that row stays without its separator, so that the budget is met exactly.)
+    """
+    counts = [min(k, n) for k, n in zip(budget, tokens.counts, strict=True)]
+    width = max(counts, default=0)
+    ranked = scores.detach().float().nan_to_num(nan=float("-inf"))
+    ranked = ranked.masked_fill(~tokens.valid, float("-inf"))
+    limit = torch.tensor(counts, device=scores.device)[:, None]
+    separator = tokens.places.separator & tokens.valid
+    order = ranked.masked_fill(separator, float("-inf")).argsort(dim=1, descending=True, stable=True)
+    if tokens.separated:
+        mask = _with_separators(order, separator, tokens, limit)
+    else:
+        rank = torch.empty_like(order).scatter_(
+            1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+        )
+        mask = rank < limit
+    keep, valid = keep_from_mask(mask & tokens.valid, width)
+    return Plan(keep, None if len(set(counts)) <= 1 else valid)
+
+
+def _with_separators(order: Tensor, separator: Tensor, tokens: Tokens, limit: Tensor) -> Tensor:
+    """(b, v) kept mask of exactly `limit` tokens where separators follow their rows."""
+    v = order.shape[1]
+    line = tokens.places.line
+    # the token that pays for its row's separator: the first of its row in the order of ranks
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(v, device=order.device).expand_as(order)
+    )
+    rankable = tokens.valid & ~separator
+    same = line[:, :, None] == line[:, None, :]
+    ended = (same & separator[:, None, :]).any(dim=2)
+    better = same & rankable[:, None, :] & (rank[:, None, :] < rank[:, :, None])
+    opens = rankable & ~better.any(dim=2)
+    price = (rankable.long() + (opens & ended).long()).gather(1, order)
+    paid = price.cumsum(dim=1)
+    inside = (paid <= limit) & rankable.gather(1, order)
+    spent = torch.where(inside, price, 0).sum(dim=1, keepdim=True)
+    mask = torch.zeros_like(inside).scatter_(1, order, inside)
+    # one place may be left where the next token would have opened a row: fill it
+    left = (limit - spent) > 0
+    open_line = (same & mask[:, None, :]).any(dim=2)
+    candidate = rankable & ~mask
+    preferred = torch.where(candidate & open_line, rank, torch.where(candidate, rank + v, 2 * v + 1))
+    extra = torch.zeros_like(mask).scatter_(1, preferred.argmin(dim=1, keepdim=True), True)
+    rows = (same & mask[:, None, :]).any(dim=2)
+    mask = mask | (separator & rows)
+    return mask | (extra & candidate & left)

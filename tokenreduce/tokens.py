@@ -1,0 +1,169 @@
+"""What a strategy is given (`Tokens`) and what it gives back (`Plan`).
+
+Shapes: b samples, v visual tokens (padded to the longest sample), k kept, d width, h heads,
+l sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+EVIDENCE: Mapping[str, str] = {
+    "attention": "(b, h, v) attention of the instruction's last token at the layer of the stop",
+    "attention_before": "(b, h, v) the same row, one layer earlier",
+    "attention_received": "(b, h, v) mean over every query, one layer earlier",
+    "grid": "image, tile, row and column of every token (`Tokens.places`)",
+}
+"""What a strategy may name in `needs`, and the shape in which it gets it."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where visual tokens stand in their pictures. Every field is (b, v).
+
+    `row` and `column` count within a tile, `tile` within an image, `image` within a sample.
+    `separator` marks tokens that end a row and carry no picture (LLaVA-NeXT's newline).
+    """
+
+    image: Tensor
+    tile: Tensor
+    row: Tensor
+    column: Tensor
+    separator: Tensor
+
+    def gather(self, index: Tensor) -> Places:
+        """The places of the tokens at `index` (b, k)."""
+        return Places(
+            *(
+                x.gather(1, index)
+                for x in (self.image, self.tile, self.row, self.column, self.separator)
+            )
+        )
+
+    @property
+    def line(self) -> Tensor:
+        """(b, v) one number per row of tokens: equal where image, tile and row are equal."""
+        return (self.image * 4096 + self.tile) * 4096 + self.row
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The visual tokens of a batch at one stop, and the evidence on them.
+
+    Attributes:
+        hidden: (b, v, d) hidden states at the input of `layer`, in reading order.
+        valid: (b, v) False where a sample has fewer tokens than the longest one.
+        origin: (b, v) index among the sample's own visual tokens, counted at layer 0.
+        places: where each token stands in its picture.
+        counts: valid tokens per sample, known on the host.
+        layer: the decoder layer at whose input the tokens are reduced.
+        seed: the reduction's seed; equal for every sample, whatever its batch mates.
+        separators: the largest number of separator tokens in a sample at layer 0 (host).
+        evidence: named measurements, computed when first asked for: `tokens["attention"]`.
+    """
+
+    hidden: Tensor
+    valid: Tensor
+    origin: Tensor
+    places: Places
+    counts: tuple[int, ...]
+    layer: int = 0
+    seed: int = 0
+    separators: int = 0
+    evidence: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
+
+    @property
+    def separated(self) -> bool:
+        """Whether any token is a separator; known on the host."""
+        return self.separators > 0
+
+    def __getitem__(self, name: str) -> Tensor:
+        try:
+            compute = self.evidence[name]
+        except KeyError:
+            known = ", ".join(self.evidence) or "none"
+            raise KeyError(
+                f"no evidence {name!r} here (at hand: {known}); "
+                "a strategy names what it reads in `needs`"
+            ) from None
+        return compute()
+
+
+Merge = Literal["mean", "max"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which tokens stay, and what the kept ones contain. Data: comparable, storable, drawable.
+
+    Attributes:
+        keep: (b, k) indices into the tokens of the stop, ascending along k where `valid`.
+        valid: (b, k) False for filler; None when every entry counts.
+        group: (b, v) the slot (0..k-1) into which each token is merged, -1 where it is dropped;
+            None when the kept tokens stay as they are.
+        weight: (b, v) share of each token in its group's mean; None means equal shares.
+        how: what a group becomes, the weighted `"mean"` or the elementwise `"max"`.
+    """
+
+    keep: Tensor
+    valid: Tensor | None = None
+    group: Tensor | None = None
+    weight: Tensor | None = None
+    how: Merge = "mean"
+
+    def counts(self) -> Tensor:
+        """(b,) kept tokens per sample."""
+        if self.valid is None:
+            return self.keep.new_full((self.keep.shape[0],), self.keep.shape[1])
+        return self.valid.sum(dim=1)
+
+    def take(self, x: Tensor) -> Tensor:
+        """(b, v, ...) -> (b, k, ...): where the kept tokens stand (positions, masks)."""
+        return gather(x, self.keep)
+
+    def merge(self, x: Tensor) -> Tensor:
+        """(b, v, d) -> (b, k, d): what the kept tokens contain (hidden states)."""
+        if self.group is None:
+            return self.take(x)
+        b, k = self.keep.shape
+        slot = torch.where(self.group < 0, k, self.group)
+        weight = torch.ones_like(slot, dtype=x.dtype) if self.weight is None else self.weight
+        weight = weight.to(x.dtype).masked_fill(slot == k, 0)
+        index = slot[..., None].expand(*slot.shape, x.shape[-1])
+        if self.how == "max":
+            low = x.new_full((b, k + 1, x.shape[-1]), float("-inf"))
+            merged = low.scatter_reduce(1, index, x, "amax")
+            return torch.where(merged[:, :k].isinf(), self.take(x), merged[:, :k])
+        total = x.new_zeros(b, k + 1, x.shape[-1]).scatter_add(1, index, x * weight[..., None])
+        share = weight.new_zeros(b, k + 1).scatter_add(1, slot, weight)
+        mean = total[:, :k] / share[:, :k, None].clamp(min=torch.finfo(x.dtype).tiny)
+        return torch.where(share[:, :k, None] > 0, mean, self.take(x))
+
+
+def gather(x: Tensor, index: Tensor) -> Tensor:
+    """(b, v, ...) and (b, k) -> (b, k, ...), the entries of `x` at `index`."""
+    tail = x.shape[2:]
+    at = index.view(*index.shape, *[1] * len(tail)).expand(*index.shape, *tail)
+    return x.gather(1, at)
+
+
+def keep_from_mask(mask: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Ascending indices of the True entries of `mask` (b, v), as (b, k) index and validity.
+
+    `k` is the largest number of True entries in a row, known to the caller: no host sync.
+    """
+    v = mask.shape[1]
+    position = torch.arange(v, device=mask.device).expand_as(mask)
+    index = torch.where(mask, position, v).sort(dim=1).values[:, :k]
+    valid = index < v
+    return index.masked_fill(~valid, 0), valid
+
+
+def pad_counts(counts: Sequence[int]) -> int:
+    """The padded length that holds every count."""
+    return max(counts, default=0)
