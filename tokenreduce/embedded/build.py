@@ -114,7 +114,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", WORDS.index("<s>"))]
     )
-    backend.decoder = decoders.WordPiece(prefix="", cleanup=False)
+    backend.decoder = decoders.WordPiece(prefix="##", cleanup=False)  # one space between words
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token="<pad>",

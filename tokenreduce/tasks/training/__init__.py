@@ -1,0 +1,1 @@
+"""The stages in which the embedded model is trained, each through `transformers.Trainer`."""

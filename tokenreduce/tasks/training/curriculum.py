@@ -1,0 +1,58 @@
+"""How hard the scenes are, decided by how well the model answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+MEMORY = 0.93  # of a running accuracy, per step
+
+
+@dataclass
+class Curriculum:
+    """Running loss and accuracies, and the difficulty that follows from them.
+
+    The difficulty `level` goes from `start` to 1 by `step` whenever the running training accuracy of
+    every measure in `watch` is above `gate`. Without anything to watch it stays where it started.
+    It is part of a training checkpoint (`state`, `restore`): a resumed run goes on as if never
+    interrupted.
+    """
+
+    measures: tuple[str, ...]
+    watch: Sequence[str] = ()
+    gate: float = 0.8
+    step: float = 0.01
+    patience: int = 20  # steps before the first rise: a running accuracy needs some
+    level: float = 1.0
+    loss: float = math.nan
+    running: dict[str, float] = field(default_factory=dict)
+
+    def observe(self, steps: int, loss: float, tallies: torch.Tensor) -> None:
+        """Take in one step: its loss and its (2, measures) right answers and answers, all ranks."""
+        self.loss = loss if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * loss
+        right, answers = tallies.double().tolist()
+        for name, good, all_ in zip(self.measures, right, answers, strict=True):
+            if all_:
+                share = good / all_
+                self.running[name] = MEMORY * self.running.get(name, share) + (1 - MEMORY) * share
+        if self.watch and steps > self.patience:
+            if min(self.running.get(name, 0.0) for name in self.watch) > self.gate:
+                self.level = min(1.0, self.level + self.step)
+
+    def state(self) -> dict[str, Any]:
+        return {"level": self.level, "loss": self.loss, "running": dict(self.running)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.level, self.loss = state["level"], state["loss"]
+        self.running = dict(state["running"])
+
+
+def blend_weights(
+    easy: Mapping[str, float], full: Mapping[str, float], level: float
+) -> dict[str, float]:
+    """Frequencies of the question types at a level: from `easy` at 0 to `full` at 1."""
+    return {name: (1 - level) * easy[name] + level * full[name] for name in full}
