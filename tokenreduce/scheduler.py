@@ -10,7 +10,9 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from itertools import pairwise
+from numbers import Integral, Real
+from typing import Any, Literal, get_args
 
 from tokenreduce.registry import Registry, did_you_mean
 
@@ -19,11 +21,20 @@ Rounding = Literal["nearest", "floor", "ceil"]
 
 @dataclass(frozen=True)
 class Stop:
-    """Reduce at the input of decoder layer `layer` to the share `keep` of the original tokens."""
+    """Reduce at the input of decoder layer `layer` to the share `keep` of the original tokens.
+
+    Raises:
+        ValueError: a layer below 0, a share outside 0 to 1, an unknown rounding rule.
+    """
 
     layer: int
     keep: float
     rounding: Rounding = "nearest"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layer", whole(self.layer, "a stop's layer", least=0))
+        object.__setattr__(self, "keep", share(self.keep, "a stop's share"))
+        checked_rounding(self.rounding)
 
     def count(self, n: int) -> int:
         """How many of `n` original tokens stay.
@@ -60,39 +71,105 @@ schedulers: Registry[type[Scheduler]] = Registry("scheduler")
 """Every known scheduler: name -> class."""
 
 
-def share(value: float, name: str) -> float:
-    """`value` as a share between 0 and 1, or a ValueError that names it."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ValueError(f"{name} must be a share between 0 and 1, not {value!r}")
+def share(value: Any, name: str) -> float:
+    """`value` as a share between 0 and 1, or a ValueError that says `name` and the value."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
+        raise ValueError(f"{name} must be a number between 0 and 1, not {value!r}{_kind(value)}")
     return float(value)
+
+
+def whole(value: Any, name: str, least: int) -> int:
+    """`value` as a whole number of at least `least`, or a ValueError that says `name` and it."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
+        raise ValueError(
+            f"{name} must be a whole number of at least {least}, not {value!r}{_kind(value)}"
+        )
+    return int(value)
+
+
+def sequence(value: Any, name: str) -> tuple[Any, ...]:
+    """`value`, a list from YAML or any other row of values, as a tuple.
+
+    Raises:
+        ValueError: a single number or a string, or nothing in it.
+    """
+    rows = None if isinstance(value, str | bytes) or not isinstance(value, Iterable) else value
+    if rows is None or not (rows := tuple(rows)):
+        raise ValueError(
+            f"{name} must be a list with at least one entry such as [8, 16], "
+            f"not {value!r}{_kind(value)}"
+        )
+    return rows
 
 
 def checked_rounding(value: str) -> Rounding:
     """`value` as a rounding rule, or a ValueError that lists the rules."""
-    for rule in get_args(Rounding):
+    rules: tuple[Rounding, ...] = get_args(Rounding)
+    for rule in rules:
         if value == rule:
             return rule
-    rules = get_args(Rounding)
     raise ValueError(
         f"no rounding rule {value!r}{did_you_mean(value, rules)} (known: {', '.join(rules)})"
     )
 
 
-def layer_at(where: float, depth: int) -> int:
+def place(value: Any, name: str = "layer") -> float:
+    """`value` as a place in a decoder of any depth: a layer (0, 1, ...) or a share below 1.
+
+    Raises:
+        ValueError: neither of the two; 1.0 among them, which could be read as both.
+    """
+    if isinstance(value, Real) and not isinstance(value, bool):
+        number = float(value)
+        if isinstance(value, Integral) and number >= 0:
+            return int(value)
+        if 0 <= number < 1:
+            return number
+        if number > 1 and number.is_integer():
+            return int(number)  # 16.0, as a typed configuration hands over 16
+    raise ValueError(
+        f"{name} must be a layer (a whole number counting from 0) or a share of the depth "
+        f"(0.5: half-way; below 1), not {value!r}{_kind(value)}"
+    )
+
+
+def layer_at(where: Any, depth: int, name: str = "layer") -> int:
     """The layer that `where` means in a decoder of `depth` layers.
 
-    An integer is a layer, a float below 1 a share of the depth (0.5 of 32 layers is layer 16).
+    A whole number is a layer, a float below 1 a share of the depth, rounded down (0.5 of 32 layers
+    is layer 16; the product is freed of the float error below 1e-9 first, so that 0.29 of 100
+    layers is layer 29).
 
     Raises:
         ValueError: the decoder has no such layer.
     """
-    layer = int(depth * where) if isinstance(where, float) and 0 <= where < 1 else where
-    if isinstance(layer, bool) or int(layer) != layer or not 0 <= layer < depth:
+    spot = place(where, name)
+    layer = int(round(depth * spot, 9)) if isinstance(spot, float) else spot
+    if layer >= depth:
         raise ValueError(
-            f"layer {where!r} is outside a decoder of {depth} layers: "
+            f"{name} {where!r} is outside a decoder of {depth} layers: "
             f"use 0 to {depth - 1}, or a share of the depth such as 0.5"
         )
     return int(layer)
+
+
+def between(first: Any, last: Any, every: int, depth: int) -> list[tuple[int, float]]:
+    """The layers after `first` up to `last`, each with the part of the way done (0 to 1).
+
+    A step is `every` layers; the last one is shorter where the distance asks for it, so that
+    `last` is always there, with 1.
+
+    Raises:
+        ValueError: the decoder has no such layer, or `first` is not before `last`.
+    """
+    start, end = layer_at(first, depth, "first"), layer_at(last, depth, "last")
+    if start >= end:
+        raise ValueError(
+            f"first must lie before last, but first={first!r} is layer {start} and last={last!r} "
+            f"is layer {end} of {depth}: move them apart"
+        )
+    layers = [*range(start + every, end, every), end]
+    return [(layer, (layer - start) / (end - start)) for layer in layers]
 
 
 def ordered(stops: Iterable[Stop]) -> tuple[Stop, ...]:
@@ -102,7 +179,7 @@ def ordered(stops: Iterable[Stop]) -> tuple[Stop, ...]:
         ValueError: two stops at one layer, layers out of order, or a share above an earlier one.
     """
     rows = tuple(stops)
-    for earlier, later in zip(rows, rows[1:], strict=False):
+    for earlier, later in pairwise(rows):
         if later.layer <= earlier.layer:
             raise ValueError(
                 f"stops must be at ascending layers, but layer {later.layer} follows "
@@ -114,3 +191,10 @@ def ordered(stops: Iterable[Stop]) -> tuple[Stop, ...]:
                 f"{later.layer} is above {earlier.keep:g} at layer {earlier.layer}"
             )
     return rows
+
+
+def _kind(value: object) -> str:
+    """What is odd about a value that a configuration file has read as text or truth."""
+    if isinstance(value, str | bool):
+        return f" (a {'text' if isinstance(value, str) else 'truth value'}, not a number)"
+    return ""

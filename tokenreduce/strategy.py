@@ -97,29 +97,30 @@ def select(scores: Tensor, tokens: Tokens, budget: Sequence[int]) -> Plan:
 
 
 def _with_separators(order: Tensor, separator: Tensor, tokens: Tokens, limit: Tensor) -> Tensor:
-    """(b, v) kept mask of exactly `limit` tokens where separators follow their rows."""
-    v = order.shape[1]
-    line = tokens.places.line
-    # the token that pays for its row's separator: the first of its row in the order of ranks
+    """(b, v) kept mask of exactly `limit` tokens where separators follow their rows.
+
+    Tokens are admitted in the order of their ranks; the first of a row also pays for the row's
+    separator. One place may be left over where the next token would have cost two: it goes to the
+    best token of a row that is open already, or else to the next token, without its separator.
+    """
+    v, line = order.shape[1], tokens.places.line
     rank = torch.empty_like(order).scatter_(
         1, order, torch.arange(v, device=order.device).expand_as(order)
     )
     rankable = tokens.valid & ~separator
-    same = line[:, :, None] == line[:, None, :]
-    ended = (same & separator[:, None, :]).any(dim=2)
-    better = same & rankable[:, None, :] & (rank[:, None, :] < rank[:, :, None])
-    opens = rankable & ~better.any(dim=2)
-    price = (rankable.long() + (opens & ended).long()).gather(1, order)
-    paid = price.cumsum(dim=1)
-    inside = (paid <= limit) & rankable.gather(1, order)
-    spent = torch.where(inside, price, 0).sum(dim=1, keepdim=True)
-    mask = torch.zeros_like(inside).scatter_(1, order, inside)
-    # one place may be left where the next token would have opened a row: fill it
-    left = (limit - spent) > 0
-    open_line = (same & mask[:, None, :]).any(dim=2)
-    candidate = rankable & ~mask
-    preferred = torch.where(candidate & open_line, rank, torch.where(candidate, rank + v, 2 * v + 1))
-    extra = torch.zeros_like(mask).scatter_(1, preferred.argmin(dim=1, keepdim=True), True)
-    rows = (same & mask[:, None, :]).any(dim=2)
-    mask = mask | (separator & rows)
-    return mask | (extra & candidate & left)
+
+    def first(of: Tensor) -> Tensor:
+        """The smallest rank among the `of` tokens of each token's row."""
+        ranks = torch.where(of, rank, v)
+        return ranks.new_full(ranks.shape, v).scatter_reduce(1, line, ranks, "amin").gather(1, line)
+
+    pays = rankable & (first(rankable) == rank) & (first(separator) < v)
+    price = (rankable.long() + pays.long()).gather(1, order)
+    admitted = (price.cumsum(dim=1) <= limit) & rankable.gather(1, order)
+    mask = torch.zeros_like(admitted).scatter_(1, order, admitted)
+    left = limit - torch.where(admitted, price, 0).sum(dim=1, keepdim=True)
+    opened = first(mask) < v
+    waiting = rankable & ~mask
+    queue = torch.where(waiting, torch.where(opened, rank, rank + v), 2 * v)
+    extra = torch.zeros_like(mask).scatter_(1, queue.argmin(dim=1, keepdim=True), True)
+    return mask | (separator & opened) | (extra & waiting & (left > 0))

@@ -6,7 +6,7 @@ l sequence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -26,7 +26,8 @@ EVIDENCE: Mapping[str, str] = {
 class Places:
     """Where visual tokens stand in their pictures. Every field is (b, v).
 
-    `row` and `column` count within a tile, `tile` within an image, `image` within a sample.
+    `row` and `column` count within a tile, `tile` within an image, `image` within a sample; `line`
+    numbers the rows of a sample (one number for each image, tile and row) from 0.
     `separator` marks tokens that end a row and carry no picture (LLaVA-NeXT's newline).
     """
 
@@ -34,21 +35,13 @@ class Places:
     tile: Tensor
     row: Tensor
     column: Tensor
+    line: Tensor
     separator: Tensor
 
     def gather(self, index: Tensor) -> Places:
         """The places of the tokens at `index` (b, k)."""
-        return Places(
-            *(
-                x.gather(1, index)
-                for x in (self.image, self.tile, self.row, self.column, self.separator)
-            )
-        )
-
-    @property
-    def line(self) -> Tensor:
-        """(b, v) one number per row of tokens: equal where image, tile and row are equal."""
-        return (self.image * 4096 + self.tile) * 4096 + self.row
+        fields = (self.image, self.tile, self.row, self.column, self.line, self.separator)
+        return Places(*(x.gather(1, index) for x in fields))
 
 
 @dataclass(frozen=True)
@@ -162,8 +155,3 @@ def keep_from_mask(mask: Tensor, k: int) -> tuple[Tensor, Tensor]:
     index = torch.where(mask, position, v).sort(dim=1).values[:, :k]
     valid = index < v
     return index.masked_fill(~valid, 0), valid
-
-
-def pad_counts(counts: Sequence[int]) -> int:
-    """The padded length that holds every count."""
-    return max(counts, default=0)

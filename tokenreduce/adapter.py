@@ -1,0 +1,145 @@
+"""How a model family is read: the only code that knows a family's layout.
+
+An adapter states facts: where the decoder layers are, which placeholder ids are visual, where the
+tokens of an image stand in it, and how a layer's queries and keys are made. The defaults hold for
+LLaMA-like decoders behind transformers' usual multimodal merge; a family's file states what differs.
+
+Shapes: b samples, l sequence, r query rows, d width, h heads, e head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from tokenreduce.geometry import Picture
+from tokenreduce.registry import Registry
+from tokenreduce.tokens import EVIDENCE
+
+Rotary = tuple[Tensor, Tensor]
+
+
+class Adapter:
+    """A model family with a LLaMA-like decoder; subclasses state what is different.
+
+    * `families`: the `config.model_type` names that the adapter reads.
+    * `evidence`: what it can measure for a strategy (names of `tokens.EVIDENCE`).
+    * `positions`: the position rules that are defined for it.
+    * `encoders`: methods of the multimodal module that encode pictures; they are watched for the
+      pictures' geometry.
+    """
+
+    families: ClassVar[frozenset[str]] = frozenset()
+    evidence: ClassVar[frozenset[str]] = frozenset(EVIDENCE)
+    positions: ClassVar[frozenset[str]] = frozenset({"keep", "compact"})
+    encoders: ClassVar[tuple[str, ...]] = ("get_image_features",)
+
+    def base(self, model: nn.Module) -> nn.Module:
+        """The module that merges pictures into the text (`model.model` of a `…ForCausalLM`)."""
+        return cast(nn.Module, getattr(model, "base_model", model))
+
+    def decoder(self, model: nn.Module) -> nn.Module:
+        """The module whose `layers` are the decoder layers."""
+        found: Any = model.get_decoder() if hasattr(model, "get_decoder") else model
+        while not hasattr(found, "layers"):
+            inner = found.get_decoder()
+            if inner is found:
+                raise ValueError(f"{type(model).__name__} has no decoder with `layers`")
+            found = inner
+        return cast(nn.Module, found)
+
+    def visual_ids(self, config: Any) -> tuple[int, ...]:
+        """The token ids that stand for visual tokens in `input_ids`."""
+        names = ("image_token_id", "video_token_id")
+        ids = (getattr(config, name, None) for name in names)
+        return tuple(i for i in ids if i is not None)
+
+    def pictures(self, base: nn.Module, call: Mapping[str, Any], output: Any) -> list[Picture]:
+        """The geometry of the images of one encoder call, in order.
+
+        Args:
+            base: the multimodal module.
+            call: the arguments of the call by name.
+            output: what the encoder returned; `pooler_output` holds the features per image.
+        """
+        features = getattr(output, "pooler_output", output)
+        return [Picture.unknown(len(image)) for image in features]
+
+    def key_projection(self, layer: nn.Module) -> nn.Module:
+        """The projection whose output `keys` accepts as `projected`, captured as the layer runs."""
+        return cast(nn.Module, cast(Any, layer).self_attn.k_proj)
+
+    def query_projection(self, layer: nn.Module) -> nn.Module:
+        """The projection whose output `queries` accepts as `projected`."""
+        return cast(nn.Module, cast(Any, layer).self_attn.q_proj)
+
+    def queries(
+        self, layer: nn.Module, hidden: Tensor, rotary: Rotary, projected: Tensor | None = None
+    ) -> Tensor:
+        """(b, h, r, e) rotated queries of `layer` for its inputs `hidden` (b, r, d)."""
+        attention = cast(Any, layer).self_attn
+        x = self._projected(layer, attention.q_proj, hidden, projected)
+        return rotate(_heads(x, attention, "q_norm"), rotary)
+
+    def keys(
+        self, layer: nn.Module, hidden: Tensor, rotary: Rotary, projected: Tensor | None = None
+    ) -> Tensor:
+        """(b, h_kv, l, e) rotated keys of `layer` for its inputs `hidden` (b, l, d)."""
+        attention = cast(Any, layer).self_attn
+        x = self._projected(layer, attention.k_proj, hidden, projected)
+        return rotate(_heads(x, attention, "k_norm"), rotary)
+
+    def _projected(
+        self, layer: nn.Module, projection: nn.Module, hidden: Tensor, projected: Tensor | None
+    ) -> Tensor:
+        if projected is not None:
+            return projected
+        return cast(Tensor, projection(cast(Any, layer).input_layernorm(hidden)))
+
+    def scaling(self, layer: nn.Module) -> float:
+        """The factor on query-key products before the softmax."""
+        return float(cast(Any, layer).self_attn.scaling)
+
+    def rotary(self, decoder: nn.Module, hidden: Tensor, positions: Tensor) -> Rotary:
+        """cos and sin (b, l, e) for renumbered `positions` (b, l)."""
+        return cast(Rotary, cast(Any, decoder).rotary_emb(hidden, positions))
+
+
+adapters: Registry[type[Adapter]] = Registry("adapter")
+"""Every known model family: name -> adapter class."""
+
+
+def adapter_for(model: nn.Module) -> Adapter:
+    """The adapter of `model`, found by its config's `model_type`.
+
+    Raises:
+        ValueError: no adapter reads this family; the supported ones are listed.
+    """
+    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    for adapter in adapters.values():
+        if kind in adapter.families:
+            return adapter()
+    known = sorted(name for adapter in adapters.values() for name in adapter.families)
+    raise ValueError(
+        f"no adapter reads the model family {kind!r} (supported: {', '.join(known)}). To add one, "
+        "subclass tokenreduce.Adapter, state its `families`, and register it with "
+        "@tokenreduce.adapters.register(name); see the page 'Model families' of the documentation"
+    )
+
+
+def rotate(x: Tensor, rotary: Rotary) -> Tensor:
+    """Rotary embedding of `x` (b, h, l, e) by halves, with cos and sin (b, l, e) (RoFormer)."""
+    cos, sin = (table.unsqueeze(1).to(x.dtype) for table in rotary)
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def _heads(x: Tensor, attention: Any, norm: str) -> Tensor:
+    """(b, l, h * e) -> (b, h, l, e), normalised per head where the family does so (Qwen3)."""
+    x = x.view(*x.shape[:-1], -1, attention.head_dim)
+    if hasattr(attention, norm):
+        x = getattr(attention, norm)(x)
+    return x.transpose(1, 2)

@@ -1,0 +1,53 @@
+"""A share that falls along half a cosine wave."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import cos, pi
+
+from tokenreduce.scheduler import (
+    Rounding,
+    Scheduler,
+    Stop,
+    between,
+    checked_rounding,
+    place,
+    schedulers,
+    share,
+    whole,
+)
+
+
+@schedulers.register("cosine")
+@dataclass(frozen=True)
+class Cosine(Scheduler):
+    """Lets the share of tokens fall along a half cosine from 1 at `first` to `keep` at `last`.
+
+    `first` and `last` are layers, or shares of the depth below 1. Up to and including `first`
+    every token stays; then there is a stop every `every` layers, and one at `last`. The fall is
+    slow at both ends and steepest half-way, where the share is `(1 + keep) / 2`.
+
+    Raises:
+        ValueError: places that are neither layers nor shares, a share outside 0 to 1, a step
+            below 1.
+    """
+
+    first: int | float = 0.25
+    last: int | float = 0.75
+    keep: float = 0.125
+    every: int = 1
+    rounding: Rounding = "nearest"
+
+    def __post_init__(self) -> None:
+        place(self.first, "first")
+        place(self.last, "last")
+        share(self.keep, "keep")
+        whole(self.every, "every", least=1)
+        checked_rounding(self.rounding)
+
+    def stops(self, depth: int, progress: float = 1.0) -> tuple[Stop, ...]:
+        """The stops after `first`, up to `last`."""
+        return tuple(
+            Stop(layer, self.keep + (1 - self.keep) * (1 + cos(pi * t)) / 2, self.rounding)
+            for layer, t in between(self.first, self.last, self.every, depth)
+        )

@@ -1,0 +1,59 @@
+"""Layers and shares, written out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenreduce.scheduler import (
+    Rounding,
+    Scheduler,
+    Stop,
+    checked_rounding,
+    layer_at,
+    ordered,
+    place,
+    schedulers,
+    sequence,
+    share,
+)
+
+
+@schedulers.register("explicit")
+@dataclass(frozen=True)
+class Explicit(Scheduler):
+    """Reduces at each of `layers` to the share of the original tokens beside it in `keeps`.
+
+    Entries of `layers` are layers, or shares of the depth below 1. Lists are as good as tuples.
+
+    Source of the defaults: the scripts of PyramidDrop (Cooperx521/PyramidDrop), `--layer_list
+    '[8,16,24]' --image_token_ratio_list '[0.5,0.25,0.125]'`.
+
+    Raises:
+        ValueError: lists of unequal length or without entries, an entry that is no layer or no
+            share, a share above an earlier one.
+    """
+
+    layers: tuple[int | float, ...] = (8, 16, 24)
+    keeps: tuple[float, ...] = (0.5, 0.25, 0.125)
+    rounding: Rounding = "nearest"
+
+    def __post_init__(self) -> None:
+        layers = tuple(place(x, "each of layers") for x in sequence(self.layers, "layers"))
+        keeps = tuple(share(x, "each of keeps") for x in sequence(self.keeps, "keeps"))
+        if len(layers) != len(keeps):
+            raise ValueError(
+                f"layers={list(layers)} and keeps={list(keeps)} must be of one length, not "
+                f"{len(layers)} and {len(keeps)}: give one share for each layer"
+            )
+        checked_rounding(self.rounding)
+        object.__setattr__(self, "layers", layers)
+        object.__setattr__(self, "keeps", keeps)
+        if all(isinstance(where, int) for where in layers):  # shares need a depth to be compared
+            self.stops(depth=1 + max(layers))
+
+    def stops(self, depth: int, progress: float = 1.0) -> tuple[Stop, ...]:
+        """One stop for each pair of a layer and a share."""
+        return ordered(
+            Stop(layer_at(where, depth), keep, self.rounding)
+            for where, keep in zip(self.layers, self.keeps, strict=True)
+        )

@@ -1,0 +1,51 @@
+"""A share that falls along a straight line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenreduce.scheduler import (
+    Rounding,
+    Scheduler,
+    Stop,
+    between,
+    checked_rounding,
+    place,
+    schedulers,
+    share,
+    whole,
+)
+
+
+@schedulers.register("linear")
+@dataclass(frozen=True)
+class Linear(Scheduler):
+    """Lets the share of tokens fall in a straight line from 1 at `first` to `keep` at `last`.
+
+    `first` and `last` are layers, or shares of the depth below 1. Up to and including `first`
+    every token stays; then there is a stop every `every` layers, and one at `last`.
+
+    Raises:
+        ValueError: places that are neither layers nor shares, a share outside 0 to 1, a step
+            below 1.
+    """
+
+    first: int | float = 0.25
+    last: int | float = 0.75
+    keep: float = 0.125
+    every: int = 1
+    rounding: Rounding = "nearest"
+
+    def __post_init__(self) -> None:
+        place(self.first, "first")
+        place(self.last, "last")
+        share(self.keep, "keep")
+        whole(self.every, "every", least=1)
+        checked_rounding(self.rounding)
+
+    def stops(self, depth: int, progress: float = 1.0) -> tuple[Stop, ...]:
+        """The stops after `first`, up to `last`."""
+        return tuple(
+            Stop(layer, self.keep + (1 - self.keep) * (1 - t), self.rounding)
+            for layer, t in between(self.first, self.last, self.every, depth)
+        )

@@ -1,0 +1,55 @@
+"""Equal stages, each with a fixed share of the tokens of the stage before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenreduce.scheduler import (
+    Rounding,
+    Scheduler,
+    Stop,
+    checked_rounding,
+    schedulers,
+    share,
+    whole,
+)
+
+
+@schedulers.register("pyramid")
+@dataclass(frozen=True)
+class Pyramid(Scheduler):
+    """Cuts the decoder into `stages` equal stages; stage s keeps `ratio**s` of the tokens.
+
+    32 layers, 4 stages, ratio 0.5: halves, quarters and eighths from layers 8, 16 and 24 on.
+
+    Counts are taken from the original number, as the code of PyramidDrop does (`rounding="floor"`
+    is its rule). The paper's text drops the rounded-up share of what is left at each stage; at the
+    default ratio of 0.5 the two agree, at others they may differ by one token.
+
+    Source: PyramidDrop (arXiv 2410.17247), section 3.2; `layer_list` and `image_token_ratio_list`
+    in Cooperx521/PyramidDrop.
+
+    Raises:
+        ValueError: fewer than 2 stages, or a ratio outside 0 to 1.
+    """
+
+    stages: int = 4
+    ratio: float = 0.5
+    rounding: Rounding = "nearest"
+
+    def __post_init__(self) -> None:
+        whole(self.stages, "stages (one stage alone never reduces)", least=2)
+        share(self.ratio, "ratio")
+        checked_rounding(self.rounding)
+
+    def stops(self, depth: int, progress: float = 1.0) -> tuple[Stop, ...]:
+        """A stop at the input of every stage but the first."""
+        if self.stages > depth:
+            raise ValueError(
+                f"stages={self.stages} is more than the decoder has layers ({depth}): "
+                f"use at most {depth}"
+            )
+        return tuple(
+            Stop(depth * s // self.stages, self.ratio**s, self.rounding)
+            for s in range(1, self.stages)
+        )
