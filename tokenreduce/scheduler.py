@@ -96,7 +96,7 @@ def sequence(value: Any, name: str) -> tuple[Any, ...]:
     rows = None if isinstance(value, str | bytes) or not isinstance(value, Iterable) else value
     if rows is None or not (rows := tuple(rows)):
         raise ValueError(
-            f"{name} must be a list with at least one entry such as [8, 16], "
+            f"{name} must be a list with at least one entry, written [a, b], "
             f"not {value!r}{_kind(value)}"
         )
     return rows
@@ -195,6 +195,6 @@ def ordered(stops: Iterable[Stop]) -> tuple[Stop, ...]:
 
 def _kind(value: object) -> str:
     """What is odd about a value that a configuration file has read as text or truth."""
-    if isinstance(value, str | bool):
-        return f" (a {'text' if isinstance(value, str) else 'truth value'}, not a number)"
-    return ""
+    if isinstance(value, bool):
+        return " (a truth value)"
+    return " (text)" if isinstance(value, str) else ""

@@ -48,8 +48,9 @@ class Explicit(Scheduler):
         checked_rounding(self.rounding)
         object.__setattr__(self, "layers", layers)
         object.__setattr__(self, "keeps", keeps)
-        if all(isinstance(where, int) for where in layers):  # shares need a depth to be compared
-            self.stops(depth=1 + max(layers))
+        fixed = [where for where in layers if isinstance(where, int)]
+        if len(fixed) == len(layers):  # shares of the depth wait until it is known
+            self.stops(depth=1 + max(fixed))
 
     def stops(self, depth: int, progress: float = 1.0) -> tuple[Stop, ...]:
         """One stop for each pair of a layer and a share."""
