@@ -1,34 +1,103 @@
-"""The `tokenreduce` command: composes a configuration, runs its task, records the result."""
+"""The `tokenreduce` command: composes a configuration, runs its task, records the result.
+
+What is refused is refused in one line on stderr, with exit code 2; `debug=true` or the environment
+variable HYDRA_FULL_ERROR=1 shows the traceback instead.
+"""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
 
 from tokenreduce import config as configuration
+from tokenreduce import plugins, refusals
+from tokenreduce.tasks import Task, result, tasks
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
 def main() -> None:
     """Runs the command line in `sys.argv`."""
-    _program()
+    configuration.register()
+    debug = os.environ.get(FULL_ERROR) == "1" or "debug=true" in sys.argv[1:]
+    with _short_warnings(), _errors_raised():
+        try:
+            _program()
+        except Exception as error:
+            _refuse(error, debug)
 
 
-@hydra.main(
-    version_base="1.3", config_path=str(configuration.directory()), config_name="config"
-)
-def _program(config: DictConfig) -> None:
-    output = Path(HydraConfig.get().runtime.output_dir)
-    from tokenreduce.tasks import tasks
+def run(config: DictConfig, output: Path) -> dict[str, Any]:
+    """Runs the task that `config.task.name` names and writes `output/result.json`."""
+    configuration.refuse_code(config)
+    started = time.time()
+    numbers = find_task(str(config.task.name))(config, output)
+    if os.environ.get("RANK", "0") == "0":  # one of several processes writes, and speaks
+        path = result.write(config, output, numbers, seconds=time.time() - started)
+        print(f"\nWritten: {path}")
+    return numbers
 
-    name = config.task.name
-    if name.isidentifier() and importlib.util.find_spec(f"tokenreduce.tasks.{name}") is not None:
+
+def find_task(name: str) -> Task:
+    """The task called `name`: ours, imported now, or a plug-in's.
+
+    Raises:
+        KeyError: there is none; the known ones are listed.
+    """
+    plugins.load()
+    if name.isidentifier() and importlib.util.find_spec(f"tokenreduce.tasks.{name}"):
         importlib.import_module(f"tokenreduce.tasks.{name}")
-    tasks[name](config, output)
+    return tasks[name]
+
+
+@hydra.main(version_base="1.3", config_path=str(configuration.directory()), config_name="config")
+def _program(config: DictConfig) -> None:
+    os.environ.pop(FULL_ERROR, None)  # what a task starts is not our command line
+    try:
+        run(config, Path(HydraConfig.get().runtime.output_dir))
+    except Exception as error:
+        _refuse(error, config.debug)
+
+
+def _refuse(error: Exception, debug: bool) -> None:
+    """Leaves with one line for what the user can mend; anything else stays an error."""
+    if debug or not refusals.is_refusal(error):
+        raise error
+    print(f"tokenreduce: {refusals.one_line(error)}", file=sys.stderr)
+    sys.exit(2)
+
+
+@contextmanager
+def _errors_raised() -> Iterator[None]:
+    """Hydra raises its errors, rather than printing them in its own way and leaving."""
+    before = os.environ.get(FULL_ERROR)
+    os.environ[FULL_ERROR] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(FULL_ERROR, None)
+        if before is not None:
+            os.environ[FULL_ERROR] = before
+
+
+@contextmanager
+def _short_warnings() -> Iterator[None]:
+    """A warning is one line here, without the place in the code that it came from."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"tokenreduce: warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before

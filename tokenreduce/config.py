@@ -6,7 +6,25 @@ objects. No config can name code: `_target_` is refused.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+
+from tokenreduce import plugins
+
+if TYPE_CHECKING:
+    from hydra.core.config_search_path import ConfigSearchPath
+
+    from tokenreduce.registry import Registry
+    from tokenreduce.scheduler import Scheduler
+    from tokenreduce.strategy import Strategy
 
 
 def directory() -> Path:
@@ -22,3 +40,112 @@ def directory() -> Path:
     raise FileNotFoundError(
         f"no config.yaml in {here / 'conf'} or {here.parent / 'conf'}: reinstall tokenreduce"
     )
+
+
+class PluginConfigs(SearchPathPlugin):  # type: ignore[misc]  # hydra has no types
+    """Adds the `conf/` of every plug-in behind ours, in programs whose main config is ours."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Append, never prepend: a plug-in adds options, it does not replace ours."""
+        ours = str(directory())
+        if not any(part.path.removeprefix("file://") == ours for part in search_path.get_path()):
+            return  # Hydra asks every registered plug-in in every Hydra program of the process
+        for name, folder in plugins.config_folders():
+            search_path.append(provider=f"plug-in {name}", path=f"file://{folder}")
+
+
+def register() -> None:
+    """Let Hydra find the options of plug-ins; only our own program and `compose` call this."""
+    Plugins.instance().register(PluginConfigs)
+
+
+def compose(overrides: Sequence[str] = ()) -> DictConfig:
+    """What the command line would run with these arguments, for notebooks and tests.
+
+    overrides: as on the command line, e.g. `["strategy=fastv", "scheduler.keep=0.25"]`.
+    """
+    register()
+    with initialize_config_dir(version_base="1.3", config_dir=str(directory())):
+        return hydra_compose("config", overrides=list(overrides))
+
+
+def build_strategy(config: DictConfig) -> Strategy:
+    """The strategy that `config.strategy` names, with its options."""
+    plugins.load()
+    import tokenreduce.strategies
+    from tokenreduce.strategy import strategies
+
+    strategy: Strategy = build(strategies, config.strategy)
+    return strategy
+
+
+def build_scheduler(config: DictConfig) -> Scheduler:
+    """The scheduler that `config.scheduler` names, with its options."""
+    plugins.load()
+    import tokenreduce.schedulers
+    from tokenreduce.scheduler import schedulers
+
+    scheduler: Scheduler = build(schedulers, config.scheduler)
+    return scheduler
+
+
+def build(registry: Registry[Any], node: Any) -> Any:
+    """The object that a config node stands for: its `name`, made with every other key.
+
+    Raises:
+        KeyError: nothing is registered under that name.
+        TypeError: the class has no such option.
+        ValueError: an option of the wrong kind, one that is missing, or one that the class refuses.
+    """
+    options = dict(plain(node))
+    name = str(options.pop("name", None))
+    entry = registry[name]
+    for key, parameter in inspect.signature(entry).parameters.items():
+        if key in options:
+            options[key] = _checked(options[key], parameter, f"{registry.kind} {name!r}")
+        elif parameter.default is parameter.empty:
+            raise ValueError(f"{registry.kind} {name!r} needs {registry.kind}.{key}=...")
+    return registry.build(name, **options)
+
+
+def plain(node: Any) -> Mapping[str, Any]:
+    """A config node as plain Python data, with interpolations resolved and lists as tuples."""
+    data = OmegaConf.to_container(node, resolve=True)
+    if not isinstance(data, dict):
+        raise ValueError(f"expected `name:` and options, not {data!r}")
+    return {str(key): tuple(v) if isinstance(v, list) else v for key, v in data.items()}
+
+
+def refuse_code(config: DictConfig) -> None:
+    """Stop a configuration that names code to run.
+
+    Raises:
+        ValueError: `_target_` somewhere in it.
+    """
+    for place in _targets(OmegaConf.to_container(config, resolve=False), ""):
+        raise ValueError(
+            f"{place} is refused: a config chooses registered names (`name: ...`) and their "
+            "options, it cannot name code to run; register a class instead"
+        )
+
+
+def _targets(data: Any, place: str) -> Iterator[str]:
+    """The places of every `_target_` in nested dicts and lists, as dotted paths."""
+    if isinstance(data, dict):
+        for key, value in data.items():
+            here = f"{place}.{key}".lstrip(".")
+            if key == "_target_":
+                yield here
+            yield from _targets(value, here)
+    elif isinstance(data, list):
+        for i, value in enumerate(data):
+            yield from _targets(value, f"{place}[{i}]")
+
+
+def _checked(value: Any, parameter: inspect.Parameter, owner: str) -> Any:
+    """`value`, if it is of the kind of the parameter's default; YAML and the shell know no types."""
+    kinds = {bool: (bool, "true or false"), str: (str, "a word"), float: ((int, float), "a number")}
+    kind, noun = kinds.get(type(parameter.default), (object, ""))
+    if not isinstance(value, kind) or (kind == (int, float) and isinstance(value, bool)):
+        raise ValueError(f"{owner}: {parameter.name} must be {noun}, not {value!r}")
+    return value

@@ -1,0 +1,64 @@
+"""Finds installed plug-ins: packages with an entry point in the group `tokenreduce.plugins`.
+
+A plug-in is an importable module that registers strategies, schedulers, adapters or tasks when it
+is imported. A folder `conf/` inside its package adds options to the command line.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+
+GROUP = "tokenreduce.plugins"
+
+
+class PluginWarning(UserWarning):
+    """A plug-in could not be imported; everything else goes on without it."""
+
+
+@cache
+def load() -> tuple[ModuleType, ...]:
+    """Import every installed plug-in once; returns the modules that could be imported.
+
+    A plug-in that fails takes nobody with it: it is skipped, and a `PluginWarning` names it, the
+    package it came with and the reason.
+    """
+    loaded = []
+    for point in _points():
+        try:
+            loaded.append(point.load())
+        except (Exception, SystemExit) as error:
+            warnings.warn(
+                f"plug-in {point.name!r} ({_origin(point)}) is left out, because importing "
+                f"{point.value!r} failed: {type(error).__name__}: {error}",
+                PluginWarning,
+                stacklevel=2,
+            )
+    return tuple(loaded)
+
+
+def config_folders() -> Iterator[tuple[str, Path]]:
+    """Name and `conf/` folder of every plug-in that has one; imports none of them."""
+    for point in _points():
+        package = point.module.partition(".")[0]
+        try:
+            spec = importlib.util.find_spec(package)
+        except (ImportError, ValueError):
+            continue  # load() says so, when it matters
+        for place in (spec and spec.submodule_search_locations) or ():
+            if (Path(place) / "conf" / "__init__.py").is_file():
+                yield point.name, Path(place) / "conf"
+
+
+def _points() -> list[EntryPoint]:
+    """The entry points in an order that does not depend on the order of installation."""
+    return sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value))
+
+
+def _origin(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else "of unknown origin"
