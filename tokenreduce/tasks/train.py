@@ -31,6 +31,7 @@ from tokenreduce.data.questions import TYPES
 from tokenreduce.embedded.build import build_model, build_processor
 from tokenreduce.tasks import tasks
 from tokenreduce.tasks.training import align, language, tower
+from tokenreduce.tasks.training.assess import assess
 from tokenreduce.tasks.training.curriculum import Curriculum, blend_weights
 from tokenreduce.tasks.training.stage import Stage, Tensors, run_stage
 
@@ -41,10 +42,10 @@ SIZE_LIMIT = 6_000_000  # bytes of the whole exported checkpoint
 
 @tasks.register("train")
 def train(config: DictConfig, output: Path) -> dict[str, Any]:
-    """Run all stages and export; returns the last row of the log and what was written.
+    """Run all stages, export and measure; returns where things are and the held-out accuracies.
 
-    output: folder of this run; `log.jsonl`, one folder per stage, and `checkpoint/` (fp16 weights,
-    processor, log) are written into it.
+    output: folder of this run; `log.jsonl`, one folder per stage, `checkpoint/` (fp16 weights,
+    processor, log) and `assessment.json` are written into it.
     """
     if "architecture" not in config.model:
         raise ValueError(f"model={config.model.name} cannot be trained from nothing; try model=tiny")
@@ -70,7 +71,8 @@ def train(config: DictConfig, output: Path) -> dict[str, Any]:
     if _is_first():
         result["bytes"] = export(model, processor, output)
         result["checkpoint"] = str(output / "checkpoint")
-        result["last"] = json.loads((output / "log.jsonl").read_text().splitlines()[-1])
+        result["assessment"] = assess(output / "checkpoint", config.seed, **task.assess)
+        (output / "assessment.json").write_text(json.dumps(result["assessment"], indent=1) + "\n")
     _wait()
     return result
 
@@ -166,7 +168,8 @@ def _language(
         }
 
     curriculum = Curriculum(TYPES, **numbers.curriculum)
-    return Stage("language", language.AnsweringModel(model), TYPES, compose, curriculum)
+    module = language.AnsweringModel(model, getattr(torch, numbers.precision))
+    return Stage("language", module, TYPES, compose, curriculum)
 
 
 STAGES: dict[str, Callable[..., Stage]] = {

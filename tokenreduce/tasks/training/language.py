@@ -17,11 +17,16 @@ class AnsweringModel(nn.Module):
     """The whole model under its usual loss: cross entropy of the answer's tokens.
 
     It holds the stock `LlavaModel` and reads the logits off the tied embedding at the places that
-    have a label only, which is what `LlavaForConditionalGeneration` computes, for less.
+    have a label only, which is what `LlavaForConditionalGeneration` computes, for less. In training
+    it runs under autocast to `precision`; weights, residual stream, logits and all evaluation are
+    fp32.
     """
 
-    def __init__(self, model: LlavaForConditionalGeneration) -> None:
+    def __init__(
+        self, model: LlavaForConditionalGeneration, precision: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
+        self.precision = precision
         self.model = model.model
         self.model.vision_tower.requires_grad_(False)
 
@@ -32,7 +37,9 @@ class AnsweringModel(nn.Module):
         types: torch.Tensor,
         **inputs: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        hidden = self.model(**inputs, use_cache=False).last_hidden_state[:, :-1]
+        lower = self.training and self.precision != torch.float32
+        with torch.autocast("cpu", self.precision if lower else torch.bfloat16, enabled=lower):
+            hidden = self.model(**inputs, use_cache=False).last_hidden_state[:, :-1].float()
         asked = labels[:, 1:] != IGNORED
         logits = hidden[asked] @ self.model.get_input_embeddings().weight.t()
         loss = F.cross_entropy(logits, labels[:, 1:][asked])

@@ -105,6 +105,8 @@ class Record(TrainerCallback):
             memo = json.loads((folder / MEMO).read_text())
             self.stage.curriculum.restore(memo["curriculum"])
             self.earlier = memo["seconds"]
+        if state.is_world_process_zero and self.log.exists():
+            self._forget_after(state.global_step)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -135,6 +137,18 @@ class Record(TrainerCallback):
             folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
             memo = {"curriculum": self.stage.curriculum.state(), "seconds": self._seconds()}
             (folder / MEMO).write_text(json.dumps(memo))
+
+    def _forget_after(self, step: int) -> None:
+        """Take out of the log what an interrupted run wrote after its last checkpoint."""
+        lines = self.log.read_text().splitlines(keepends=True)
+        rows = [json.loads(line) for line in lines]
+        name = self.stage.name
+        kept = [
+            line
+            for line, row in zip(lines, rows, strict=True)
+            if row["stage"] != name or row["step"] <= step
+        ]
+        self.log.write_text("".join(kept))
 
     def _seconds(self) -> float:
         return self.earlier + time.monotonic() - self.began

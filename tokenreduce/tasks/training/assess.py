@@ -1,0 +1,169 @@
+"""Measures a saved checkpoint on held-out questions: by generation, teacher-forced, and blinded.
+
+Blinded means: from decoder layer k on, no query sees an image token, positions kept. That is what
+dropping every visual token at the input of layer k amounts to, done with the mask alone, so the
+figures depend on nothing of the reduction engine.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from PIL import Image
+from torch import nn
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from tokenreduce.data import TYPES, Sample, sample
+from tokenreduce.data.packing import Packer
+from tokenreduce.tasks.training.language import AnsweringModel
+
+FIRST = 1_000_000  # held-out numbers below were looked at during training, these were not
+Counts = dict[str, list[bool]]
+
+
+def assess(
+    checkpoint: Path, seed: int, images: int, questions: int, blind_images: int
+) -> dict[str, Any]:
+    """Accuracy by question type with 95 % Wilson intervals, and the macro mean of the types.
+
+    `blind_images` of the images are used for the cost of dropping all visual tokens at each layer.
+    """
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    samples = [
+        sample(seed, "heldout", FIRST + number, questions=questions) for number in range(images)
+    ]
+    packer = Packer(processor, model.config.image_seq_length)
+    few = samples[:blind_images]
+    blinded = {"none": summarise(force(model, packer, few))}
+    for layer in range(model.config.text_config.num_hidden_layers):
+        with blind(model, layer):
+            blinded[str(layer)] = summarise(force(model, packer, few))
+    return {
+        "images": images,
+        "questions": images * questions,
+        "split": "heldout",
+        "seed": seed,
+        "first_sample": FIRST,
+        "difficulty": 1.0,
+        "generated": summarise(generate(model, processor, samples)),
+        "teacher_forced": summarise(force(model, packer, samples)),
+        "all_visual_tokens_dropped_at_layer": blinded,
+        "blind_questions": blind_images * questions,
+        "device": f"cpu ({platform.machine()}), {torch.get_num_threads()} thread(s), fp32",
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+
+
+@torch.no_grad()
+def generate(model: Any, processor: Any, samples: Sequence[Sample], batch: int = 32) -> Counts:
+    """Answer each question alone by greedy `generate()`; right means the same text."""
+    asked = [(item.image, question) for item in samples for question in item.questions]
+    asked.sort(key=lambda pair: len(pair[1].text.split()))  # less padding
+    right: Counts = defaultdict(list)
+    for start in range(0, len(asked), batch):
+        chunk = asked[start : start + batch]
+        chats = [
+            [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image", "image": Image.fromarray(image)},
+                        {"type": "text", "text": question.text},
+                    ],
+                }
+            ]
+            for image, question in chunk
+        ]
+        inputs = processor.apply_chat_template(
+            chats,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True},
+        )
+        answers = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
+        for (_, question), answer in zip(
+            chunk, processor.batch_decode(answers, skip_special_tokens=True), strict=True
+        ):
+            right[question.type].append(answer.strip() == question.answer)
+    return right
+
+
+@torch.no_grad()
+def force(model: Any, packer: Packer, samples: Sequence[Sample], batch: int = 16) -> Counts:
+    """Predict every token of each answer from the true tokens before it, questions packed."""
+    right: Counts = defaultdict(list)
+    answering = AnsweringModel(model).eval()
+    for start in range(0, len(samples), batch):
+        packed = packer(samples[start : start + batch])
+        good, asked = answering(
+            **packed.inputs, labels=packed.labels, blocks=packed.blocks, types=packed.types
+        )["tallies"].tolist()
+        for name, hits, all_ in zip(TYPES, good, asked, strict=True):
+            right[name] += [True] * hits + [False] * (all_ - hits)
+    return right
+
+
+@contextmanager
+def blind(model: Any, first: int) -> Iterator[None]:
+    """Hide the image tokens from every query in the decoder layers `first` and after."""
+    shown: dict[str, torch.Tensor] = {}
+
+    def note(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        shown["image"] = kwargs["input_ids"] == model.config.image_token_id
+
+    def hide(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        mask = kwargs["attention_mask"]  # (b, 1, l, l) bool, as packing makes it
+        return args, {**kwargs, "attention_mask": mask & ~shown["image"][:, None, None, :]}
+
+    hooks = [model.model.register_forward_pre_hook(note, with_kwargs=True)]
+    hooks += [
+        layer.register_forward_pre_hook(hide, with_kwargs=True)
+        for layer in model.model.language_model.layers[first:]
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def summarise(right: Counts) -> dict[str, Any]:
+    """Share of right answers by type with a 95 % interval, and their macro mean."""
+    types: dict[str, Any] = {}
+    for name in TYPES:
+        answers = right[name]
+        share = sum(answers) / max(1, len(answers))
+        low, high = wilson(sum(answers), len(answers))
+        types[name] = {
+            "accuracy": round(share, 4),
+            "interval": [round(low, 4), round(high, 4)],
+            "questions": len(answers),
+        }
+    macro = sum(row["accuracy"] for row in types.values()) / len(types)
+    return {"macro": round(macro, 4), "types": types}
+
+
+def wilson(hits: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+    """The Wilson score interval of a share (Wilson 1927, JASA 22)."""
+    if not trials:
+        return 0.0, 1.0
+    share = hits / trials
+    middle = share + z * z / (2 * trials)
+    spread = z * sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    scale = 1 + z * z / trials
+    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
