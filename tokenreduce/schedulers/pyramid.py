@@ -26,7 +26,7 @@ class Pyramid(Scheduler):
     is its rule). The paper's text drops the rounded-up share of what is left at each stage; at the
     default ratio of 0.5 the two agree, at others they may differ by one token.
 
-    Source: PyramidDrop (arXiv 2410.17247), section 3.2; `layer_list` and `image_token_ratio_list`
+    Source: PyramidDrop (arXiv 2410.17247); `layer_list` and `image_token_ratio_list`
     in Cooperx521/PyramidDrop.
 
     Raises:

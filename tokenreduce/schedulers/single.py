@@ -24,7 +24,7 @@ class Single(Scheduler):
     `layer` is a layer, or a share of the depth below 1 (0.5: half-way). Layer 0 is before the
     language model; layer 2 with half of the tokens is FastV's default.
 
-    Source: FastV (arXiv 2403.06764), section 4: K is `layer`, R is `1 - keep`.
+    Source: FastV (arXiv 2403.06764): K is `layer`, R is `1 - keep`.
 
     Raises:
         ValueError: a negative layer, or a share outside 0 to 1.
