@@ -9,10 +9,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import re
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,17 +27,38 @@ from tokenreduce import plugins, refusals
 from tokenreduce.tasks import Task, result, tasks
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
+TEXT = ("image", "prompt", "model.id")
 
 
 def main() -> None:
     """Runs the command line in `sys.argv`."""
     configuration.register()
+    sys.argv[1:] = quote_text(sys.argv[1:])
     debug = os.environ.get(FULL_ERROR) == "1" or "debug=true" in sys.argv[1:]
     with _short_warnings(), _errors_raised():
         try:
             _program()
         except Exception as error:
             _refuse(error, debug)
+
+
+def quote_text(arguments: Sequence[str]) -> list[str]:
+    """The arguments with free text in quotes, so that Hydra reads no grammar into it.
+
+    `prompt=Is it red, or blue?` would be a sweep over two values, `image=my (1).png` an error. With
+    `-m` everything is left as it is: there a comma is meant.
+    """
+    if "-m" in arguments or "--multirun" in arguments:
+        return list(arguments)
+    quoted = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and key in TEXT and value != "null" and value[:1] not in ("'", '"', "[", ""):
+            # Hydra reads a backslash as itself, save before a quotation mark and at the end
+            escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
+            argument = f"{key}='{escaped}'"
+        quoted.append(argument)
+    return quoted
 
 
 def run(config: DictConfig, output: Path) -> dict[str, Any]:
@@ -62,7 +84,9 @@ def find_task(name: str) -> Task:
     return tasks[name]
 
 
-@hydra.main(version_base="1.3", config_path=str(configuration.directory()), config_name="config")
+@hydra.main(  # type: ignore[untyped-decorator]  # hydra has no types
+    version_base="1.3", config_path=str(configuration.directory()), config_name="config"
+)
 def _program(config: DictConfig) -> None:
     os.environ.pop(FULL_ERROR, None)  # what a task starts is not our command line
     try:

@@ -6,6 +6,7 @@ objects. No config can name code: `_target_` is refused.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -71,22 +72,23 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
 
 def build_strategy(config: DictConfig) -> Strategy:
     """The strategy that `config.strategy` names, with its options."""
-    plugins.load()
-    import tokenreduce.strategies
-    from tokenreduce.strategy import strategies
-
-    strategy: Strategy = build(strategies, config.strategy)
+    strategy: Strategy = build(known("strategy"), config.strategy)
     return strategy
 
 
 def build_scheduler(config: DictConfig) -> Scheduler:
     """The scheduler that `config.scheduler` names, with its options."""
-    plugins.load()
-    import tokenreduce.schedulers
-    from tokenreduce.scheduler import schedulers
-
-    scheduler: Scheduler = build(schedulers, config.scheduler)
+    scheduler: Scheduler = build(known("scheduler"), config.scheduler)
     return scheduler
+
+
+def known(kind: str) -> Registry[Any]:
+    """The registry of a `"strategy"`, `"scheduler"` or `"adapter"`, with ours and the plug-ins'."""
+    plural = {"strategy": "strategies"}.get(kind, f"{kind}s")
+    importlib.import_module(f"tokenreduce.{plural}")  # registers ours; not before: it needs torch
+    plugins.load()
+    registry: Registry[Any] = getattr(importlib.import_module(f"tokenreduce.{kind}"), plural)
+    return registry
 
 
 def build(registry: Registry[Any], node: Any) -> Any:
@@ -143,9 +145,16 @@ def _targets(data: Any, place: str) -> Iterator[str]:
 
 
 def _checked(value: Any, parameter: inspect.Parameter, owner: str) -> Any:
-    """`value`, if it is of the kind of the parameter's default; YAML and the shell know no types."""
-    kinds = {bool: (bool, "true or false"), str: (str, "a word"), float: ((int, float), "a number")}
-    kind, noun = kinds.get(type(parameter.default), (object, ""))
-    if not isinstance(value, kind) or (kind == (int, float) and isinstance(value, bool)):
+    """`value`, if it is of the kind of the parameter's default: the shell knows no types."""
+    default = parameter.default
+    if isinstance(default, bool):
+        fits, noun = isinstance(value, bool), "true or false"
+    elif isinstance(default, float):
+        fits, noun = isinstance(value, int | float) and not isinstance(value, bool), "a number"
+    elif isinstance(default, str):
+        fits, noun = isinstance(value, str), "a word"
+    else:
+        return value
+    if not fits:
         raise ValueError(f"{owner}: {parameter.name} must be {noun}, not {value!r}")
     return value

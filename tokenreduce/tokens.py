@@ -54,6 +54,7 @@ class Tokens:
         origin: (b, v) index among the sample's own visual tokens, counted at layer 0.
         places: where each token stands in its picture.
         counts: valid tokens per sample, known on the host.
+        original: the largest number of visual tokens that a sample had at layer 0 (host).
         layer: the decoder layer at whose input the tokens are reduced.
         seed: the reduction's seed; equal for every sample, whatever its batch mates.
         separators: the largest number of separator tokens in a sample at layer 0 (host).
@@ -65,6 +66,7 @@ class Tokens:
     origin: Tensor
     places: Places
     counts: tuple[int, ...]
+    original: int
     layer: int = 0
     seed: int = 0
     separators: int = 0

@@ -42,8 +42,11 @@ def _sheet() -> Array:
 
 
 def draw_sheet(font: Path, target: Path = SHEET, oversampling: int = 4) -> None:
-    """Draw the sheet anew, as was done once:
-    `draw_sheet(Path("/usr/share/fonts/truetype/dejavu/DejaVuSans-Bold.ttf"))`."""
+    """Draw the sheet anew, as was done once.
+
+    `draw_sheet(Path("/usr/share/fonts/truetype/dejavu/DejaVuSans-Bold.ttf"))`; a sheet from another
+    font or rasteriser is another task, and the shipped checkpoint must then be trained again.
+    """
     sheet = Image.new("L", (CELL * len(GLYPHS), CELL * len(HEIGHTS)), 0)
     for row, height in enumerate(HEIGHTS):
         face = ImageFont.truetype(str(font), height * oversampling)

@@ -1,8 +1,8 @@
 """Packs many questions behind one image, so that the image is read once for all of them.
 
-The row of a batch is: image prefix, question 1, answer 1, question 2, answer 2, ... A block-diagonal
-causal mask shows each question only the prefix and itself, and its positions start anew after the
-prefix; so every question is answered exactly as if it stood alone (tested to 1e-5).
+The row of a batch is: image prefix, question 1, answer 1, question 2, answer 2, ... A
+block-diagonal causal mask shows each question only the prefix and itself, and its positions start
+anew after the prefix; so every question is answered exactly as if it stood alone (tested to 1e-5).
 
 Shapes: b images, l packed length, q questions per image.
 """
@@ -31,7 +31,8 @@ class PackedBatch:
 
     inputs: input_ids (b, l), pixel_values (b, 3, 96, 96), attention_mask (b, 1, l, l) bool,
     position_ids (b, l). labels (b, l): the answer's tokens at their own places, else -100.
-    blocks (b, l): 0 for the prefix, n for question n, -1 for padding. types (b, q): index into TYPES.
+    blocks (b, l): 0 for the prefix, n for question n, -1 for padding. types (b, q): index into
+    TYPES.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -49,20 +50,27 @@ class Packer:
         tokenizer = processor.tokenizer
         self.end, self.padding = tokenizer.eos_token_id, tokenizer.pad_token_id
         marker = "prompt"
-        messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": marker}]}]
-        before, after = processor.apply_chat_template(messages, add_generation_prompt=True).split(marker)
+        messages = [
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": marker}]}
+        ]
+        before, after = processor.apply_chat_template(messages, add_generation_prompt=True).split(
+            marker
+        )
         image = processor.image_token
         self.prefix: list[int] = tokenizer.encode(before.replace(image, image * visual_tokens))
         self.suffix: list[int] = tokenizer.encode(after, add_special_tokens=False)
         self._encoded: dict[str, list[int]] = {}
 
     def __call__(self, samples: Sequence[Sample]) -> PackedBatch:
+        """One row per sample; every sample must carry the same number of questions."""
         rows = [self._row(sample.questions) for sample in samples]
         longest = max(len(ids) for ids, *_ in rows)
         length = -(-longest // self.block) * self.block
 
         def padded(column: int, value: int) -> torch.Tensor:
-            return torch.tensor([row[column] + [value] * (length - len(row[column])) for row in rows])
+            return torch.tensor(
+                [row[column] + [value] * (length - len(row[column])) for row in rows]
+            )
 
         blocks = padded(3, -1)
         return PackedBatch(
@@ -106,7 +114,7 @@ class Packer:
 
 
 def block_mask(blocks: torch.Tensor) -> torch.Tensor:
-    """Who may see whom, (b, 1, l, l): what came before and is of the prefix or the same question."""
+    """Who sees whom, (b, 1, l, l): what came before and is of the prefix or the same question."""
     length = blocks.shape[1]
     before = torch.ones(length, length, dtype=torch.bool).tril()
     seen = (blocks[:, None, :] == 0) | (blocks[:, :, None] == blocks[:, None, :])

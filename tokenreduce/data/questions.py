@@ -1,8 +1,8 @@
 """Nine types of question about a scene, each with its one right answer.
 
 `read`, `colour_of` and `shape_of` look one thing up by another; `left_of` (all four directions)
-takes two steps; `count` and `exist` look at everything; `word` reads three letters in order; `where`
-and `what_is_at` go from a thing to its place and back.
+takes two steps; `count` and `exist` look at everything; `word` reads three letters in order;
+`where` and `what_is_at` go from a thing to its place and back.
 """
 
 from __future__ import annotations
@@ -141,11 +141,20 @@ ASKERS: dict[str, Ask] = {
 }
 TYPES = tuple(ASKERS)
 
-WORDS = tuple(
-    "what is in the of on there a how many are where colour shape has word written row column "
-    "object objects yes no nothing left right above below ?".split()
+WORDS = (
+    *("what", "is", "in", "the", "of", "on", "there", "a", "how", "many", "are", "where"),
+    *("colour", "shape", "has", "word", "written", "row", "column", "object", "objects"),
+    *("yes", "no", "nothing", "left", "right", "above", "below", "?"),
 )
-VOCABULARY = (*WORDS, *SHAPES, *(f"{shape}s" for shape in SHAPES), *COLOURS, *GLYPHS, *ROWS, *COLUMNS)
+VOCABULARY = (
+    *WORDS,
+    *SHAPES,
+    *(f"{shape}s" for shape in SHAPES),
+    *COLOURS,
+    *GLYPHS,
+    *ROWS,
+    *COLUMNS,
+)
 
 
 def ask(

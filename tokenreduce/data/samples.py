@@ -1,4 +1,4 @@
-"""Endless numbered samples of the rendered task: sample i of a split, from (seed, split, i) alone."""
+"""Numbered samples without end: sample i of a split follows from (seed, split, i) alone."""
 
 from __future__ import annotations
 

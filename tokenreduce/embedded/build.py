@@ -1,4 +1,4 @@
-"""Builds the embedded model and its processor from a configuration: stock transformers classes only.
+"""Builds the embedded model and its processor: a configuration of stock transformers classes.
 
 `LlavaForConditionalGeneration` with a CLIP tower and a Llama decoder; `LlavaProcessor` with a CLIP
 image processor and a word-level tokenizer whose vocabulary is the task's.
@@ -98,8 +98,11 @@ def build_model(architecture: dict[str, Any], seed: int) -> LlavaForConditionalG
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word; `?` and other punctuation split off; case matters except that a word of
-    the vocabulary may begin with a capital (glyphs are single capitals, so none collides)."""
+    """One token per word, punctuation split off, case kept.
+
+    A word of the vocabulary may begin with a capital ("What is ..."); glyphs are single capitals, so
+    the two do not collide. "color" is read as "colour".
+    """
     backend = Tokenizer(
         models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>")
     )

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from tokenreduce.geometry import Picture
 from tokenreduce.tokens import Places, Plan, gather, keep_from_mask
 
 T = TypeVar("T")
@@ -48,12 +49,15 @@ class Sequence:
         batch, length: b and l; `start` is the logical index of the first token (cached before it).
         visual: (b, l) True at visual tokens; None in a pass without any.
         real: (b, l) False at padding; None when there is none.
-        asking: (b, l) True at the tokens whose attention scores the visual ones.
+        asking: (b, r) index of the tokens whose attention scores the visual ones, and
+            `asking_valid` (b, r), False where a sample has fewer.
         counts: visual tokens per sample; `texts`: other real tokens per sample (host).
-        places: where the visual tokens stand.
+        places: where the visual tokens stand; `pictures` the same per sample, on the host.
         separators: the largest number of separator tokens in a sample (host).
         layouts: per layer, once its turn has come; a recomputed layer finds its own again.
-        plans: the strategy's decision at every stop.
+        plans: the strategy's decision at every stop; `steps` what it does to the hidden states;
+            `kept` the origins (b, k) of what is left, their validity, and the counts.
+        evidence: captures that run for a coming stop.
     """
 
     batch: int
@@ -63,13 +67,16 @@ class Sequence:
     visual: Tensor | None = None
     real: Tensor | None = None
     asking: Tensor | None = None
+    asking_valid: Tensor | None = None
     counts: tuple[int, ...] = ()
     texts: tuple[int, ...] = ()
     places: Places | None = None
+    pictures: list[list[Picture]] = field(default_factory=list)
     separators: int = 0
     layouts: dict[int, Layout | None] = field(default_factory=dict)
     plans: dict[int, Plan] = field(default_factory=dict)
     steps: dict[int, Step] = field(default_factory=dict)
+    kept: dict[int, tuple[Tensor, Tensor, tuple[int, ...]]] = field(default_factory=dict)
     evidence: dict[int, Any] = field(default_factory=dict)
     layout: Layout | None = None
     memo: dict[Hashable, Any] = field(default_factory=dict)

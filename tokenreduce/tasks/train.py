@@ -15,7 +15,6 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,9 @@ def train(config: DictConfig, output: Path) -> dict[str, Any]:
     processor, log) and `assessment.json` are written into it.
     """
     if "architecture" not in config.model:
-        raise ValueError(f"model={config.model.name} cannot be trained from nothing; try model=tiny")
+        raise ValueError(
+            f"model={config.model.name} cannot be trained from nothing; try model=tiny"
+        )
     task, architecture = config.task, OmegaConf.to_container(config.model.architecture)
     assert isinstance(architecture, dict)
     _join_processes(task.threads)
@@ -183,8 +184,7 @@ def _draw(name: str, seed: int, indices: Sequence[int], split: str, **options: A
     """Samples by number; held-out numbers start at 0 in every stage."""
     first = FIRST_SAMPLE[name] if split == "train" else 0
     options.setdefault("questions", 0)
-    draw = partial(sample, seed, split, **options)
-    return [draw(first + index) for index in indices]
+    return [sample(seed, split, first + index, **options) for index in indices]
 
 
 def _join_processes(threads: int) -> None:

@@ -49,6 +49,7 @@ class NamingProjector(nn.Module):
         glyph: torch.Tensor,
         cell: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
+        """Loss and tallies (2, measures) of naming what the labels (b, 144) of stage 1 say."""
         seen = self.tower(pixel_values, output_hidden_states=True)
         features = self.norm(self.projector(seen.hidden_states[self.layer][:, 1:]))
         targets = {  # what there is to name, and where

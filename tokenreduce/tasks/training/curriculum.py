@@ -16,8 +16,8 @@ MEMORY = 0.93  # of a running accuracy, per step
 class Curriculum:
     """Running loss and accuracies, and the difficulty that follows from them.
 
-    The difficulty `level` goes from `start` to 1 by `step` whenever the running training accuracy of
-    every measure in `watch` is above `gate`. Without anything to watch it stays where it started.
+    The difficulty `level` rises towards 1 by `step` whenever the running training accuracy of every
+    measure in `watch` is above `gate`. Without anything to watch it stays where it started.
     It is part of a training checkpoint (`state`, `restore`): a resumed run goes on as if never
     interrupted.
     """
@@ -39,14 +39,16 @@ class Curriculum:
             if all_:
                 share = good / all_
                 self.running[name] = MEMORY * self.running.get(name, share) + (1 - MEMORY) * share
-        if self.watch and steps > self.patience:
-            if min(self.running.get(name, 0.0) for name in self.watch) > self.gate:
-                self.level = min(1.0, self.level + self.step)
+        watched = [self.running.get(name, 0.0) for name in self.watch]
+        if watched and steps > self.patience and min(watched) > self.gate:
+            self.level = min(1.0, self.level + self.step)
 
     def state(self) -> dict[str, Any]:
+        """What a checkpoint must remember, as plain data."""
         return {"level": self.level, "loss": self.loss, "running": dict(self.running)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
         self.level, self.loss = state["level"], state["loss"]
         self.running = dict(state["running"])
 

@@ -37,6 +37,7 @@ class AnsweringModel(nn.Module):
         types: torch.Tensor,
         **inputs: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
+        """Loss and tallies (2, 9) of a packed batch (see `PackedBatch` for the shapes)."""
         lower = self.training and self.precision != torch.float32
         with torch.autocast("cpu", self.precision if lower else torch.bfloat16, enabled=lower):
             hidden = self.model(**inputs, use_cache=False).last_hidden_state[:, :-1].float()

@@ -1,9 +1,9 @@
 """Muon for the matrices and AdamW for everything else, as one optimiser with one state.
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/): the momentum of a matrix is
-replaced by the nearest semi-orthogonal matrix, found by five Newton-Schulz steps. Its step is scaled
-by 0.2 sqrt(max(rows, columns)) so that it is as long as AdamW's (Liu et al. 2025, arXiv 2502.16982,
-section 2.2).
+replaced by the nearest semi-orthogonal matrix, found by five Newton-Schulz steps. Its step is
+scaled by 0.2 sqrt(max(rows, columns)) so that it is as long as AdamW's (Liu et al. 2025, arXiv
+2502.16982, section 2.2).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__init__(groups, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step over all groups."""
         loss = closure() if closure is not None else None
         for group in self.param_groups:
@@ -54,8 +54,10 @@ class MuonAdamW(torch.optim.Optimizer):
             for weight in same:
                 state = self.state[weight]
                 momentum = state.setdefault("momentum", torch.zeros_like(weight))
-                momentum.lerp_(weight.grad, 1 - group["momentum"])
-                directions.append(torch.lerp(weight.grad, momentum, group["momentum"]))
+                gradient = weight.grad
+                assert gradient is not None  # `step` takes weights with a gradient only
+                momentum.lerp_(gradient, 1 - group["momentum"])
+                directions.append(gradient.lerp(momentum, group["momentum"]))
             length = group["lr"] * 0.2 * max(rows, columns) ** 0.5
             # Matrices of one shape are orthogonalised together: few large products, not many small.
             for weight, direction in zip(same, orthogonalise(torch.stack(directions)), strict=True):
@@ -72,7 +74,9 @@ class MuonAdamW(torch.optim.Optimizer):
             state["step"] += 1
             steps = int(state["step"])
             state["first"].lerp_(weight.grad, 1 - first_decay)
-            state["second"].mul_(second_decay).addcmul_(weight.grad, weight.grad, value=1 - second_decay)
+            state["second"].mul_(second_decay).addcmul_(
+                weight.grad, weight.grad, value=1 - second_decay
+            )
             scale = (state["second"] / (1 - second_decay**steps)).sqrt_().add_(group["eps"])
             weight.addcdiv_(state["first"], scale, value=-group["lr"] / (1 - first_decay**steps))
 
@@ -81,7 +85,7 @@ def orthogonalise(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
     """The semi-orthogonal matrix nearest to each of a stack (n, rows, columns), approximately."""
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.transpose(1, 2) if tall else matrices
+    x: torch.Tensor = matrices.transpose(1, 2) if tall else matrices
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(steps):
         gram = x @ x.transpose(1, 2)
@@ -92,8 +96,9 @@ def orthogonalise(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
 def build_optimizer(
     named: Iterable[tuple[str, torch.nn.Parameter]], matrix_lr: float, other_lr: float, decay: float
 ) -> MuonAdamW:
-    """Matrices inside the network to Muon; embeddings, heads, biases, gains and filters to AdamW."""
-    matrices, others = [], []
+    """Matrices inside the network to Muon; embeddings, heads, biases and gains to AdamW."""
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
     for name, weight in named:
         if not weight.requires_grad:
             continue

@@ -46,8 +46,11 @@ class Stage:
 
 
 class Numbers(Dataset[dict[str, int]]):
-    """The numbers 0..n-1. A sample is drawn from its number when its step begins, because only then
-    is the curriculum's level known; this is what makes resumption exact and skipping free."""
+    """The numbers 0..n-1.
+
+    A sample is drawn from its number when its step begins, because only then is the curriculum's
+    level known; this is what makes resumption exact and skipping free.
+    """
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -61,17 +64,18 @@ class Numbers(Dataset[dict[str, int]]):
         return {"index": index}
 
 
-class StageTrainer(Trainer):
+class StageTrainer(Trainer):  # type: ignore[misc]
     """A Trainer that composes its batches itself and tells the curriculum what came of them."""
 
     stage: Stage
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler[int]:
-        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]
+        return SequentialSampler(self.train_dataset)
 
-    def compute_loss(  # type: ignore[override]
+    def compute_loss(
         self, model: nn.Module, inputs: Tensors, return_outputs: bool = False, **kwargs: Any
     ) -> Any:
+        """Draw the numbered samples at the level of now, run them, note how it went."""
         level = self.stage.curriculum.level
         batch = self.stage.compose(inputs["index"].tolist(), "train", level)
         outputs = model(**batch)
@@ -85,7 +89,7 @@ class StageTrainer(Trainer):
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
 
-class Record(TrainerCallback):
+class Record(TrainerCallback):  # type: ignore[misc]
     """Writes the log, measures held-out accuracy, keeps the curriculum beside each checkpoint."""
 
     def __init__(self, stage: Stage, config: DictConfig, log: Path) -> None:
@@ -99,6 +103,7 @@ class Record(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Go on from the checkpoint that the Trainer has loaded, if any."""
         self.began = time.monotonic()
         if state.global_step:
             folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
@@ -111,6 +116,7 @@ class Record(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Write a row when one is due, with held-out accuracies when those are."""
         step, last = state.global_step, state.global_step == state.max_steps
         measured = step % self.config.evaluate.every == 0 or last
         if not (measured or step % self.config.log_every == 0):
@@ -133,6 +139,7 @@ class Record(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Put the curriculum beside the weights; the checkpoint is whole from here on."""
         if state.is_world_process_zero:
             folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
             memo = {"curriculum": self.stage.curriculum.state(), "seconds": self._seconds()}

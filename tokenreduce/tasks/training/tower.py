@@ -1,7 +1,7 @@
 """Stage 1: the vision tower learns to see, from dense labels that the renderer knows.
 
-Every patch is asked for the shape, colour, glyph and cell of what covers it, and the class token for
-all kinds and glyphs in the image. The heads are thrown away afterwards.
+Every patch is asked for the shape, colour, glyph and cell of what covers it, and the class token
+for all kinds and glyphs in the image. The heads are thrown away afterwards.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class SeeingTower(nn.Module):
     def forward(
         self, pixel_values: torch.Tensor, present: torch.Tensor, **labels: torch.Tensor
     ) -> dict[str, torch.Tensor]:
+        """Read (b, 3, 96, 96) against `label_presence` and `label_patches` of the samples."""
         seen = self.tower(pixel_values, output_hidden_states=True)
         patches = self.norm(seen.hidden_states[self.layer][:, 1:])
         loss = pixel_values.new_zeros(())
@@ -79,7 +80,7 @@ def label_patches(samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
 
 
 def _labels(sample: Sample) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Labels by owner, (owners, 4): nothing, the items, then letters 3, 2, 1 (owners -3, -2, -1)."""
+    """Labels by owner, (owners, 4): nothing, the items, then letters 3, 2, 1 (owners -3 to -1)."""
     colours = tuple(COLOURS)
     rows = [(0, 0, 0, 0)]
     for item in sample.scene.items:

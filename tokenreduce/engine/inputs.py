@@ -1,0 +1,133 @@
+"""What a forward pass says about its tokens: which are visual, real, asking; read once per prompt.
+
+Shapes: b samples, l sequence, r asking tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokenreduce.adapter import Adapter
+from tokenreduce.engine.sequence import Sequence
+from tokenreduce.geometry import Picture, assign, places
+
+RAW = ("pixel_values", "image_patches", "image_pixel_values")
+
+
+def merges_features(arguments: Mapping[str, Any]) -> bool:
+    """Whether this pass puts picture features into the text.
+
+    Only then are placeholder ids visual: a generated placeholder id is text like any other.
+    """
+    outputs = arguments.get("mm_encoder_outputs")
+    if isinstance(outputs, Mapping) and any(value is not None for value in outputs.values()):
+        return True
+    return any(
+        value is not None and name.startswith(RAW) for name, value in arguments.items()
+    )
+
+
+def placeholders(adapter: Adapter, base: nn.Module, arguments: Mapping[str, Any]) -> Tensor | None:
+    """(b, l) True at the placeholders that this pass replaces by visual tokens, or None."""
+    if not merges_features(arguments):
+        return None
+    ids = adapter.visual_ids(base.config)
+    tokens = arguments.get("input_ids")
+    if tokens is not None:
+        return torch.isin(tokens, torch.tensor(ids, device=tokens.device))
+    embeds = arguments.get("inputs_embeds")
+    if embeds is None or not ids:
+        return None
+    table: Any = base
+    known = table.get_input_embeddings()(torch.tensor(ids, device=embeds.device))
+    return (embeds[:, :, None] == known).all(dim=-1).any(dim=-1)
+
+
+def chunk(mask: Tensor, batch: int, start: int, length: int) -> Tensor | None:
+    """The part of a caller's mask (b, l_all) that a pass covers, or None where nothing is visual.
+
+    Beams repeat every row; tokens behind the mask (generated ones) are text.
+    """
+    if batch != mask.shape[0]:
+        if batch % mask.shape[0]:
+            raise ValueError(
+                f"the visual mask has {mask.shape[0]} rows, but the model was called with {batch}"
+            )
+        mask = mask.repeat_interleave(batch // mask.shape[0], dim=0)
+    part = mask[:, start : start + length]
+    if part.shape[1] == 0:
+        return None
+    return nn.functional.pad(part, (0, length - part.shape[1]))
+
+
+def real_tokens(mask: Any, start: int, length: int) -> Tensor | None:
+    """(b, l) False at padding, from a 2-D attention mask over the cache and this pass."""
+    if not isinstance(mask, Tensor) or mask.dim() != 2:
+        return None
+    return mask[:, start : start + length] if mask.shape[1] >= start + length else mask[:, -length:]
+
+
+def before_answers(labels: Tensor) -> Tensor:
+    """(b, l) True at every token right before an answer span (PyramidDrop's training queries)."""
+    supervised = labels != -100
+    starts = supervised[:, 1:] & ~supervised[:, :-1]
+    return nn.functional.pad(starts, (0, 1))
+
+
+def describe(
+    seq: Sequence,
+    visual: Tensor,
+    real: Tensor | None,
+    labels: Tensor | None,
+    pictures: list[Picture],
+    seen: tuple[int, ...] | None,
+) -> bool:
+    """Fills `seq` with what is known of its visual tokens; False when it has none after all.
+
+    `seen` counts the visual tokens of the same prompt in earlier chunks.
+    """
+    real = None if real is None else real.to(visual.device, torch.bool)
+    if real is not None:
+        visual = visual & real
+    asks = None
+    if labels is not None and labels.shape == visual.shape:
+        asks = before_answers(labels.to(visual.device))
+        asks = asks if real is None else asks & real
+    rows = [visual.sum(1)]
+    rows.append(rows[0].new_full(rows[0].shape, seq.length) if real is None else real.sum(1))
+    rows.append(rows[0].new_zeros(rows[0].shape) if asks is None else asks.sum(1))
+    # sync: once per prompt, so that every later count is known on the host
+    counts, present, answers = torch.stack(rows).tolist()
+    if not any(counts):
+        return False
+    seq.visual, seq.counts = visual, tuple(counts)
+    seq.real = None if real is None or all(n == seq.length for n in present) else real
+    seq.texts = tuple(n - v for n, v in zip(present, counts, strict=True))
+    seq.asking, seq.asking_valid = _asking(seq, asks, max(answers))
+    found = assign(pictures, seq.counts, seen[0] if seen and len(seen) == 1 else 0)
+    if found is None:
+        found = [[Picture.unknown(n)] if n else [] for n in seq.counts]
+    seq.pictures = found
+    seq.places = places(found, seq.device)
+    seq.separators = max(
+        (sum(int(p.separator.sum()) for p in row) for row in found), default=0
+    )
+    return True
+
+
+def _asking(seq: Sequence, asks: Tensor | None, most: int) -> tuple[Tensor, Tensor]:
+    """(b, r) asking tokens: before every answer in training, else the last real token."""
+    position = torch.arange(seq.length, device=seq.device).expand(seq.batch, -1)
+    real = position >= 0 if seq.real is None else seq.real
+    last = torch.where(real, position, -1).amax(dim=1, keepdim=True).clamp(min=0)
+    if asks is None or not most:
+        return last, torch.ones_like(last, dtype=torch.bool)
+    index = torch.where(asks, position, seq.length).sort(dim=1).values[:, :most]
+    valid = index < seq.length
+    index = torch.where(valid, index, last)
+    valid[:, 0] = True  # a sample without an answer asks with its last token
+    return index, valid

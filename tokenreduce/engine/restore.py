@@ -1,0 +1,79 @@
+"""Back to logical coordinates after the last layer.
+
+Every dropped position gets the hidden state of the last kept token before it (forward-fill): the
+token that comes next is then predicted by what the model really saw last, and losses equal those
+of a shortened sequence with its labels shortened alike. Positions with nothing kept before them
+(left padding) become zeros. Shapes: b samples, l logical tokens, p physical tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenreduce.engine.sequence import Layout, Sequence
+from tokenreduce.tokens import gather
+
+
+def restore(seq: Sequence, layout: Layout | None, hidden: Tensor) -> Tensor:
+    """(b, p, d) -> (b, l, d); the identity for a layout that has every token."""
+    if layout is None or layout.index is None:
+        return hidden
+    source, nothing = seq.once(("fill", id(layout)), lambda: _fill(seq, layout), layout)
+    return gather(hidden, source).masked_fill(nothing[..., None], 0.0)
+
+
+def _fill(seq: Sequence, layout: Layout) -> tuple[Tensor, Tensor]:
+    order = (seq.order(layout) - seq.start).contiguous()
+    if layout.valid is not None:
+        order = order.masked_fill(~layout.valid, -1)
+    logical = torch.arange(seq.length, device=seq.device).expand(seq.batch, -1).contiguous()
+    source = torch.searchsorted(order, logical, right=True) - 1
+    nothing = (source < 0) | (order.gather(1, source.clamp(min=0)) < 0)
+    return source.clamp(min=0), nothing
+
+
+def restore_output(seq: Sequence, output: Any, rows: Tensor | None) -> Any:
+    """A decoder's output with every hidden state at logical length, or only `rows` (b, t) of it."""
+    output = _set_last(output, lambda x: _pick(restore(seq, seq.layout, x), rows))
+    states = getattr(output, "hidden_states", None)
+    if states is not None and seq.steps:
+        # entry j is the output of layer j - 1; entry 0 the input of layer 0, before its stop
+        last = len(states) - 1
+        whole = [
+            state
+            if state.shape[1] == seq.length
+            else restore(seq, seq.layouts.get(max(j - 1, 0)), state)
+            for j, state in enumerate(states)
+        ]
+        whole[last] = restore(seq, seq.layout, states[last])
+        output.hidden_states = tuple(whole)
+    return output
+
+
+def _set_last(output: Any, change: Any) -> Any:
+    if isinstance(output, tuple):
+        return (change(output[0]), *output[1:])
+    output.last_hidden_state = change(output.last_hidden_state)
+    return output
+
+
+def _pick(hidden: Tensor, rows: Tensor | None) -> Tensor:
+    if rows is None:
+        return hidden
+    picked = gather(hidden, rows.clamp(min=0))
+    return picked.masked_fill((rows < 0)[..., None], 0.0)
+
+
+def text_rows(visual: Tensor, texts: tuple[int, ...] | None = None) -> Tensor:
+    """(b, t) logical positions whose logits a text-only run needs, left-padded with -1.
+
+    These are the text tokens, and the visual token right before a text token: it predicts it.
+    """
+    follows = torch.cat([~visual[:, 1:], torch.ones_like(visual[:, :1])], dim=1)
+    needed = ~visual | follows
+    width = int(needed.sum(1).max())  # sync: once per prompt, it is the shape of the logits
+    position = torch.arange(visual.shape[1], device=visual.device).expand_as(visual)
+    return torch.where(needed, position, -1).sort(dim=1).values[:, visual.shape[1] - width :]

@@ -1,0 +1,414 @@
+"""`reduce()`: puts a strategy and a scheduler to work on a live model, and takes them off again.
+
+This is the only code with state: hook handles, training progress, and the record of the latest
+prompt. Everything else travels with one forward pass or lives with its KV cache.
+Shapes: b samples, l sequence.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import warnings
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+from torch import Tensor, nn
+
+from tokenreduce.adapter import Adapter, adapter_for, adapters
+from tokenreduce.cost import shape_of
+from tokenreduce.engine import inputs, passes
+from tokenreduce.engine.hooks import Hook, Watched, bind
+from tokenreduce.engine.restore import restore_output, text_rows
+from tokenreduce.engine.sequence import Sequence
+from tokenreduce.geometry import Picture
+from tokenreduce.registry import did_you_mean
+from tokenreduce.report import Record, Report, make_report
+from tokenreduce.scheduler import Scheduler, Stop, schedulers
+from tokenreduce.strategy import Positions, Strategy, strategies
+from tokenreduce.tokens import Plan
+
+KEY = "tokenreduce_sequence"
+Logits = Literal["full", "text"]
+
+
+class ReductionWarning(UserWarning):
+    """A reduction that was asked for did not happen."""
+
+
+class Reduction:
+    """A strategy and a scheduler at work on one model. A context manager; made by `reduce()`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        strategy: Strategy,
+        scheduler: Scheduler,
+        adapter: Adapter,
+        positions: Positions,
+        logits: Logits,
+        seed: int,
+    ) -> None:
+        self.model, self.strategy, self.scheduler = model, strategy, scheduler
+        self.adapter, self.positions, self.logits, self.seed = adapter, positions, logits, seed
+        core = unwrap(model)
+        self.base, self.decoder = adapter.base(core), adapter.decoder(core)
+        self.layers: Any = self.decoder.layers
+        self._setup = passes.Setup(
+            adapter, self.decoder, strategy, {}, positions, seed, _parameters(self.layers[0])
+        )
+        self._local = threading.local()
+        self._record: Record | None = None
+        self._applied = False
+        self._handles: list[Any] = []
+        self.progress = 1.0
+        self._install(core)
+
+    # -- what a caller reads -------------------------------------------------------------------
+
+    @property
+    def stops(self) -> tuple[Stop, ...]:
+        """Where tokens are reduced, and to which share of the original."""
+        return tuple(self._setup.stops.values())
+
+    @property
+    def progress(self) -> float:
+        """How much of training is done, 0 to 1; schedulers may depend on it."""
+        return self._progress
+
+    @progress.setter
+    def progress(self, value: float) -> None:
+        depth = len(self.layers)
+        stops = self.scheduler.stops(depth, value) if self.strategy.reduces else ()
+        for stop in stops:
+            if not 0 <= stop.layer < depth:
+                raise ValueError(
+                    f"layer {stop.layer} is outside a decoder of {depth} layers: use 0 to {depth - 1}"
+                )
+        self._progress = value
+        self._setup.stops = {stop.layer: stop for stop in stops}
+
+    @property
+    def report(self) -> Report:
+        """Tokens per layer, FLOPs and cache bytes of the latest prompt."""
+        value = next(self.decoder.parameters())
+        shape = shape_of(self.decoder.config)
+        return make_report(self._latest(), self._setup.stops, shape, value.element_size())
+
+    @property
+    def kept(self) -> dict[int, list[Tensor]]:
+        """`{layer: [indices per sample]}` of the latest prompt: ascending, among its visual tokens."""
+        return self._latest().indices()
+
+    @property
+    def plans(self) -> dict[int, Plan]:
+        """The plan of every stop of the latest prompt."""
+        return self._latest().plans
+
+    @property
+    def places(self) -> list[list[Picture]]:
+        """Per sample, the pictures of the latest prompt: tile, row, column and box of each token."""
+        return self._latest().pictures
+
+    def _latest(self) -> Record:
+        if self._record is None:
+            raise RuntimeError(
+                "no prompt with visual tokens has passed through the model under this reduction"
+            )
+        return self._record
+
+    # -- what a caller does --------------------------------------------------------------------
+
+    @contextmanager
+    def visual(self, mask: Tensor, pictures: list[Picture] | None = None) -> Iterator[Reduction]:
+        """Marks the visual positions of what the model is given inside the block.
+
+        Args:
+            mask: (b, l) bool over the full sequence, cached tokens included; tokens behind it
+                (generated ones) are text. Beams may repeat its rows.
+            pictures: geometry of the marked tokens in reading order; a square per sample by default.
+
+        Raises:
+            TypeError: a mask that is not a 2-D bool tensor.
+        """
+        if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.dtype.is_floating_point:
+            raise TypeError("the visual mask must be a bool tensor of shape (samples, sequence)")
+        earlier = getattr(self._local, "marked", None)
+        self._local.marked = (mask.bool(), pictures or [])
+        try:
+            yield self
+        finally:
+            self._local.marked = earlier
+
+    def remove(self) -> None:
+        """Takes every hook off: the model is as it was. Warns when nothing was ever reduced."""
+        handles, self._handles = self._handles, []
+        for handle in handles:
+            handle.remove()
+        asked = any(stop.keep < 1 for stop in self._setup.stops.values())
+        if handles and asked and not self._applied:
+            warnings.warn(
+                "the reduction was removed without having reduced anything: no forward pass had "
+                "enough visual tokens (mark them with `reduction.visual(mask)` for a bare decoder)",
+                ReductionWarning,
+                stacklevel=2,
+            )
+
+    def __enter__(self) -> Reduction:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if error is not None:
+            self._applied = True  # the error says enough
+        self.remove()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Reduction:
+        return self
+
+    def __repr__(self) -> str:
+        state = "" if self._handles else ", removed"
+        return (
+            f"Reduction({self.strategy}, {self.scheduler}, positions={self.positions!r}, "
+            f"stops={[(s.layer, s.keep) for s in self.stops]}{state})"
+        )
+
+    def save(self, directory: Any) -> Any:
+        """Writes the reduction beside a checkpoint, to be re-applied by `tokenreduce.load`."""
+        from tokenreduce.checkpoint import save
+
+        return save(self, directory)
+
+    # -- hooks ---------------------------------------------------------------------------------
+
+    def _install(self, core: nn.Module) -> None:
+        if any(isinstance(h, Hook) for h in self.decoder._forward_pre_hooks.values()):
+            raise ValueError(
+                f"this {type(core).__name__} is already reduced: remove() the other reduction first"
+            )
+        on = self._handles.append
+        for root in {id(m): m for m in (self.model, core)}.values():
+            names = _parameters(root)
+            before = self._named(names, self._root_before)
+            on(root.register_forward_pre_hook(before, with_kwargs=True))
+            after = Hook(self._root_after)
+            on(root.register_forward_hook(after, always_call=True))
+        if self.base is not core or self.base is self.decoder:
+            before = self._named(_parameters(self.base), self._base_before)
+            on(self.base.register_forward_pre_hook(before, with_kwargs=True))
+        before = self._named(_parameters(self.decoder), self._decoder_before)
+        on(self.decoder.register_forward_pre_hook(before, with_kwargs=True))
+        after = Hook(self._decoder_after)
+        on(self.decoder.register_forward_hook(after, with_kwargs=True))
+        for i, layer in enumerate(self.layers):
+            on(layer.register_forward_pre_hook(self._layer_hook(i), with_kwargs=True))
+        for name in self.adapter.encoders:
+            if hasattr(self.base, name):
+                on(Watched(self.base, name, self._pictures_seen))
+
+    def _named(self, names: tuple[str, ...], call: Any) -> Hook:
+        return Hook(lambda module, args, kwargs: call(names, args, kwargs))
+
+    def _pictures_seen(self, call: dict[str, Any], output: Any) -> None:
+        self._local.pictures = self.adapter.pictures(self.base, call, output)
+
+    def _root_before(
+        self, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        given = bind(names, args, kwargs)
+        labels = given.get("labels")
+        if labels is not None:
+            self._local.labels = labels
+        if self.logits == "text" and getattr(self._local, "rows", None) is None:
+            return self._only_text(given, args, kwargs)
+        return None
+
+    def _only_text(
+        self, given: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        visual = self._visual(given)
+        if visual is None:
+            return None
+        rows = text_rows(visual)
+        self._local.rows = rows
+        labels = given.get("labels")
+        if labels is None:
+            return None
+        # the loss aligns positions and labels itself: hand it labels that are aligned already
+        ahead = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+        picked = ahead.gather(1, rows.clamp(min=0)).masked_fill(rows < 0, -100)
+        return args, {**kwargs, "shift_labels": picked}
+
+    def _root_after(self, *_: Any) -> None:
+        self._local.labels = self._local.rows = self._local.found = None
+
+    def _base_before(
+        self, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        given = bind(names, args, kwargs)
+        self._local.found = (self._visual(given), given.get("attention_mask"))
+
+    def _visual(self, given: dict[str, Any]) -> Tensor | None:
+        """(b, l) where this call's tokens are visual: marked by the caller, or placeholders."""
+        marked = getattr(self._local, "marked", None)
+        if marked is None:
+            return inputs.placeholders(self.adapter, self.base, given)
+        x = given.get("inputs_embeds")
+        x = given["input_ids"] if x is None else x
+        mask = marked[0].to(x.device)
+        return inputs.chunk(mask, x.shape[0], _start(given.get("past_key_values")), x.shape[1])
+
+    def _decoder_before(
+        self, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        given = bind(names, args, kwargs)
+        x = given.get("inputs_embeds")
+        x = given["input_ids"] if x is None else x
+        start = _start(given.get("past_key_values"))
+        seq = Sequence(x.shape[0], x.shape[1], start, x.device)
+        visual, mask = getattr(self._local, "found", None) or (None, None)
+        if mask is None:
+            mask = given.get("attention_mask")
+        if visual is not None and visual.shape == (seq.batch, seq.length) and self._setup.stops:
+            real = inputs.real_tokens(mask, start, seq.length)
+            seen = self._seen(given.get("past_key_values"), start)
+            marked = getattr(self._local, "marked", None)
+            pictures = marked[1] if marked else getattr(self._local, "pictures", [])
+            labels = getattr(self._local, "labels", None)
+            inputs.describe(seq, visual.to(x.device), real, labels, pictures, seen)
+        self._local.found = None
+        return args, {**kwargs, KEY: seq}
+
+    def _seen(self, cache: Any, start: int) -> tuple[int, ...] | None:
+        """Visual tokens per sample that an earlier part of the same cache held."""
+        record = self._record
+        if record is None or not start or record.cache is None or record.cache() is not cache:
+            return None
+        return record.counts
+
+    def _layer_hook(self, i: int) -> Hook:
+        def before(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            seq = kwargs.pop(KEY, None)
+            if seq is None:
+                return None
+            return passes.enter(self._setup, i, layer, args, kwargs, seq)
+
+        return Hook(before)
+
+    def _decoder_after(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        seq: Sequence | None = kwargs.get(KEY)
+        if seq is None:
+            return None
+        rows = getattr(self._local, "rows", None)
+        if seq.visual is not None:
+            self._remember(seq, getattr(output, "past_key_values", None))
+        for capture in seq.evidence.values():
+            capture.close()
+        if seq.layout is None and rows is None:
+            return None
+        return restore_output(seq, output, rows)
+
+    def _remember(self, seq: Sequence, cache: Any) -> None:
+        self._applied = self._applied or bool(seq.steps)
+        record = Record(
+            seq.counts,
+            seq.texts,
+            {i: counts for i, (_, _, counts) in seq.kept.items()},
+            {i: (index, valid) for i, (index, valid, _) in seq.kept.items()},
+            dict(seq.plans),
+            seq.pictures,
+            None if cache is None else weakref.ref(cache),
+        )
+        if self._seen(cache, seq.start) is not None and self._record is not None:
+            record = self._record.join(record)
+        self._record = record
+
+
+def reduce(
+    model: nn.Module,
+    strategy: str | Strategy,
+    scheduler: str | Scheduler | None = None,
+    *,
+    adapter: str | Adapter | None = None,
+    positions: Positions | None = None,
+    logits: Logits = "full",
+    seed: int = 0,
+) -> Reduction:
+    """Reduces the visual tokens of `model` from now on, until `remove()` or the end of the block.
+
+    The same call serves inference and training. The model's weights, config, forward and cache
+    class stay what they were; hooks do the work.
+
+    Args:
+        model: a transformers vision-language model or causal LM, also wrapped by PEFT or DDP.
+        strategy: which tokens stay: a registered name, or an instance.
+        scheduler: where and how many; None means the strategy's own.
+        adapter: how the family is read; None finds it by `config.model_type`.
+        positions: `"keep"` the original position ids or `"compact"` them after every stop; None
+            means the strategy's own rule where the family defines it, else `"keep"`.
+        logits: `"full"` returns logits for every position; `"text"` only for the positions that
+            text needs (text tokens, and the token before each), left-padded, without the cost of
+            the others; the loss is the same.
+        seed: for strategies that draw.
+
+    Raises:
+        KeyError: an unknown strategy, scheduler or adapter name.
+        TypeError: a strategy whose evidence the adapter cannot measure, or an object of another
+            kind.
+        ValueError: an unsupported family, a layer beyond the model, positions that are not
+            defined for the family, or a model that is already reduced.
+    """
+    chosen = _instance(strategy, strategies, Strategy)
+    schedule = (
+        chosen.scheduler() if scheduler is None else _instance(scheduler, schedulers, Scheduler)
+    )
+    reader = adapter_for(unwrap(model)) if adapter is None else _instance(adapter, adapters, Adapter)
+    missing = chosen.needs - reader.evidence
+    if missing:
+        raise TypeError(
+            f"{type(chosen).__name__} needs {', '.join(sorted(missing))}, which the "
+            f"{type(reader).__name__} adapter cannot measure (it has: "
+            f"{', '.join(sorted(reader.evidence)) or 'nothing'})"
+        )
+    rule = positions or (chosen.positions if chosen.positions in reader.positions else "keep")
+    for name, value, known in (("positions", rule, Positions), ("logits", logits, Logits)):
+        if value not in get_args(known):
+            hint = did_you_mean(value, get_args(known))
+            raise ValueError(f"no {name} {value!r}{hint} (known: {', '.join(get_args(known))})")
+    if rule not in reader.positions:
+        raise ValueError(f"positions={rule!r} is not defined for {type(reader).__name__} models")
+    return Reduction(model, chosen, schedule, reader, rule, logits, seed)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The transformers model inside PEFT and data-parallel wrappers."""
+    found: Any = model
+    while True:
+        if hasattr(found, "get_base_model"):
+            found = found.get_base_model()
+        elif not hasattr(found, "config") and isinstance(getattr(found, "module", None), nn.Module):
+            found = found.module
+        else:
+            return found  # type: ignore[no-any-return]
+
+
+def _instance(given: Any, registry: Any, kind: type) -> Any:
+    if isinstance(given, str):
+        return registry.build(given)
+    if isinstance(given, kind):
+        return given
+    raise TypeError(
+        f"a {registry.kind} is a registered name or an instance, not {given!r} "
+        f"(known names: {', '.join(registry)})"
+    )
+
+
+def _start(cache: Any) -> int:
+    return 0 if cache is None else int(cache.get_seq_length())
+
+
+def _parameters(module: nn.Module) -> tuple[str, ...]:
+    return tuple(inspect.signature(module.forward).parameters)

@@ -1,0 +1,143 @@
+"""What a reduction did to the latest prompt, in numbers.
+
+Shapes: b samples, k kept tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from tokenreduce.cost import DecoderShape, kv_bytes, macs
+from tokenreduce.geometry import Picture
+from tokenreduce.scheduler import Stop
+from tokenreduce.tokens import Plan
+
+CONVENTION = "matmul"
+
+
+@dataclass
+class Record:
+    """What is remembered of a prompt: host counts at once, tensors for whoever asks later.
+
+    A prompt that comes in chunks, or that adds to a cache, has one part per forward pass with
+    visual tokens.
+    """
+
+    counts: tuple[int, ...]
+    texts: tuple[int, ...]
+    budgets: dict[int, tuple[int, ...]]
+    kept: dict[int, tuple[Tensor, Tensor]]
+    plans: dict[int, Plan]
+    pictures: list[list[Picture]]
+    cache: Any = None
+
+    def join(self, later: Record) -> Record:
+        """This record with a later part of the same prompt."""
+
+        def add(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(x + y for x, y in zip(a, b, strict=True))
+
+        offset = {}
+        for layer, (index, valid) in later.kept.items():
+            start = index.new_tensor(self.counts)[:, None]
+            offset[layer] = _beside(self.kept[layer], (index + start, valid))
+        return Record(
+            add(self.counts, later.counts),
+            add(self.texts, later.texts),
+            {i: add(self.budgets[i], later.budgets[i]) for i in later.budgets},
+            offset,
+            later.plans,
+            [a + b for a, b in zip(self.pictures, later.pictures, strict=True)],
+            later.cache,
+        )
+
+    def indices(self) -> dict[int, list[Tensor]]:
+        """Kept indices per stop and sample, ascending, among the sample's own visual tokens."""
+        return {
+            layer: [row[ok] for row, ok in zip(index, valid, strict=True)]
+            for layer, (index, valid) in self.kept.items()
+        }
+
+
+def _beside(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    import torch
+
+    return torch.cat([a[0], b[0]], dim=1), torch.cat([a[1], b[1]], dim=1)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Tokens, FLOPs and cache bytes of the latest prompt, with and without the reduction.
+
+    Attributes:
+        visual_tokens: per sample.
+        stops: one entry per stop: `layer`, `keep` (share of the original), `kept` (per sample).
+        tokens_per_layer: per layer, per sample: text and visual tokens without padding.
+        flops, flops_full: of the decoder layers in prefill, all samples.
+        convention: how FLOPs are counted (`tokenreduce.cost`).
+        kv_bytes, kv_bytes_full: keys and values of the prompt, all layers and samples.
+        applied: per sample, whether tokens were dropped.
+    """
+
+    visual_tokens: list[int]
+    stops: list[dict[str, Any]]
+    tokens_per_layer: list[list[int]]
+    flops: int
+    flops_full: int
+    kv_bytes: int
+    kv_bytes_full: int
+    applied: list[bool]
+    convention: str = field(
+        default="matmul FLOPs (2 per multiply-add) of the decoder layers, full attention square"
+    )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        share = self.flops / self.flops_full if self.flops_full else 1.0
+        bytes_ = self.kv_bytes / self.kv_bytes_full if self.kv_bytes_full else 1.0
+        lines = [f"visual tokens     {_row(self.visual_tokens)}"]
+        lines += [
+            f"layer {stop['layer']:<3} keeps   {_row(stop['kept'])}  ({stop['keep']:.4g} of all)"
+            for stop in self.stops
+        ]
+        lines.append(f"prefill FLOPs     {self.flops:.4g} of {self.flops_full:.4g} ({share:.1%})")
+        lines.append(f"KV cache          {self.kv_bytes:,} of {self.kv_bytes_full:,} bytes ({bytes_:.1%})")
+        return "\n".join(lines)
+
+
+def _row(values: list[int]) -> str:
+    return " ".join(str(v) for v in values)
+
+
+def make_report(
+    record: Record, stops: Mapping[int, Stop], shape: DecoderShape, bytes_per_value: int
+) -> Report:
+    """The numbers of a record, for a decoder of the given shape."""
+    visual, layers = record.counts, []
+    for i in range(shape.layers):
+        visual = record.budgets.get(i, visual)
+        layers.append([text + v for text, v in zip(record.texts, visual, strict=True)])
+    full = [text + v for text, v in zip(record.texts, record.counts, strict=True)]
+    samples = list(zip(*layers, strict=True))
+    return Report(
+        visual_tokens=list(record.counts),
+        stops=[
+            {"layer": i, "keep": stops[i].keep, "kept": list(kept)}
+            for i, kept in sorted(record.budgets.items())
+        ],
+        tokens_per_layer=layers,
+        flops=2 * sum(macs(shape, tokens, CONVENTION) for tokens in samples),
+        flops_full=2 * sum(macs(shape, [n] * shape.layers, CONVENTION) for n in full),
+        kv_bytes=round(sum(kv_bytes(shape, tokens, bytes_per_value) for tokens in samples)),
+        kv_bytes_full=round(
+            sum(kv_bytes(shape, [n] * shape.layers, bytes_per_value) for n in full)
+        ),
+        applied=[now < before for now, before in zip(visual, record.counts, strict=True)],
+    )

@@ -1,0 +1,48 @@
+"""FastV: an image is worth 1/2 tokens after layer 2 (arXiv 2403.06764, ECCV 2024), section 4."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from tokenreduce.registry import did_you_mean
+from tokenreduce.scheduler import Scheduler
+from tokenreduce.schedulers.single import Single
+from tokenreduce.strategy import Strategy, select, strategies
+from tokenreduce.tokens import Plan, Tokens
+
+
+@strategies.register("fastv")
+@dataclass
+class FastV(Strategy):
+    """Keep the tokens that got most attention in the layer before the stop.
+
+    `score="last"` is the attention of the last token, as in the original code; `"received"` the
+    attention averaged over all tokens, as in the paper's text. A stop at layer 0 has no layer
+    before it and reads its own. In training the tokens before the answers ask, as at inference.
+    """
+
+    score: Literal["last", "received"] = "last"
+
+    needs: ClassVar[frozenset[str]] = frozenset({"attention_before"})
+    reads_text: ClassVar[bool] = True
+    paper: ClassVar[str] = "arXiv 2403.06764"
+
+    def __post_init__(self) -> None:
+        if self.score not in _EVIDENCE:
+            known = ", ".join(_EVIDENCE)
+            hint = did_you_mean(self.score, _EVIDENCE)
+            raise ValueError(f"no FastV score {self.score!r}{hint} (known: {known})")
+        self.needs = frozenset({_EVIDENCE[self.score]})  # type: ignore[misc]
+
+    def plan(self, tokens: Tokens, budget: Sequence[int]) -> Plan:
+        """The tokens with the highest attention, mean over heads."""
+        return select(tokens[_EVIDENCE[self.score]].mean(dim=1), tokens, budget)
+
+    def scheduler(self) -> Scheduler:
+        """K = 2, R = 50 %."""
+        return Single(layer=2, keep=0.5)
+
+
+_EVIDENCE = {"last": "attention_before", "received": "attention_received"}

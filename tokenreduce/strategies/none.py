@@ -1,0 +1,31 @@
+"""No reduction: the baseline under the same call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from tokenreduce.scheduler import Scheduler
+from tokenreduce.schedulers.explicit import Explicit
+from tokenreduce.strategy import Strategy, strategies
+from tokenreduce.tokens import Plan, Tokens
+
+
+@strategies.register("none")
+@dataclass
+class Keep(Strategy):
+    """Keep every token, whatever the schedule: the unreduced model."""
+
+    reduces: ClassVar[bool] = False
+
+    def plan(self, tokens: Tokens, budget: Sequence[int]) -> Plan:
+        """All of them."""
+        keep = torch.arange(tokens.valid.shape[1], device=tokens.valid.device)
+        return Plan(keep.expand_as(tokens.origin), tokens.valid)
+
+    def scheduler(self) -> Scheduler:
+        """No stop at all."""
+        return Explicit(layers=(), keeps=())

@@ -1,0 +1,142 @@
+"""`task=generate`: one question, answered by the full model and by the reduced one.
+
+    tokenreduce
+    tokenreduce strategy=fastv scheduler.keep=0.25
+    tokenreduce model=llava_1_5_7b image=cat.png prompt="What is this?" device=cuda
+
+Prints one table, writes `result.json`, and draws which patches stay at every stage.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, ListConfig
+from PIL import Image
+from rich.console import Console
+from torch import Tensor
+
+import tokenreduce as tr
+from tokenreduce.config import build_scheduler, build_strategy
+from tokenreduce.data.images import load_image
+from tokenreduce.embedded import checkpoint_dir
+from tokenreduce.tasks import tasks
+from tokenreduce.tasks.loading import Loaded, load
+from tokenreduce.tasks.measuring import likelihood, prefill, prefill_times, ratio
+from tokenreduce.tasks.prompting import encode
+from tokenreduce.tasks.table import comparison
+from tokenreduce.viz import Stage, stack, strip
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked about which pictures, and the right answer where it is known."""
+
+    text: str
+    paths: tuple[Path, ...]
+    expected: str | None = None
+
+
+@tasks.register("generate")
+def generate(config: DictConfig, output: Path) -> dict[str, Any]:
+    """Answer, measure, draw; returns the numbers of the table.
+
+    output: folder of this run; `kept.png` is written into it.
+    """
+    question = read_question(config)
+    images = [load_image(path) for path in question.paths]
+    strategy, scheduler = build_strategy(config), build_scheduler(config)
+    loaded = load(config)
+    inputs = encode(loaded, question.text, images)
+
+    def reduced() -> tr.Reduction:
+        return tr.reduce(
+            loaded.model,
+            strategy,
+            scheduler,
+            positions=config.positions,
+            logits=config.logits,
+            seed=config.seed,
+        )
+
+    with reduced() as reduction:  # first, so that what cannot be reduced is refused at once
+        short = answer(loaded, inputs, config.max_new_tokens)
+        prefill(loaded.model, inputs)
+        report, kept = reduction.report.to_dict(), reduction.kept
+        picture = draw(images, reduction.places[0], kept, output / "kept.png")
+    full = answer(loaded, inputs, config.max_new_tokens)
+    chances: dict[str, dict[str, float]] = {}
+    for name, context in (("full", nullcontext), ("reduced", reduced)):
+        with context():
+            chances[name] = {
+                loaded.text(ids): likelihood(loaded.model, inputs, ids) for ids in (full, short)
+            }
+    times = prefill_times(loaded.model, inputs, (nullcontext, reduced), config.task.runs)
+    numbers = {
+        "question": question.text,
+        "images": [str(path) for path in question.paths],
+        "expected": question.expected,
+        "model": loaded.source,
+        "device": str(loaded.device),
+        "answers": dict(zip(("full", "reduced"), map(loaded.text, (full, short)), strict=True)),
+        "probability": chances,
+        "prefill_ms": dict(zip(("full", "reduced"), times, strict=True)),
+        "prefill_ratio": ratio(times[1], times[0]),
+        "report": report,
+        "kept": {str(layer): rows[0].tolist() for layer, rows in kept.items()},
+        "picture": str(picture),
+    }
+    Console().print(comparison(numbers, f"{config.strategy.name}, {config.scheduler.name}"))
+    return numbers
+
+
+def read_question(config: DictConfig) -> Question:
+    """What the user asks, or the example that ships with the package.
+
+    Raises:
+        ValueError: a picture without a question, or a question to someone else's model without a
+            picture.
+    """
+    folder = checkpoint_dir().parent
+    if config.image is None and (config.prompt is None or config.model.get("id") is None):
+        example = json.loads((folder / "example.json").read_text())
+        if config.prompt is None:
+            return Question(example["question"], (folder / "example.png",), example["answer"])
+        return Question(str(config.prompt), (folder / "example.png",))
+    if config.image is None:
+        raise ValueError("a prompt needs a picture: add image=path/to/picture.png")
+    if config.prompt is None:
+        raise ValueError('a picture needs a question: add prompt="What is this?"')
+    names = config.image if isinstance(config.image, ListConfig) else [config.image]
+    return Question(str(config.prompt), tuple(Path(str(name)) for name in names))
+
+
+def answer(loaded: Loaded, inputs: Mapping[str, Any], limit: int) -> Tensor:
+    """(n,) the tokens of the greedy answer, with the one that ends it, at most `limit`."""
+    with torch.inference_mode():
+        ids = loaded.model.generate(**inputs, max_new_tokens=limit, do_sample=False)
+    new: Tensor = ids[0, inputs["input_ids"].shape[1] :]
+    return new
+
+
+def draw(
+    images: list[Image.Image], places: Any, kept: Mapping[int, list[Tensor]], path: Path
+) -> Path:
+    """Draw the kept patches of every picture and stage; returns `path`."""
+    sheets = []
+    for number, image in enumerate(images):
+        mine = [i for i, place in enumerate(places) if place.image == number]
+        index = {token: i for i, token in enumerate(mine)}
+        stages = [Stage(range(len(mine)), f"all {len(mine)}")]
+        for layer, rows in kept.items():
+            stays = [index[i] for i in rows[0].tolist() if i in index]
+            stages.append(Stage(stays, f"from layer {layer}: {len(stays)}"))
+        sheets.append(strip(image, torch.tensor([places[i].box for i in mine]).numpy(), stages))
+    stack(sheets).save(path)
+    return path

@@ -1,0 +1,181 @@
+"""Loads the model and the processor that a model config names.
+
+`model.id` is a hub id or a local folder; null means the checkpoint that ships with the package.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TypeVar, cast
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from tokenreduce.adapter import adapter_for
+from tokenreduce.config import known
+from tokenreduce.embedded import checkpoint_dir
+from tokenreduce.registry import did_you_mean
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model, ready for inference on its device, and its processor.
+
+    `source` is the hub id or folder that it came from, `embedded` whether that is the checkpoint
+    that ships with the package.
+    """
+
+    model: Any
+    processor: Any
+    source: str
+    embedded: bool
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies and its inputs must go."""
+        return cast(torch.device, self.model.device)
+
+    def text(self, ids: Tensor) -> str:
+        """The words of the tokens `ids` (n,), without special tokens."""
+        return str(self.processor.decode(ids, skip_special_tokens=True)).strip()
+
+
+def load(config: DictConfig) -> Loaded:
+    """The model and processor of `config.model`, on `config.device`, with `config.attention`.
+
+    Weights are read from safetensors only, and code that comes with a checkpoint is not run unless
+    `model.trust_remote_code` says so for a fixed `model.revision`. Whether any adapter reads the
+    family is known before the weights are fetched.
+
+    Raises:
+        ValueError: nothing there to load, a family that no adapter reads, an unknown dtype,
+            attention or device; in one line, with the way out.
+    """
+    source, options = model_source(config), _hub_options(config.model)
+    device = pick_device(str(config.device))
+    dtype = _known(config.model.get("dtype", "auto"), DTYPES, "model.dtype")
+    attention = _known(config.attention, ATTENTIONS, "attention")
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    _calm_progress_bars()
+    family = _attempt(lambda: AutoConfig.from_pretrained(source, **options), source)
+    check_family(family)
+    model = _attempt(
+        lambda: AutoModelForImageTextToText.from_pretrained(
+            source,
+            config=family,
+            dtype=dtype,
+            attn_implementation=attention,
+            use_safetensors=True,
+            **options,
+        ),
+        source,
+    )
+    processor = _attempt(lambda: AutoProcessor.from_pretrained(source, **options), source)
+    return Loaded(model.to(device).eval(), processor, source, config.model.get("id") is None)
+
+
+def model_source(config: DictConfig) -> str:
+    """The hub id or folder of `config.model`; the embedded checkpoint's folder for `id: null`.
+
+    Raises:
+        ValueError: the embedded checkpoint is not there, or a path leads nowhere.
+    """
+    name = config.model.get("id")
+    if name is None:
+        folder = checkpoint_dir()
+        if not (folder / "config.json").is_file():
+            raise ValueError(
+                f"the embedded checkpoint is missing ({folder}): build it with "
+                "`tokenreduce task=train model=tiny`, or name another with model.id=..."
+            )
+        return str(folder)
+    path = Path(str(name)).expanduser()
+    looks_local = path.is_absolute() or str(name).startswith((".", "~")) or path.is_dir()
+    if looks_local and not (path / "config.json").is_file():
+        raise ValueError(
+            f"model.id={name} holds no config.json: give the folder of a checkpoint saved with "
+            "`save_pretrained`, or a hub id such as llava-hf/llava-1.5-7b-hf"
+        )
+    return str(path) if looks_local else str(name)
+
+
+def check_family(family: Any) -> None:
+    """Stop a checkpoint that no adapter reads before its weights are loaded.
+
+    Raises:
+        ValueError: no adapter reads it; the supported families are listed.
+    """
+    known("adapter")
+    adapter_for(cast(torch.nn.Module, SimpleNamespace(config=family)))
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; `auto` is an accelerator where there is one, else the CPU.
+
+    Raises:
+        ValueError: no such device on this machine.
+    """
+    if name == "auto":
+        there = torch.accelerator.is_available()
+        return (torch.accelerator.current_accelerator() if there else None) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device={name} cannot be used here ({str(error).splitlines()[0]}): "
+            "use auto, cpu, cuda, cuda:1 or mps"
+        ) from None
+    return device
+
+
+def _hub_options(model: DictConfig) -> dict[str, Any]:
+    trust, revision = bool(model.get("trust_remote_code", False)), model.get("revision")
+    if trust and revision is None:
+        raise ValueError(
+            "model.trust_remote_code=true runs code from the hub: pin it with "
+            "model.revision=<commit> that you have read"
+        )
+    if trust:
+        warnings.warn(f"running code of {model.id} at revision {revision}", stacklevel=3)
+    return {"trust_remote_code": trust, "revision": revision}
+
+
+def _known(value: Any, names: tuple[str, ...], option: str) -> str:
+    if value not in names:
+        raise ValueError(
+            f"{option}={value} is unknown{did_you_mean(str(value), names)} "
+            f"(known: {', '.join(names)})"
+        )
+    return str(value)
+
+
+def _attempt(read: Callable[[], T], source: str) -> T:
+    """What `read` returns; what transformers cannot read is said in one line."""
+    try:
+        return read()
+    except (OSError, ImportError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split("\n\n")[0].split())
+        raise ValueError(f"cannot load {source!r}: {reason}") from error
+
+
+def _calm_progress_bars() -> None:
+    """No progress bars in files and pipes."""
+    import sys
+
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        logging.disable_progress_bar()

@@ -1,0 +1,76 @@
+"""Measures a model on one prompt: prefill time, and how likely it finds an answer."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Context = Callable[[], AbstractContextManager[Any]]
+
+
+def prefill(model: Any, inputs: Mapping[str, Any]) -> Any:
+    """The forward pass over the whole prompt that `generate` begins with."""
+    with torch.inference_mode():
+        return model(**inputs, use_cache=True, logits_to_keep=1)
+
+
+def prefill_times(
+    model: Any, inputs: Mapping[str, Any], contexts: Sequence[Context], runs: int
+) -> list[list[float]]:
+    """Milliseconds of `runs` prefills within each context, in turn, after one that warms up.
+
+    In turn, so that whatever slows the machine down meets all of them; synchronised, so that the
+    work is done and not only asked for. The vision encoder is part of a prefill.
+    """
+    times: list[list[float]] = [[] for _ in contexts]
+    for i in range(runs + 1):
+        for row, context in zip(times, contexts, strict=True):
+            with context():
+                _synchronise(model.device)
+                start = time.perf_counter()
+                prefill(model, inputs)
+                _synchronise(model.device)
+                elapsed = time.perf_counter() - start
+            if i:
+                row.append(1e3 * elapsed)
+    return times
+
+
+def ratio(times: Sequence[float], base: Sequence[float]) -> float:
+    """The median over the rounds of one run's time over its neighbour's."""
+    return statistics.median(a / b for a, b in zip(times, base, strict=True))
+
+
+def likelihood(model: Any, inputs: Mapping[str, Any], answer: Tensor) -> float:
+    """The probability that `model` gives exactly the tokens `answer` (n,) after the prompt.
+
+    The answer follows in a second pass on the prompt's cache, so that a reduction decides on the
+    prompt alone, as it does when it generates.
+    """
+    answer = answer[None].to(inputs["input_ids"].device)
+    first = prefill(model, inputs)
+    logits = first.logits[:, -1:]
+    if answer.shape[1] > 1:
+        seen = inputs["attention_mask"]
+        mask = torch.cat([seen, seen.new_ones(1, answer.shape[1] - 1)], dim=1)
+        with torch.inference_mode():
+            rest = model(
+                input_ids=answer[:, :-1],
+                attention_mask=mask,
+                past_key_values=first.past_key_values,
+                use_cache=True,
+            )
+        logits = torch.cat([logits, rest.logits], dim=1)
+    chosen = logits.float().log_softmax(dim=-1).gather(2, answer[..., None])
+    return float(chosen.sum().exp())
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -1,0 +1,55 @@
+"""Turns a question and its pictures into the inputs that a checkpoint was trained to see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from tokenreduce.tasks.loading import Loaded
+
+
+def image_token(loaded: Loaded) -> str:
+    """The text that stands for a picture in a prompt of this model."""
+    token = getattr(loaded.processor, "image_token", None)
+    if token is None:
+        token = loaded.processor.tokenizer.decode([loaded.model.config.image_token_id])
+    return str(token)
+
+
+def full_prompt(loaded: Loaded, question: str, pictures: int) -> str:
+    """The text the model reads: the question within the checkpoint's chat template.
+
+    A question that already holds the image token is the user's own complete prompt. A processor
+    without a template gets LLaVA's plain form.
+    """
+    token = image_token(loaded)
+    if token in question:
+        return question
+    if getattr(loaded.processor, "chat_template", None):
+        content = [{"type": "image"}] * pictures + [{"type": "text", "text": question}]
+        messages = [{"role": "user", "content": content}]
+        template = loaded.processor.apply_chat_template
+        return str(template(messages, tokenize=False, add_generation_prompt=True))
+    return f"USER: {(token + chr(10)) * pictures}{question} ASSISTANT:"
+
+
+def encode(loaded: Loaded, question: str, images: Sequence[Image.Image]) -> Any:
+    """Model inputs for one question on `images`, on the model's device and in its dtype.
+
+    Raises:
+        ValueError: the user's own prompt has another number of image tokens than pictures.
+    """
+    text, token = full_prompt(loaded, question, len(images)), image_token(loaded)
+    if token in question and question.count(token) != len(images):
+        raise ValueError(
+            f"the prompt has {question.count(token)} times {token!r} for {len(images)} pictures: "
+            "write it once for each, or leave it out"
+        )
+    start = getattr(loaded.processor.tokenizer, "bos_token", None)
+    twice = bool(start) and text.startswith(str(start))  # the template has written it already
+    inputs = loaded.processor(
+        images=list(images), text=text, return_tensors="pt", add_special_tokens=not twice
+    )
+    return inputs.to(loaded.device, loaded.model.dtype)
