@@ -80,10 +80,11 @@ def solve(
 
     least = spent(0.0)
     if least > limit:
-        layers = ", ".join(str(stop.layer) for stop in build(0.0).stops(shape.layers))
+        layers = [str(stop.layer) for stop in build(0.0).stops(shape.layers)]
+        where = ", ".join(layers if len(layers) < 6 else [*layers[:3], "...", layers[-1]])
         raise ValueError(
             f"infeasible: the minimum is {_short(least)} {_UNITS[name]} with stops at layers "
-            f"{layers} of {shape.layers} even if they keep no visual token, and {_short(limit)} "
+            f"{where} of {shape.layers}, even with {FREE[rule]} at 0, and {_short(limit)} "
             "is asked for: stop at earlier layers, or raise the target"
         )
     return build(_largest(spent, limit))
