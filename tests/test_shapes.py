@@ -80,7 +80,8 @@ def test_an_unknown_split_is_refused_with_the_known_ones() -> None:
 def test_rendering_is_stable() -> None:
     """The pixels that the shipped checkpoint was trained on; a change here orphans it."""
     image, owners = render(SCENE, np.random.default_rng(0))
-    assert image.shape == (96, 96, 3) and owners.shape == (12, 12)
+    assert image.shape == (96, 96, 3)
+    assert owners.shape == (12, 12)
     assert set(owners.flat) == {-3, -2, -1, 0, 1, 2, 3, 4, 5}
     assert hashlib.sha256(image.tobytes()).hexdigest()[:16] == "c22fc7a4c5b815fa"
     sheet = b"".join(glyph(character, 9).tobytes() for character in GLYPHS)

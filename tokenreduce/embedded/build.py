@@ -100,8 +100,8 @@ def build_model(architecture: dict[str, Any], seed: int) -> LlavaForConditionalG
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """One token per word, punctuation split off, case kept.
 
-    A word of the vocabulary may begin with a capital ("What is ..."); glyphs are single capitals, so
-    the two do not collide. "color" is read as "colour".
+    A word of the vocabulary may begin with a capital ("What is ..."); glyphs are single capitals,
+    so the two do not collide. "color" is read as "colour".
     """
     backend = Tokenizer(
         models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>")
