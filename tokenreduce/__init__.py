@@ -26,6 +26,7 @@ from tokenreduce.schedulers.pyramid import Pyramid
 from tokenreduce.schedulers.single import Single
 from tokenreduce.strategies.fastv import FastV
 from tokenreduce.strategies.none import Keep
+from tokenreduce.strategies.pooling import Pooling
 from tokenreduce.strategies.pyramid_drop import PyramidDrop
 from tokenreduce.strategies.random import Random
 from tokenreduce.strategies.stride import Stride
