@@ -1,5 +1,6 @@
 """tokenreduce: drop, merge or pool the redundant visual tokens of vision-language models.
 
+Example:
     import tokenreduce as tr
 
     with tr.reduce(model, "pyramid_drop") as reduction:
@@ -7,52 +8,98 @@
     print(reduction.report)
 """
 
+# mypy: implicit-reexport
+# ruff: noqa: F401
+
 from __future__ import annotations
 
+import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from tokenreduce import adapters as _adapters  # registers the families that ship
-from tokenreduce import cost
-from tokenreduce import schedulers as _schedulers
-from tokenreduce import strategies as _strategies
-from tokenreduce.adapter import Adapter, adapters
-from tokenreduce.geometry import Picture
-from tokenreduce.registry import Registry, UnknownName
-from tokenreduce.scheduler import Scheduler, Stop, schedulers
-from tokenreduce.schedulers.cosine import Cosine
-from tokenreduce.schedulers.explicit import Explicit
-from tokenreduce.schedulers.linear import Linear
-from tokenreduce.schedulers.pyramid import Pyramid
-from tokenreduce.schedulers.single import Single
-from tokenreduce.strategies.fastv import FastV
-from tokenreduce.strategies.none import Keep
-from tokenreduce.strategies.pooling import Pooling
-from tokenreduce.strategies.pyramid_drop import PyramidDrop
-from tokenreduce.strategies.random import Random
-from tokenreduce.strategies.stride import Stride
-from tokenreduce.strategies.vtw import VTW
-from tokenreduce.strategy import Scorer, Strategy, select, strategies
-from tokenreduce.tokens import Places, Plan, Tokens
-
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the same names for type checkers, documentation and editors
+    from tokenreduce import cost
+    from tokenreduce.adapter import Adapter, adapters
     from tokenreduce.checkpoint import load
+    from tokenreduce.geometry import Picture
     from tokenreduce.reduction import Reduction, ReductionWarning, reduce, unwrap
+    from tokenreduce.registry import Registry, UnknownName
+    from tokenreduce.scheduler import Scheduler, Stop, schedulers
+    from tokenreduce.schedulers.cosine import Cosine
+    from tokenreduce.schedulers.explicit import Explicit
+    from tokenreduce.schedulers.linear import Linear
+    from tokenreduce.schedulers.pyramid import Pyramid
+    from tokenreduce.schedulers.single import Single
+    from tokenreduce.solve import solve
+    from tokenreduce.strategies.fastv import FastV
+    from tokenreduce.strategies.none import Keep
+    from tokenreduce.strategies.pooling import Pooling
+    from tokenreduce.strategies.pyramid_drop import PyramidDrop
+    from tokenreduce.strategies.random import Random
+    from tokenreduce.strategies.stride import Stride
+    from tokenreduce.strategies.vtw import VTW
+    from tokenreduce.strategy import Scorer, Strategy, select, strategies
+    from tokenreduce.tokens import Places, Plan, Tokens
 
 __version__ = "0.1.0"
 
-_ON_DEMAND = {
-    "Reduction": "tokenreduce.reduction",
-    "ReductionWarning": "tokenreduce.reduction",
-    "reduce": "tokenreduce.reduction",
-    "unwrap": "tokenreduce.reduction",
-    "load": "tokenreduce.checkpoint",
+_HOMES = {
+    "adapter": ("Adapter", "adapters"),
+    "checkpoint": ("load",),
+    "geometry": ("Picture",),
+    "reduction": ("Reduction", "ReductionWarning", "reduce", "unwrap"),
+    "registry": ("Registry", "UnknownName"),
+    "scheduler": ("Scheduler", "Stop", "schedulers"),
+    "schedulers.cosine": ("Cosine",),
+    "schedulers.explicit": ("Explicit",),
+    "schedulers.linear": ("Linear",),
+    "schedulers.pyramid": ("Pyramid",),
+    "schedulers.single": ("Single",),
+    "solve": ("solve",),
+    "strategies.fastv": ("FastV",),
+    "strategies.none": ("Keep",),
+    "strategies.pooling": ("Pooling",),
+    "strategies.pyramid_drop": ("PyramidDrop",),
+    "strategies.random": ("Random",),
+    "strategies.stride": ("Stride",),
+    "strategies.vtw": ("VTW",),
+    "strategy": ("Scorer", "Strategy", "select", "strategies"),
+    "tokens": ("Places", "Plan", "Tokens"),
 }
-"""Names whose modules need transformers, which `import tokenreduce` does not load."""
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+_REGISTERING = {"strategies", "schedulers", "adapters"}
+
+__all__ = ["__version__", "cost", *_HOME]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ON_DEMAND:
-        import importlib
+    """A public name, imported when it is first used: `tokenreduce --help` needs no torch."""
+    if name == "cost":
+        return importlib.import_module("tokenreduce.cost")
+    if name not in _HOME:
+        raise AttributeError(f"module 'tokenreduce' has no attribute {name!r}")
+    if name in _REGISTERING:  # a registry and, of the same name, the folder of those that ship
+        importlib.import_module(f"tokenreduce.{name}")
+    value = getattr(importlib.import_module(f"tokenreduce.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
 
-        return getattr(importlib.import_module(_ON_DEMAND[name]), name)
-    raise AttributeError(f"module 'tokenreduce' has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """The package; `tr.strategies` is the registry, although a folder has that name as well.
+
+    Python makes a submodule an attribute of its package when it is first imported, wherever that
+    happens. Where a public name is the same, the public name stands.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
