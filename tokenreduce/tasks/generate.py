@@ -10,7 +10,7 @@ Prints one table, writes `result.json`, and draws which patches stay at every st
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,17 +126,20 @@ def answer(loaded: Loaded, inputs: Mapping[str, Any], limit: int) -> Tensor:
 
 
 def draw(
-    images: list[Image.Image], places: Any, kept: Mapping[int, list[Tensor]], path: Path
+    images: Sequence[Image.Image],
+    pictures: Sequence[tr.Picture],
+    kept: Mapping[int, list[Tensor]],
+    path: Path,
 ) -> Path:
-    """Draw the kept patches of every picture and stage; returns `path`."""
-    sheets = []
-    for number, image in enumerate(images):
-        mine = [i for i, place in enumerate(places) if place.image == number]
-        index = {token: i for i, token in enumerate(mine)}
-        stages = [Stage(range(len(mine)), f"all {len(mine)}")]
+    """Draw the kept patches of every picture at every stage; returns `path`."""
+    sheets, start = [], 0
+    for image, picture in zip(images, pictures, strict=True):
+        end = start + len(picture)
+        stages = [Stage(range(len(picture)), f"all {len(picture)}")]
         for layer, rows in kept.items():
-            stays = [index[i] for i in rows[0].tolist() if i in index]
+            stays = [i - start for i in rows[0].tolist() if start <= i < end]
             stages.append(Stage(stays, f"from layer {layer}: {len(stays)}"))
-        sheets.append(strip(image, torch.tensor([places[i].box for i in mine]).numpy(), stages))
+        sheets.append(strip(image, picture.box.numpy(), stages))
+        start = end
     stack(sheets).save(path)
     return path
