@@ -1,0 +1,13 @@
+"""The law suite: what must hold for every strategy, on tiny models that need no download.
+
+A method's author runs it from their own tests:
+
+    import pytest
+    from tokenreduce.testing import laws
+
+    @pytest.mark.parametrize("case", laws.cases(), ids=str)
+    def test_laws(case):
+        case.check(Norm())
+
+`models` has the tiny models, `batches` the inputs, `oracle` the references, `laws` the laws.
+"""
