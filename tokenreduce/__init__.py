@@ -69,6 +69,7 @@ _HOMES = {
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 _REGISTERING = {"strategies", "schedulers", "adapters"}
+_TAKE_NAMES = {"reduce", "load", "solve"}
 
 __all__ = ["__version__", "cost", *_HOME]
 
@@ -79,8 +80,10 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("tokenreduce.cost")
     if name not in _HOME:
         raise AttributeError(f"module 'tokenreduce' has no attribute {name!r}")
-    if name in _REGISTERING:  # a registry and, of the same name, the folder of those that ship
-        importlib.import_module(f"tokenreduce.{name}")
+    for folder in sorted(_REGISTERING):
+        # a registry and, of the same name, the folder of those that ship
+        if folder == name or name in _TAKE_NAMES:
+            importlib.import_module(f"tokenreduce.{folder}")
     value = getattr(importlib.import_module(f"tokenreduce.{_HOME[name]}"), name)
     globals()[name] = value
     return value
