@@ -79,17 +79,15 @@ def assign(
     """The pictures of each sample, given every sample's number of visual tokens.
 
     Pictures are consumed in (batch, sequence) order. Beams repeat a sample's pictures: rows that
-    follow each other with the same count then share them. With `start`, `counts` holds one chunk
-    of a longer prompt of a single sample, which begins at visual token `start`.
+    follow each other with the same count then share them. A pass over one chunk of a longer prompt
+    has fewer tokens than the pictures: for a single sample these are the ones from `start` on.
 
     Returns None when the pictures do not add up to the counts; the layout is then unknown.
     """
     total, need = sum(len(p) for p in pictures), sum(counts)
-    if not total:
-        return None
-    if len(counts) == 1 and need <= total and (start or need < total):
-        return _window(pictures, start, counts[0])
-    if need % total:
+    if len(counts) == 1 and need < total:
+        return _window(pictures, start, need)
+    if not total or need % total:
         return None
     repeats, queue, rows = need // total, list(pictures), []
     for sample, count in enumerate(counts):

@@ -200,7 +200,7 @@ class Reduction:
         before = self._named(_parameters(self.decoder), self._decoder_before)
         on(self.decoder.register_forward_pre_hook(before, with_kwargs=True))
         after = Hook(self._decoder_after)
-        on(self.decoder.register_forward_hook(after, with_kwargs=True))
+        on(self.decoder.register_forward_hook(after, with_kwargs=True, always_call=True))
         for i, layer in enumerate(self.layers):
             on(layer.register_forward_pre_hook(self._layer_hook(i), with_kwargs=True))
         for name in self.adapter.encoders:
@@ -212,6 +212,7 @@ class Reduction:
 
     def _pictures_seen(self, call: dict[str, Any], output: Any) -> None:
         self._local.pictures = self.adapter.pictures(self.base, call, output)
+        self._local.used = 0
 
     def _root_before(
         self, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -272,20 +273,19 @@ class Reduction:
             mask = given.get("attention_mask")
         if visual is not None and visual.shape == (seq.batch, seq.length) and self._setup.stops:
             real = inputs.real_tokens(mask, start, seq.length)
-            seen = self._seen(given.get("past_key_values"), start)
             marked = getattr(self._local, "marked", None)
             pictures = marked[1] if marked else getattr(self._local, "pictures", [])
             labels = getattr(self._local, "labels", None)
-            inputs.describe(seq, visual.to(x.device), real, labels, pictures, seen)
+            used = getattr(self._local, "used", 0)
+            inputs.describe(seq, visual.to(x.device), real, labels, pictures, used)
+            self._local.used = used + sum(seq.counts)
         self._local.found = None
         return args, {**kwargs, KEY: seq}
 
-    def _seen(self, cache: Any, start: int) -> tuple[int, ...] | None:
-        """Visual tokens per sample that an earlier part of the same cache held."""
-        record = self._record
-        if record is None or not start or record.cache is None or record.cache() is not cache:
-            return None
-        return record.counts
+    def _continues(self, cache: Any, start: int) -> bool:
+        """Whether the latest record is of an earlier part of the same cache."""
+        known = None if self._record is None else self._record.cache
+        return bool(start) and known is not None and known() is cache
 
     def _layer_hook(self, i: int) -> Hook:
         def before(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -302,11 +302,13 @@ class Reduction:
         seq: Sequence | None = kwargs.get(KEY)
         if seq is None:
             return None
+        for capture in seq.evidence.values():
+            capture.close()
+        if output is None:  # the decoder raised
+            return None
         rows = getattr(self._local, "rows", None)
         if seq.visual is not None:
             self._remember(seq, getattr(output, "past_key_values", None))
-        for capture in seq.evidence.values():
-            capture.close()
         if seq.layout is None and rows is None:
             return None
         return restore_output(seq, output, rows)
@@ -322,7 +324,7 @@ class Reduction:
             seq.pictures,
             None if cache is None else weakref.ref(cache),
         )
-        if self._seen(cache, seq.start) is not None and self._record is not None:
+        if self._record is not None and self._continues(cache, seq.start):
             record = self._record.join(record)
         self._record = record
 

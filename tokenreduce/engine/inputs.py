@@ -84,11 +84,11 @@ def describe(
     real: Tensor | None,
     labels: Tensor | None,
     pictures: list[Picture],
-    seen: tuple[int, ...] | None,
+    used: int,
 ) -> bool:
     """Fills `seq` with what is known of its visual tokens; False when it has none after all.
 
-    `seen` counts the visual tokens of the same prompt in earlier chunks.
+    `used` counts the tokens of `pictures` that earlier chunks of the same prompt have used up.
     """
     real = None if real is None else real.to(visual.device, torch.bool)
     if real is not None:
@@ -108,7 +108,7 @@ def describe(
     seq.real = None if real is None or all(n == seq.length for n in present) else real
     seq.texts = tuple(n - v for n, v in zip(present, counts, strict=True))
     seq.asking, seq.asking_valid = _asking(seq, asks, max(answers))
-    found = assign(pictures, seq.counts, seen[0] if seen and len(seen) == 1 else 0)
+    found = assign(pictures, seq.counts, used)
     if found is None:
         found = [[Picture.unknown(n)] if n else [] for n in seq.counts]
     seq.pictures = found

@@ -14,7 +14,14 @@ from rich.table import Table
 def comparison(numbers: Mapping[str, Any], title: str) -> Table:
     """Answers, tokens, cost, time and probabilities, from the numbers of `result.json`."""
     report, answers = numbers["report"], numbers["answers"]
-    table = Table(title=escape(numbers["question"]), box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(
+        title=escape(numbers["question"]),
+        caption=f"FLOPs: {report['convention']}. Time: vision encoder and decoder, "
+        f"{numbers['device']}, the median of {len(numbers['prefill_ms']['full'])} runs in turn.",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        caption_justify="left",
+    )
     table.add_column("")
     table.add_column("full model")
     table.add_column(escape(title))
@@ -25,7 +32,7 @@ def comparison(numbers: Mapping[str, Any], title: str) -> Table:
     row("visual tokens", str(report["visual_tokens"][0]), stages(report))
     share = report["flops"] / report["flops_full"]
     row(
-        f"prefill FLOPs ({report['convention']})",
+        "prefill FLOPs",
         quantity(report["flops_full"], "", 1000),
         f"{quantity(report['flops'], '', 1000)}  ({share:.1%})",
     )
@@ -37,18 +44,19 @@ def comparison(numbers: Mapping[str, Any], title: str) -> Table:
     )
     times = {name: statistics.median(row) for name, row in numbers["prefill_ms"].items()}
     row(
-        f"prefill, median of {len(numbers['prefill_ms']['full'])}, {numbers['device']}",
+        "prefill time",
         f"{times['full']:.1f} ms",
-        f"{times['reduced']:.1f} ms  ({numbers['prefill_ratio']:.2f} x the full model)",
+        f"{times['reduced']:.1f} ms  ({numbers['prefill_ratio']:.2f} x)",
     )
-    for text, chance in numbers["probability"]["full"].items():
-        reduced = numbers["probability"]["reduced"][text]
-        row(f"probability of {escape(repr(text))}", f"{chance:.4f}", f"{reduced:.4f}")
+    for whose, text in answers.items():
+        if whose == "full" or text != answers["full"]:
+            chances = (f"{numbers['probability'][name][text]:.4f}" for name in answers)
+            row(f"probability of the {'left' if whose == 'full' else 'right'} answer", *chances)
     return table
 
 
 def stages(report: Mapping[str, Any]) -> str:
-    """How many tokens go on from which layer: `144, from layer 2: 72, from layer 4: 36`."""
+    """How many tokens go on from which layer, one line each."""
     counts = [f"{stop['kept'][0]} from layer {stop['layer']}" for stop in report["stops"]]
     return "\n".join([str(report["visual_tokens"][0]), *counts])
 

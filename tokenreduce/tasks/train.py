@@ -85,6 +85,8 @@ def export(model: LlavaForConditionalGeneration, processor: LlavaProcessor, outp
     model.float()
     processor.save_pretrained(folder)
     shutil.copy(output / "log.jsonl", folder / "training_log.jsonl")
+    for file in folder.iterdir():
+        file.chmod(0o644)  # safetensors writes for the owner only
     size = sum(file.stat().st_size for file in folder.iterdir())
     if size > SIZE_LIMIT:
         raise ValueError(f"the checkpoint takes {size} bytes; the limit is {SIZE_LIMIT}")
