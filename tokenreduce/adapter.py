@@ -2,7 +2,7 @@
 
 An adapter states facts: where the decoder layers are, which placeholder ids are visual, where the
 tokens of an image stand in it, and how a layer's queries and keys are made. The defaults hold for
-LLaMA-like decoders behind transformers' usual multimodal merge; a family's file states what differs.
+LLaMA-like decoders behind transformers' usual multimodal merge; a family's file says what differs.
 
 Shapes: b samples, l sequence, r query rows, d width, h heads, e head width.
 """
@@ -13,13 +13,15 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tokenreduce.geometry import Picture
 from tokenreduce.registry import Registry
 from tokenreduce.tokens import EVIDENCE
 
 Rotary = tuple[Tensor, Tensor]
+Part = Any
+"""A module of the model; which attributes it has is what an adapter knows."""
 
 
 class Adapter:
@@ -37,19 +39,19 @@ class Adapter:
     positions: ClassVar[frozenset[str]] = frozenset({"keep", "compact"})
     encoders: ClassVar[tuple[str, ...]] = ("get_image_features",)
 
-    def base(self, model: nn.Module) -> nn.Module:
+    def base(self, model: Part) -> Part:
         """The module that merges pictures into the text (`model.model` of a `…ForCausalLM`)."""
-        return cast(nn.Module, getattr(model, "base_model", model))
+        return getattr(model, "base_model", model)
 
-    def decoder(self, model: nn.Module) -> nn.Module:
+    def decoder(self, model: Part) -> Part:
         """The module whose `layers` are the decoder layers."""
-        found: Any = model.get_decoder() if hasattr(model, "get_decoder") else model
+        found = model.get_decoder() if hasattr(model, "get_decoder") else model
         while not hasattr(found, "layers"):
             inner = found.get_decoder()
             if inner is found:
                 raise ValueError(f"{type(model).__name__} has no decoder with `layers`")
             found = inner
-        return cast(nn.Module, found)
+        return found
 
     def visual_ids(self, config: Any) -> tuple[int, ...]:
         """The token ids that stand for visual tokens in `input_ids`."""
@@ -57,7 +59,7 @@ class Adapter:
         ids = (getattr(config, name, None) for name in names)
         return tuple(i for i in ids if i is not None)
 
-    def pictures(self, base: nn.Module, call: Mapping[str, Any], output: Any) -> list[Picture]:
+    def pictures(self, base: Part, call: Mapping[str, Any], output: Any) -> list[Picture]:
         """The geometry of the images of one encoder call, in order.
 
         Args:
@@ -68,51 +70,51 @@ class Adapter:
         features = getattr(output, "pooler_output", output)
         return [Picture.unknown(len(image)) for image in features]
 
-    def key_projection(self, layer: nn.Module) -> nn.Module:
+    def key_projection(self, layer: Part) -> Part:
         """The projection whose output `keys` accepts as `projected`, captured as the layer runs."""
-        return cast(nn.Module, cast(Any, layer).self_attn.k_proj)
+        return layer.self_attn.k_proj
 
-    def query_projection(self, layer: nn.Module) -> nn.Module:
+    def query_projection(self, layer: Part) -> Part:
         """The projection whose output `queries` accepts as `projected`."""
-        return cast(nn.Module, cast(Any, layer).self_attn.q_proj)
+        return layer.self_attn.q_proj
 
     def queries(
-        self, layer: nn.Module, hidden: Tensor, rotary: Rotary, projected: Tensor | None = None
+        self, layer: Part, hidden: Tensor, rotary: Rotary, projected: Tensor | None = None
     ) -> Tensor:
         """(b, h, r, e) rotated queries of `layer` for its inputs `hidden` (b, r, d)."""
-        attention = cast(Any, layer).self_attn
+        attention = layer.self_attn
         x = self._projected(layer, attention.q_proj, hidden, projected)
         return rotate(_heads(x, attention, "q_norm"), rotary)
 
     def keys(
-        self, layer: nn.Module, hidden: Tensor, rotary: Rotary, projected: Tensor | None = None
+        self, layer: Part, hidden: Tensor, rotary: Rotary, projected: Tensor | None = None
     ) -> Tensor:
         """(b, h_kv, l, e) rotated keys of `layer` for its inputs `hidden` (b, l, d)."""
-        attention = cast(Any, layer).self_attn
+        attention = layer.self_attn
         x = self._projected(layer, attention.k_proj, hidden, projected)
         return rotate(_heads(x, attention, "k_norm"), rotary)
 
     def _projected(
-        self, layer: nn.Module, projection: nn.Module, hidden: Tensor, projected: Tensor | None
+        self, layer: Part, projection: Part, hidden: Tensor, projected: Tensor | None
     ) -> Tensor:
         if projected is not None:
             return projected
-        return cast(Tensor, projection(cast(Any, layer).input_layernorm(hidden)))
+        return cast(Tensor, projection(layer.input_layernorm(hidden)))
 
-    def scaling(self, layer: nn.Module) -> float:
+    def scaling(self, layer: Part) -> float:
         """The factor on query-key products before the softmax."""
-        return float(cast(Any, layer).self_attn.scaling)
+        return float(layer.self_attn.scaling)
 
-    def rotary(self, decoder: nn.Module, hidden: Tensor, positions: Tensor) -> Rotary:
-        """cos and sin (b, l, e) for renumbered `positions` (b, l)."""
-        return cast(Rotary, cast(Any, decoder).rotary_emb(hidden, positions))
+    def rotary(self, decoder: Part, hidden: Tensor, positions: Tensor) -> Rotary:
+        """Cos and sin (b, l, e) for renumbered `positions` (b, l)."""
+        return cast(Rotary, decoder.rotary_emb(hidden, positions))
 
 
 adapters: Registry[type[Adapter]] = Registry("adapter")
 """Every known model family: name -> adapter class."""
 
 
-def adapter_for(model: nn.Module) -> Adapter:
+def adapter_for(model: Part) -> Adapter:
     """The adapter of `model`, found by its config's `model_type`.
 
     Raises:

@@ -89,7 +89,8 @@ def assign(
         return _window(pictures, start, need)
     if not total or need % total:
         return None
-    repeats, queue, rows = need // total, list(pictures), []
+    repeats, queue = need // total, list(pictures)
+    rows: list[list[Picture]] = []
     for sample, count in enumerate(counts):
         if sample % repeats:
             rows.append(rows[-1])
@@ -134,5 +135,8 @@ def _sample(pictures: list[Picture]) -> Tensor:
         torch.cat([getattr(p, name).long() for p in pictures])
         for name in ("tile", "row", "column", "separator")
     )
-    _, line = torch.stack([image, tile, row], dim=1).unique(dim=0, return_inverse=True)
+    # tokens of a row follow each other, so that rows can be numbered as they come
+    key = torch.stack([image, tile, row])
+    line = (key[:, 1:] != key[:, :-1]).any(dim=0).long().cumsum(dim=0)
+    line = torch.nn.functional.pad(line, (1, 0))
     return torch.stack([image, tile, row, column, line, separator])

@@ -7,8 +7,6 @@ Shapes: b samples, l sequence.
 
 from __future__ import annotations
 
-import inspect
-import threading
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -19,10 +17,9 @@ from torch import Tensor, nn
 
 from tokenreduce.adapter import Adapter, adapter_for, adapters
 from tokenreduce.cost import shape_of
-from tokenreduce.engine import inputs, passes
-from tokenreduce.engine.hooks import Hook, Watched, bind
-from tokenreduce.engine.restore import restore_output, text_rows
+from tokenreduce.engine.passes import Setup
 from tokenreduce.engine.sequence import Sequence
+from tokenreduce.engine.wiring import Wiring, parameters
 from tokenreduce.geometry import Picture
 from tokenreduce.registry import did_you_mean
 from tokenreduce.report import Record, Report, make_report
@@ -30,7 +27,6 @@ from tokenreduce.scheduler import Scheduler, Stop, schedulers
 from tokenreduce.strategy import Positions, Strategy, strategies
 from tokenreduce.tokens import Plan
 
-KEY = "tokenreduce_sequence"
 Logits = Literal["full", "text"]
 
 
@@ -54,17 +50,16 @@ class Reduction:
         self.model, self.strategy, self.scheduler = model, strategy, scheduler
         self.adapter, self.positions, self.logits, self.seed = adapter, positions, logits, seed
         core = unwrap(model)
-        self.base, self.decoder = adapter.base(core), adapter.decoder(core)
-        self.layers: Any = self.decoder.layers
-        self._setup = passes.Setup(
-            adapter, self.decoder, strategy, {}, positions, seed, _parameters(self.layers[0])
-        )
-        self._local = threading.local()
+        self.decoder = adapter.decoder(core)
+        names = parameters(self.decoder.layers[0])
+        self._setup = Setup(adapter, self.decoder, strategy, {}, positions, seed, names)
         self._record: Record | None = None
         self._applied = False
-        self._handles: list[Any] = []
         self.progress = 1.0
-        self._install(core)
+        roots = [model] if core is model else [model, core]
+        self._wiring = Wiring(
+            roots, adapter.base(core), self._setup, logits == "text", self._remember
+        )
 
     # -- what a caller reads -------------------------------------------------------------------
 
@@ -80,12 +75,13 @@ class Reduction:
 
     @progress.setter
     def progress(self, value: float) -> None:
-        depth = len(self.layers)
+        depth = len(self.decoder.layers)
         stops = self.scheduler.stops(depth, value) if self.strategy.reduces else ()
         for stop in stops:
             if not 0 <= stop.layer < depth:
                 raise ValueError(
-                    f"layer {stop.layer} is outside a decoder of {depth} layers: use 0 to {depth - 1}"
+                    f"layer {stop.layer} is outside a decoder of {depth} layers: "
+                    f"use 0 to {depth - 1}"
                 )
         self._progress = value
         self._setup.stops = {stop.layer: stop for stop in stops}
@@ -99,7 +95,7 @@ class Reduction:
 
     @property
     def kept(self) -> dict[int, list[Tensor]]:
-        """`{layer: [indices per sample]}` of the latest prompt: ascending, among its visual tokens."""
+        """`{layer: [indices per sample]}` of the latest prompt, ascending, counted at layer 0."""
         return self._latest().indices()
 
     @property
@@ -109,7 +105,7 @@ class Reduction:
 
     @property
     def places(self) -> list[list[Picture]]:
-        """Per sample, the pictures of the latest prompt: tile, row, column and box of each token."""
+        """Per sample, the pictures of the latest prompt: where each visual token stands."""
         return self._latest().pictures
 
     def _latest(self) -> Record:
@@ -128,27 +124,20 @@ class Reduction:
         Args:
             mask: (b, l) bool over the full sequence, cached tokens included; tokens behind it
                 (generated ones) are text. Beams may repeat its rows.
-            pictures: geometry of the marked tokens in reading order; a square per sample by default.
+            pictures: geometry of the marked tokens in reading order; a square per sample if None.
 
         Raises:
             TypeError: a mask that is not a 2-D bool tensor.
         """
         if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.dtype.is_floating_point:
             raise TypeError("the visual mask must be a bool tensor of shape (samples, sequence)")
-        earlier = getattr(self._local, "marked", None)
-        self._local.marked = (mask.bool(), pictures or [])
-        try:
+        with self._wiring.marked(mask.bool(), pictures or []):
             yield self
-        finally:
-            self._local.marked = earlier
 
     def remove(self) -> None:
         """Takes every hook off: the model is as it was. Warns when nothing was ever reduced."""
-        handles, self._handles = self._handles, []
-        for handle in handles:
-            handle.remove()
         asked = any(stop.keep < 1 for stop in self._setup.stops.values())
-        if handles and asked and not self._applied:
+        if self._wiring.remove() and asked and not self._applied:
             warnings.warn(
                 "the reduction was removed without having reduced anything: no forward pass had "
                 "enough visual tokens (mark them with `reduction.visual(mask)` for a bare decoder)",
@@ -168,7 +157,7 @@ class Reduction:
         return self
 
     def __repr__(self) -> str:
-        state = "" if self._handles else ", removed"
+        state = "" if self._wiring.handles else ", removed"
         return (
             f"Reduction({self.strategy}, {self.scheduler}, positions={self.positions!r}, "
             f"stops={[(s.layer, s.keep) for s in self.stops]}{state})"
@@ -179,139 +168,6 @@ class Reduction:
         from tokenreduce.checkpoint import save
 
         return save(self, directory)
-
-    # -- hooks ---------------------------------------------------------------------------------
-
-    def _install(self, core: nn.Module) -> None:
-        if any(isinstance(h, Hook) for h in self.decoder._forward_pre_hooks.values()):
-            raise ValueError(
-                f"this {type(core).__name__} is already reduced: remove() the other reduction first"
-            )
-        on = self._handles.append
-        for root in {id(m): m for m in (self.model, core)}.values():
-            names = _parameters(root)
-            before = self._named(names, self._root_before)
-            on(root.register_forward_pre_hook(before, with_kwargs=True))
-            after = Hook(self._root_after)
-            on(root.register_forward_hook(after, always_call=True))
-        if self.base is not core or self.base is self.decoder:
-            before = self._named(_parameters(self.base), self._base_before)
-            on(self.base.register_forward_pre_hook(before, with_kwargs=True))
-        before = self._named(_parameters(self.decoder), self._decoder_before)
-        on(self.decoder.register_forward_pre_hook(before, with_kwargs=True))
-        after = Hook(self._decoder_after)
-        on(self.decoder.register_forward_hook(after, with_kwargs=True, always_call=True))
-        for i, layer in enumerate(self.layers):
-            on(layer.register_forward_pre_hook(self._layer_hook(i), with_kwargs=True))
-        for name in self.adapter.encoders:
-            if hasattr(self.base, name):
-                on(Watched(self.base, name, self._pictures_seen))
-
-    def _named(self, names: tuple[str, ...], call: Any) -> Hook:
-        return Hook(lambda module, args, kwargs: call(names, args, kwargs))
-
-    def _pictures_seen(self, call: dict[str, Any], output: Any) -> None:
-        self._local.pictures = self.adapter.pictures(self.base, call, output)
-        self._local.used = 0
-
-    def _root_before(
-        self, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        given = bind(names, args, kwargs)
-        labels = given.get("labels")
-        if labels is not None:
-            self._local.labels = labels
-        if self.logits == "text" and getattr(self._local, "rows", None) is None:
-            return self._only_text(given, args, kwargs)
-        return None
-
-    def _only_text(
-        self, given: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        visual = self._visual(given)
-        if visual is None:
-            return None
-        rows = text_rows(visual)
-        self._local.rows = rows
-        labels = given.get("labels")
-        if labels is None:
-            return None
-        # the loss aligns positions and labels itself: hand it labels that are aligned already
-        ahead = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
-        picked = ahead.gather(1, rows.clamp(min=0)).masked_fill(rows < 0, -100)
-        return args, {**kwargs, "shift_labels": picked}
-
-    def _root_after(self, *_: Any) -> None:
-        self._local.labels = self._local.rows = self._local.found = None
-
-    def _base_before(
-        self, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        given = bind(names, args, kwargs)
-        self._local.found = (self._visual(given), given.get("attention_mask"))
-
-    def _visual(self, given: dict[str, Any]) -> Tensor | None:
-        """(b, l) where this call's tokens are visual: marked by the caller, or placeholders."""
-        marked = getattr(self._local, "marked", None)
-        if marked is None:
-            return inputs.placeholders(self.adapter, self.base, given)
-        x = given.get("inputs_embeds")
-        x = given["input_ids"] if x is None else x
-        mask = marked[0].to(x.device)
-        return inputs.chunk(mask, x.shape[0], _start(given.get("past_key_values")), x.shape[1])
-
-    def _decoder_before(
-        self, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        given = bind(names, args, kwargs)
-        x = given.get("inputs_embeds")
-        x = given["input_ids"] if x is None else x
-        start = _start(given.get("past_key_values"))
-        seq = Sequence(x.shape[0], x.shape[1], start, x.device)
-        visual, mask = getattr(self._local, "found", None) or (None, None)
-        if mask is None:
-            mask = given.get("attention_mask")
-        if visual is not None and visual.shape == (seq.batch, seq.length) and self._setup.stops:
-            real = inputs.real_tokens(mask, start, seq.length)
-            marked = getattr(self._local, "marked", None)
-            pictures = marked[1] if marked else getattr(self._local, "pictures", [])
-            labels = getattr(self._local, "labels", None)
-            used = getattr(self._local, "used", 0)
-            inputs.describe(seq, visual.to(x.device), real, labels, pictures, used)
-            self._local.used = used + sum(seq.counts)
-        self._local.found = None
-        return args, {**kwargs, KEY: seq}
-
-    def _continues(self, cache: Any, start: int) -> bool:
-        """Whether the latest record is of an earlier part of the same cache."""
-        known = None if self._record is None else self._record.cache
-        return bool(start) and known is not None and known() is cache
-
-    def _layer_hook(self, i: int) -> Hook:
-        def before(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            seq = kwargs.pop(KEY, None)
-            if seq is None:
-                return None
-            return passes.enter(self._setup, i, layer, args, kwargs, seq)
-
-        return Hook(before)
-
-    def _decoder_after(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> Any:
-        seq: Sequence | None = kwargs.get(KEY)
-        if seq is None:
-            return None
-        for capture in seq.evidence.values():
-            capture.close()
-        if output is None:  # the decoder raised
-            return None
-        rows = getattr(self._local, "rows", None)
-        if seq.visual is not None:
-            self._remember(seq, getattr(output, "past_key_values", None))
-        if seq.layout is None and rows is None:
-            return None
-        return restore_output(seq, output, rows)
 
     def _remember(self, seq: Sequence, cache: Any) -> None:
         self._applied = self._applied or bool(seq.steps)
@@ -324,7 +180,7 @@ class Reduction:
             seq.pictures,
             None if cache is None else weakref.ref(cache),
         )
-        if self._record is not None and self._continues(cache, seq.start):
+        if seq.start and self._record is not None and self._record.of(cache):
             record = self._record.join(record)
         self._record = record
 
@@ -367,7 +223,9 @@ def reduce(
     schedule = (
         chosen.scheduler() if scheduler is None else _instance(scheduler, schedulers, Scheduler)
     )
-    reader = adapter_for(unwrap(model)) if adapter is None else _instance(adapter, adapters, Adapter)
+    reader = (
+        adapter_for(unwrap(model)) if adapter is None else _instance(adapter, adapters, Adapter)
+    )
     missing = chosen.needs - reader.evidence
     if missing:
         raise TypeError(
@@ -406,11 +264,3 @@ def _instance(given: Any, registry: Any, kind: type) -> Any:
         f"a {registry.kind} is a registered name or an instance, not {given!r} "
         f"(known names: {', '.join(registry)})"
     )
-
-
-def _start(cache: Any) -> int:
-    return 0 if cache is None else int(cache.get_seq_length())
-
-
-def _parameters(module: nn.Module) -> tuple[str, ...]:
-    return tuple(inspect.signature(module.forward).parameters)

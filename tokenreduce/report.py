@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tokenreduce.cost import DecoderShape, kv_bytes, macs
@@ -34,6 +35,10 @@ class Record:
     plans: dict[int, Plan]
     pictures: list[list[Picture]]
     cache: Any = None
+
+    def of(self, cache: Any) -> bool:
+        """Whether this record is about what `cache` holds."""
+        return self.cache is not None and self.cache() is cache
 
     def join(self, later: Record) -> Record:
         """This record with a later part of the same prompt."""
@@ -64,8 +69,6 @@ class Record:
 
 
 def _beside(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    import torch
-
     return torch.cat([a[0], b[0]], dim=1), torch.cat([a[1], b[1]], dim=1)
 
 
@@ -108,7 +111,9 @@ class Report:
             for stop in self.stops
         ]
         lines.append(f"prefill FLOPs     {self.flops:.4g} of {self.flops_full:.4g} ({share:.1%})")
-        lines.append(f"KV cache          {self.kv_bytes:,} of {self.kv_bytes_full:,} bytes ({bytes_:.1%})")
+        lines.append(
+            f"KV cache          {self.kv_bytes:,} of {self.kv_bytes_full:,} bytes ({bytes_:.1%})"
+        )
         return "\n".join(lines)
 
 

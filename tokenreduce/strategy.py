@@ -84,7 +84,8 @@ def select(scores: Tensor, tokens: Tokens, budget: Sequence[int]) -> Plan:
     ranked = ranked.masked_fill(~tokens.valid, float("-inf"))
     limit = torch.tensor(counts, device=scores.device)[:, None]
     separator = tokens.places.separator & tokens.valid
-    order = ranked.masked_fill(separator, float("-inf")).argsort(dim=1, descending=True, stable=True)
+    ranked = ranked.masked_fill(separator, float("-inf"))
+    order = ranked.argsort(dim=1, descending=True, stable=True)
     if tokens.separated:
         mask = _with_separators(order, separator, tokens, limit)
     else:

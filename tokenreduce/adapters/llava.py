@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from torch import nn
-
-from tokenreduce.adapter import Adapter, adapters
+from tokenreduce.adapter import Adapter, Part, adapters
 from tokenreduce.geometry import Picture
 
 
@@ -17,7 +15,7 @@ class Llava(Adapter):
 
     families: ClassVar[frozenset[str]] = frozenset({"llava"})
 
-    def pictures(self, base: nn.Module, call: Mapping[str, Any], output: Any) -> list[Picture]:
+    def pictures(self, base: Part, call: Mapping[str, Any], output: Any) -> list[Picture]:
         """A grid per image; Pixtral's from `image_sizes` in pixels, CLIP's a square."""
         patch = base.config.vision_config.patch_size
         sizes = call.get("image_sizes")

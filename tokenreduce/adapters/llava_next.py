@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tokenreduce.adapter import Adapter, adapters
+from tokenreduce.adapter import Adapter, Part, adapters
 from tokenreduce.geometry import Picture, boxes
 
 
@@ -22,7 +22,7 @@ class LlavaNext(Adapter):
 
     families: ClassVar[frozenset[str]] = frozenset({"llava_next"})
 
-    def pictures(self, base: nn.Module, call: Mapping[str, Any], output: Any) -> list[Picture]:
+    def pictures(self, base: Part, call: Mapping[str, Any], output: Any) -> list[Picture]:
         """Coordinates traced through the model's own packing, token by token."""
         vision = base.config.vision_config
         side = vision.image_size // vision.patch_size
@@ -33,7 +33,7 @@ class LlavaNext(Adapter):
             found.append(_picture(packed, side) if fits else Picture.unknown(len(features)))
         return found
 
-    def _trace(self, base: Any, size: Tensor, side: int) -> Tensor:
+    def _trace(self, base: Part, size: Tensor, side: int) -> Tensor:
         """(n, 3) tile, row and column of every packed token; -1 for newlines."""
         from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 

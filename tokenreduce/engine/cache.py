@@ -111,18 +111,30 @@ class ShortLayer:
             self.shift = change(self.shift)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forgets the last tokens; they must have come after every reduced token."""
-        n = abs(int(tokens_to_remove))
-        if n > self.tail:
+        """Forgets the last tokens, -1 for the last one; every sample must still hold them."""
+        n = -int(tokens_to_remove)
+        if n < 0:
             raise ValueError(
-                f"cannot crop {n} tokens from a reduced cache: only the last {self.tail} came "
-                "after the reduced prompt"
+                f"crop({tokens_to_remove}): a reduced cache is cropped by a negative number, of "
+                "tokens to remove"
             )
-        if isinstance(self, DynamicSlidingWindowLayer):
+        if n and isinstance(self, DynamicSlidingWindowLayer):
             raise ValueError("cropping a reduced sliding-window cache is not supported")
+        inside = (
+            n - self.tail
+        )  # drafts that came with the prompt are in `order` (assisted decoding)
+        if inside > 0:
+            first = self.seen - n
+            last = torch.arange(first, first + inside, device=self.keys.device)
+            held = None if self.order is None else self.order[:, -inside:]
+            if held is None or held.shape[1] < inside or not bool((held == last).all()):
+                raise ValueError(
+                    f"cannot crop {n} tokens from a reduced cache: some of them were dropped"
+                )
+            self.order = self.order[:, :-inside]
         if n:
             self.keys, self.values = self.keys[..., :-n, :], self.values[..., :-n, :]
-            self.seen, self.tail = self.seen - n, self.tail - n
+            self.seen, self.tail = self.seen - n, max(-inside, 0)
 
     def reset(self) -> None:
         """Empties the layer."""
@@ -151,7 +163,7 @@ def short(cache: Cache, layer: int) -> ShortLayer:
     if kind not in _SHORT:
         _SHORT[kind] = type(f"Short{kind.__name__}", (ShortLayer, kind), {})
     # the class of an instance cannot be assigned (object layouts differ), so a twin takes its place
-    twin = object.__new__(_SHORT[kind])
+    twin: Any = object.__new__(_SHORT[kind])
     twin.__dict__.update(found.__dict__)
     twin.begin()
     cache.layers[layer] = twin

@@ -1,4 +1,4 @@
-"""Attention of a few query rows on the visual tokens, without an l x l map and without a second run.
+"""Attention of a few query rows on the visual tokens: no l x l map, no second run of a layer.
 
 Only the projections that a score needs are computed; what the layer before has just computed is
 captured as it runs. Softmax over the whole visible row, in fp32.
@@ -85,7 +85,8 @@ class LayerView:
     def _asking(self) -> tuple[Tensor, Tensor]:
         """(b, r) physical index of the asking tokens, and which entries count."""
         seq = self.seq
-        assert seq.asking is not None and seq.asking_valid is not None  # set with `seq.visual`
+        assert seq.asking is not None  # both are set with `seq.visual`
+        assert seq.asking_valid is not None
         if self.layout.index is None:
             return seq.asking, seq.asking_valid
         order = seq.order(self.layout).contiguous()

@@ -17,6 +17,7 @@ class Hook:
         self.call = call
 
     def __call__(self, *args: Any) -> Any:
+        """What torch calls."""
         return None if self.call is None else self.call(*args)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Hook:
@@ -40,6 +41,7 @@ class Watched:
         setattr(module, name, self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The original method, reported."""
         output = self.original(*args, **kwargs)
         bound = self.signature.bind(*args, **kwargs).arguments
         self.report({**bound, **bound.get("kwargs", {})}, output)

@@ -26,9 +26,7 @@ def merges_features(arguments: Mapping[str, Any]) -> bool:
     outputs = arguments.get("mm_encoder_outputs")
     if isinstance(outputs, Mapping) and any(value is not None for value in outputs.values()):
         return True
-    return any(
-        value is not None and name.startswith(RAW) for name, value in arguments.items()
-    )
+    return any(value is not None and name.startswith(RAW) for name, value in arguments.items())
 
 
 def placeholders(adapter: Adapter, base: nn.Module, arguments: Mapping[str, Any]) -> Tensor | None:
@@ -44,7 +42,8 @@ def placeholders(adapter: Adapter, base: nn.Module, arguments: Mapping[str, Any]
         return None
     table: Any = base
     known = table.get_input_embeddings()(torch.tensor(ids, device=embeds.device))
-    return (embeds[:, :, None] == known).all(dim=-1).any(dim=-1)
+    given: Tensor = embeds
+    return (given[:, :, None] == known).all(dim=-1).any(dim=-1)
 
 
 def chunk(mask: Tensor, batch: int, start: int, length: int) -> Tensor | None:
@@ -113,9 +112,7 @@ def describe(
         found = [[Picture.unknown(n)] if n else [] for n in seq.counts]
     seq.pictures = found
     seq.places = places(found, seq.device)
-    seq.separators = max(
-        (sum(int(p.separator.sum()) for p in row) for row in found), default=0
-    )
+    seq.separators = max((sum(int(p.separator.sum()) for p in row) for row in found), default=0)
     return True
 
 

@@ -50,6 +50,13 @@ def gathered(
             f"attention masks of type {type(mask).__name__} cannot be shortened: load the model "
             "with attn_implementation='sdpa' or 'eager'"
         )
+    given: Tensor = mask
+    return _rows_and_columns(given, queries, keys, start, total)
+
+
+def _rows_and_columns(
+    mask: Tensor, queries: Tensor, keys: Tensor, start: int, total: int
+) -> Tensor:
     column = keys - (total - mask.shape[-1])
     inside = column >= 0
     column = column.clamp(min=0)
@@ -69,9 +76,7 @@ def gathered(
     return mask.masked_fill(~seen, torch.finfo(mask.dtype).min)
 
 
-def visible(
-    mask: Any, queries: Tensor, keys: Tensor, *, start: int, total: int
-) -> Tensor:
+def visible(mask: Any, queries: Tensor, keys: Tensor, *, start: int, total: int) -> Tensor:
     """(b, 1, q, k) True where a query may see a key; the rows that scores are computed for."""
     present = (keys >= 0)[:, None, None, :]
     if not isinstance(mask, Tensor) or mask.dim() == 2:

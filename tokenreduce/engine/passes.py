@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenreduce.adapter import Adapter, Rotary
+from tokenreduce.adapter import Adapter, Part, Rotary
 from tokenreduce.engine.cache import Pending, ShortLayer, held, short
 from tokenreduce.engine.evidence import Capture, LayerView, evidence
 from tokenreduce.engine.masks import gathered
@@ -30,7 +30,7 @@ class Setup:
     """What stays the same from pass to pass."""
 
     adapter: Adapter
-    decoder: nn.Module
+    decoder: Part
     strategy: Strategy
     stops: Mapping[int, Stop]
     positions: Positions
@@ -39,7 +39,12 @@ class Setup:
 
 
 def enter(
-    setup: Setup, i: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], seq: Sequence
+    setup: Setup,
+    i: int,
+    layer: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    seq: Sequence,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of decoder layer `i` for the tokens that are left."""
     for name, value in zip(setup.names[1:], args[1:], strict=False):
@@ -200,7 +205,7 @@ def _shorten(
 
 
 def _stored(twin: ShortLayer, seq: Sequence, queries: Tensor) -> Tensor:
-    """(b, k) logical order of the keys that the layer will hold; shared by the layers of a stage."""
+    """(b, k) logical order of the keys that the layer will hold; one tensor for a whole stage."""
     key = ("stored", id(twin.order), twin.seen, twin.tail, id(queries))
 
     def make() -> Tensor:
@@ -275,5 +280,5 @@ def _renumbered(
     return setup.adapter.rotary(setup.decoder, hidden, ids), ids, total
 
 
-def _kind(decoder: nn.Module) -> str:
+def _kind(decoder: Part) -> str:
     return str(getattr(decoder.config, "_attn_implementation", "sdpa"))

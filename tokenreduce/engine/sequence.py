@@ -132,7 +132,9 @@ class Step:
         return gather(hidden, self.rows)
 
 
-def advance(seq: Sequence, before: Layout, plan: Plan, kept: tuple[int, ...]) -> tuple[Layout, Step]:
+def advance(
+    seq: Sequence, before: Layout, plan: Plan, kept: tuple[int, ...]
+) -> tuple[Layout, Step]:
     """The layout after `plan`, and the step to it. Padding leaves with the first stop.
 
     `kept` counts the tokens of each sample that stay, on the host: no sync.
@@ -160,9 +162,7 @@ def advance(seq: Sequence, before: Layout, plan: Plan, kept: tuple[int, ...]) ->
     rows = rows.clamp(min=0)
     index = rows if before.index is None else before.index.gather(1, rows)
     origin = before.origin.gather(1, plan.keep)
-    keep_valid = (
-        torch.ones_like(plan.keep, dtype=torch.bool) if plan.valid is None else plan.valid
-    )
+    keep_valid = torch.ones_like(plan.keep, dtype=torch.bool) if plan.valid is None else plan.valid
     # where the surviving visual tokens now stand
     where = torch.arange(width, device=seq.device).expand_as(rows)
     table = position.new_zeros(seq.batch, present + 1).scatter_(

@@ -1,0 +1,234 @@
+"""The hooks of one reduction on one model: how a forward pass becomes a `Sequence`, and back.
+
+Four kinds of modules are watched: the root (labels come in, logits go out), the multimodal base
+(placeholders), the decoder (a `Sequence` begins, hidden states are restored) and its layers.
+Shapes: b samples, l sequence, t positions whose logits are wanted.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from tokenreduce.adapter import Part
+from tokenreduce.engine import inputs, passes
+from tokenreduce.engine.hooks import Hook, Watched, bind
+from tokenreduce.engine.restore import restore_output, text_rows
+from tokenreduce.engine.sequence import Sequence
+from tokenreduce.geometry import Picture
+
+KEY = "tokenreduce_sequence"
+"""The keyword under which a `Sequence` travels from the decoder to its layers."""
+
+Arguments = tuple[Any, ...]
+Keywords = dict[str, Any]
+
+
+@dataclass
+class Frame:
+    """What one thread's current call has told so far.
+
+    Attributes:
+        labels: of the root's call.
+        rows: (b, t) positions whose logits are wanted; None for all.
+        found: the visual mask and the attention mask that the base was called with.
+        marked: the caller's own mask, and pictures.
+        pictures: of the latest encoder call; `used` counts their tokens that have had their turn.
+    """
+
+    labels: Tensor | None = None
+    rows: Tensor | None = None
+    found: tuple[Tensor | None, Any] = (None, None)
+    marked: tuple[Tensor, list[Picture]] | None = None
+    pictures: list[Picture] = field(default_factory=list)
+    used: int = 0
+
+
+class Wiring:
+    """Puts the hooks on; `remove()` takes them off.
+
+    Args:
+        roots: the modules that a caller may call, outermost first.
+        base: the multimodal module.
+        setup: what the layers do.
+        only_text: whether logits of visual positions are left out.
+        remember: told about every pass with visual tokens, and its cache.
+
+    Raises:
+        ValueError: another reduction is on the model.
+    """
+
+    def __init__(
+        self,
+        roots: list[nn.Module],
+        base: Part,
+        setup: passes.Setup,
+        only_text: bool,
+        remember: Callable[[Sequence, Any], None],
+    ) -> None:
+        self.base, self.setup, self.only_text, self.remember = base, setup, only_text, remember
+        self.handles: list[Any] = []
+        self._local = threading.local()
+        decoder = setup.decoder
+        if any(isinstance(hook, Hook) for hook in decoder._forward_pre_hooks.values()):
+            raise ValueError(
+                f"this {type(roots[-1]).__name__} is already reduced: remove() the other "
+                "reduction first"
+            )
+        for root in roots:
+            self._before(root, self._root_before)
+            self._after(root, self._root_after)
+        if base not in roots or base is decoder:
+            self._before(base, self._base_before)
+        self._before(decoder, self._decoder_before)
+        self._after(decoder, self._decoder_after)
+        for i, layer in enumerate(decoder.layers):
+            hook = Hook(self._layer_before(i))
+            self.handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+        for name in setup.adapter.encoders:
+            if hasattr(base, name):
+                self.handles.append(Watched(base, name, self._encoded))
+
+    def remove(self) -> bool:
+        """Takes every hook off; False when they were off already."""
+        handles, self.handles = self.handles, []
+        for handle in handles:
+            handle.remove()
+        return bool(handles)
+
+    @contextmanager
+    def marked(self, mask: Tensor, pictures: list[Picture]) -> Iterator[None]:
+        """The caller's visual mask (b, l) holds inside the block, in this thread."""
+        frame = self.frame
+        earlier, frame.marked = frame.marked, (mask, pictures)
+        try:
+            yield
+        finally:
+            frame.marked = earlier
+
+    @property
+    def frame(self) -> Frame:
+        """This thread's frame."""
+        if not hasattr(self._local, "frame"):
+            self._local.frame = Frame()
+        frame: Frame = self._local.frame
+        return frame
+
+    def _before(self, module: nn.Module, call: Callable[..., Any]) -> None:
+        names = parameters(module)
+
+        def hook(_: nn.Module, args: Arguments, kwargs: Keywords) -> Any:
+            return call(bind(names, args, kwargs), args, kwargs)
+
+        self.handles.append(module.register_forward_pre_hook(Hook(hook), with_kwargs=True))
+
+    def _after(self, module: nn.Module, call: Callable[..., Any]) -> None:
+        def hook(_: nn.Module, args: Arguments, kwargs: Keywords, output: Any) -> Any:
+            return call(kwargs, output)
+
+        handle = module.register_forward_hook(Hook(hook), with_kwargs=True, always_call=True)
+        self.handles.append(handle)
+
+    # -- root: labels, and which logits are wanted ---------------------------------------------
+
+    def _root_before(self, given: Mapping[str, Any], args: Arguments, kwargs: Keywords) -> Any:
+        frame, labels = self.frame, given.get("labels")
+        if labels is not None:
+            frame.labels = labels
+        if not self.only_text or frame.rows is not None:
+            return None
+        visual = self._visual(given)
+        if visual is None:
+            return None
+        frame.rows = text_rows(visual)
+        if labels is None:
+            return None
+        # the loss aligns positions and labels itself: hand it labels that are aligned already
+        ahead = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+        picked = ahead.gather(1, frame.rows.clamp(min=0)).masked_fill(frame.rows < 0, -100)
+        return args, {**kwargs, "shift_labels": picked}
+
+    def _root_after(self, kwargs: Keywords, output: Any) -> None:
+        frame = self.frame
+        frame.labels, frame.rows, frame.found = None, None, (None, None)
+
+    # -- base: which tokens are visual ---------------------------------------------------------
+
+    def _encoded(self, call: Keywords, output: Any) -> None:
+        self.frame.pictures = self.setup.adapter.pictures(self.base, call, output)
+        self.frame.used = 0
+
+    def _base_before(self, given: Mapping[str, Any], args: Arguments, kwargs: Keywords) -> None:
+        self.frame.found = (self._visual(given), given.get("attention_mask"))
+
+    def _visual(self, given: Mapping[str, Any]) -> Tensor | None:
+        """(b, l) where this call's tokens are visual: marked by the caller, or placeholders."""
+        marked = self.frame.marked
+        if marked is None:
+            return inputs.placeholders(self.setup.adapter, self.base, given)
+        x = _tokens(given)
+        start = _start(given)
+        return inputs.chunk(marked[0].to(x.device), x.shape[0], start, x.shape[1])
+
+    # -- decoder: a pass begins and ends -------------------------------------------------------
+
+    def _decoder_before(self, given: Mapping[str, Any], args: Arguments, kwargs: Keywords) -> Any:
+        frame, x = self.frame, _tokens(given)
+        seq = Sequence(x.shape[0], x.shape[1], _start(given), x.device)
+        (visual, mask), frame.found = frame.found, (None, None)
+        if mask is None:
+            mask = given.get("attention_mask")
+        if visual is not None and visual.shape == (seq.batch, seq.length) and self.setup.stops:
+            real = inputs.real_tokens(mask, seq.start, seq.length)
+            pictures = frame.pictures if frame.marked is None else frame.marked[1]
+            inputs.describe(seq, visual.to(x.device), real, frame.labels, pictures, frame.used)
+            frame.used += sum(seq.counts)
+        return args, {**kwargs, KEY: seq}
+
+    def _decoder_after(self, kwargs: Keywords, output: Any) -> Any:
+        seq: Sequence | None = kwargs.get(KEY)
+        if seq is None:
+            return None
+        for capture in seq.evidence.values():
+            capture.close()
+        if output is None:  # the decoder raised
+            return None
+        if seq.visual is not None:
+            self.remember(seq, getattr(output, "past_key_values", None))
+        rows = self.frame.rows
+        if seq.layout is None and rows is None:
+            return None
+        return restore_output(seq, output, rows)
+
+    def _layer_before(self, i: int) -> Callable[..., Any]:
+        def before(layer: nn.Module, args: Arguments, kwargs: Keywords) -> Any:
+            seq = kwargs.pop(KEY, None)
+            if seq is None:
+                return None
+            return passes.enter(self.setup, i, layer, args, kwargs, seq)
+
+        return before
+
+
+def parameters(module: nn.Module) -> tuple[str, ...]:
+    """The names of the parameters of a module's forward, after self."""
+    return tuple(inspect.signature(module.forward).parameters)
+
+
+def _tokens(given: Mapping[str, Any]) -> Tensor:
+    """(b, l, …) what the sequence is made of: embeddings or ids."""
+    x = given.get("inputs_embeds")
+    tokens: Tensor = given["input_ids"] if x is None else x
+    return tokens
+
+
+def _start(given: Mapping[str, Any]) -> int:
+    """How many tokens are cached before this call."""
+    cache = given.get("past_key_values")
+    return 0 if cache is None else int(cache.get_seq_length())
