@@ -70,6 +70,26 @@ class Adapter:
         features = getattr(output, "pooler_output", output)
         return [Picture.unknown(len(image)) for image in features]
 
+    def view(self, processor: Any, width: int, height: int) -> tuple[float, float, float, float]:
+        """The part of an original picture that the tokens see, as fractions of it.
+
+        Args:
+            processor: the checkpoint's image processor; CLIP's resizes the shorter side and cuts
+                out the centre, LLaVA's may pad to a square instead.
+            width, height: of the original, in pixels.
+        """
+        if getattr(processor, "do_pad", False):  # to a square, before resizing
+            side = max(width, height)
+            x, y = (side - width) / 2 / width, (side - height) / 2 / height
+            return -x, -y, 1 + x, 1 + y
+        shortest = _side(getattr(processor, "size", None), "shortest_edge")
+        if not getattr(processor, "do_center_crop", False) or shortest is None:
+            return 0.0, 0.0, 1.0, 1.0
+        scale = shortest / min(width, height)
+        x = _side(processor.crop_size, "width", shortest) / (width * scale)
+        y = _side(processor.crop_size, "height", shortest) / (height * scale)
+        return (1 - x) / 2, (1 - y) / 2, (1 + x) / 2, (1 + y) / 2
+
     def key_projection(self, layer: Part) -> Part:
         """The projection whose output `keys` accepts as `projected`, captured as the layer runs."""
         return layer.self_attn.k_proj
@@ -137,6 +157,11 @@ def rotate(x: Tensor, rotary: Rotary) -> Tensor:
     cos, sin = (table.unsqueeze(1).to(x.dtype) for table in rotary)
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def _side(size: Any, name: str, default: Any = None) -> Any:
+    value = size.get(name) if isinstance(size, Mapping) else getattr(size, name, None)
+    return default if value is None else value
 
 
 def _heads(x: Tensor, attention: Any, norm: str) -> Tensor:

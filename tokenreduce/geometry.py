@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,7 +25,8 @@ class Picture:
         row, column: (n,) position in the tile's grid; a separator has the row that it ends and
             the column after the last one.
         separator: (n,) True for tokens that carry no picture (LLaVA-NeXT's newline).
-        box: (n, 4) left, top, right, bottom as fractions of the original picture.
+        box: (n, 4) left, top, right, bottom as fractions of the picture that the model was given;
+            `inside` moves them to the original where the processor has cropped or padded it.
     """
 
     tile: Tensor
@@ -55,6 +56,18 @@ class Picture:
         """`n` tokens of unknown layout: a square where `n` is one, else a single row."""
         side = math.isqrt(n)
         return cls.grid(side, side) if side * side == n else cls.grid(1, n)
+
+    def inside(self, view: tuple[float, float, float, float]) -> Picture:
+        """This picture with its boxes moved into `view`, the part of the original that was seen.
+
+        Args:
+            view: left, top, right, bottom as fractions of the original; beyond 0 to 1 where the
+                picture was padded.
+        """
+        left, top, right, bottom = view
+        scale = torch.tensor([right - left, bottom - top] * 2)
+        box = self.box * scale + torch.tensor([left, top] * 2)
+        return replace(self, box=torch.where(self.separator[:, None], self.box, box))
 
     @classmethod
     def join(cls, tiles: Sequence[Picture]) -> Picture:

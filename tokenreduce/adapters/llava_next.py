@@ -33,6 +33,10 @@ class LlavaNext(Adapter):
             found.append(_picture(packed, side) if fits else Picture.unknown(len(features)))
         return found
 
+    def view(self, processor: Any, width: int, height: int) -> tuple[float, float, float, float]:
+        """All of it: the whole image is stretched, and the tiles' padding is cut off again."""
+        return 0.0, 0.0, 1.0, 1.0
+
     def _trace(self, base: Part, size: Tensor, side: int) -> Tensor:
         """(n, 3) tile, row and column of every packed token; -1 for newlines."""
         from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
