@@ -76,7 +76,8 @@ class Adapter:
         Args:
             processor: the checkpoint's image processor; CLIP's resizes the shorter side and cuts
                 out the centre, LLaVA's may pad to a square instead.
-            width, height: of the original, in pixels.
+            width: of the original, in pixels.
+            height: likewise.
         """
         if getattr(processor, "do_pad", False):  # to a square, before resizing
             side = max(width, height)
