@@ -193,7 +193,7 @@ def test_other_kinds_of_cache_are_refused(llava, layer):
     prompt = batch(LLAVA, (1,))
     options = {"max_new_tokens": 2, "do_sample": False}
     with tr.reduce(llava, "random", tr.Single(layer, 0.5)) as reduction:
-        with pytest.raises(ValueError, match="StaticLayer cannot hold .* use a DynamicCache"):
+        with pytest.raises(ValueError, match=r"StaticLayer cannot hold .* use a DynamicCache"):
             llava.generate(**prompt.inputs, cache_implementation="static", **options)
         cache = StaticCache(config=llava.config.get_text_config(), max_cache_len=99)
         with pytest.raises(ValueError, match="use a DynamicCache"):

@@ -1,0 +1,159 @@
+"""Which positions are visual, for any number of images, sizes and ways of handing them over."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import tokenreduce as tr
+from tokenreduce.testing.batches import batch
+from tokenreduce.testing.models import FAMILIES, IMAGE
+from tokenreduce.testing.oracle import filled, left, masked
+
+LLAVA, NEXT = FAMILIES["llava"], FAMILIES["llava_next"]
+
+
+@pytest.mark.parametrize("family", [LLAVA, NEXT], ids=str)
+@pytest.mark.parametrize("images", [(1,), (3,), (0, 1, 2), (2, 0, 0, 1)])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_rows_with_any_number_of_images(family, images, side, schedule):
+    model, prompt = family.model(), batch(family, images, side=side)
+    with torch.no_grad():
+        with tr.reduce(model, "pyramid_drop", schedule, positions="keep") as reduction:
+            ours = model(**prompt.inputs).logits
+        with masked(model, prompt.visual, reduction.kept):
+            theirs = model(**prompt.inputs).logits
+    report = reduction.report
+    assert report.visual_tokens == prompt.counts
+    assert report.applied == [n > 0 for n in images]
+    assert [len(row) for row in reduction.places] == list(images)
+    for layer, keep in ((2, 0.5), (4, 0.2)):
+        found = reduction.kept[layer]
+        assert [len(x) for x in found] == [round(n * keep) for n in prompt.counts]
+        assert all((x.diff() > 0).all() for x in found)
+    theirs, seen = filled(theirs, left(prompt.visual, prompt.real, reduction.kept))
+    there = seen & prompt.real
+    torch.testing.assert_close(ours[there], theirs[there], atol=3e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", [LLAVA, NEXT], ids=str)
+def test_ways_of_handing_images_over_agree(family, schedule):
+    """Raw pixels by name, by position, encoded beforehand, and generate() choose the same tokens."""
+    model, prompt = family.model(), batch(family, (1, 2))
+    inputs = dict(prompt.inputs)
+    ids, pixels, mask = (inputs.pop(n) for n in ("input_ids", "pixel_values", "attention_mask"))
+    found = []
+    with torch.no_grad(), tr.reduce(model, "pyramid_drop", schedule) as reduction:
+        model(**prompt.inputs)
+        found.append((reduction.kept, reduction.report, reduction.places))
+        names = ("image_sizes",) if family is NEXT else ()
+        model(ids, pixels, *(inputs[n] for n in names), attention_mask=mask)
+        found.append((reduction.kept, reduction.report, reduction.places))
+        encoded = model.model.get_image_features(pixel_values=pixels, return_dict=True, **inputs)
+        model(input_ids=ids, attention_mask=mask, mm_encoder_outputs={"image": encoded})
+        found.append((reduction.kept, reduction.report, reduction.places))
+        model.generate(**prompt.inputs, max_new_tokens=2, do_sample=False)
+        found.append((reduction.kept, reduction.report, reduction.places))
+        model.model(**prompt.inputs)  # without the head
+        found.append((reduction.kept, reduction.report, reduction.places))
+    for kept, report, places in found:
+        assert report == found[0][1]
+        for layer in (2, 4):
+            for a, b in zip(kept[layer], found[0][0][layer], strict=True):
+                assert torch.equal(a, b)
+        for row, first in zip(places, found[0][2], strict=True):
+            assert [len(p) for p in row] == [len(p) for p in first]
+            assert all(torch.equal(p.box, q.box) for p, q in zip(row, first, strict=True))
+
+
+def test_a_text_only_batch_passes_untouched(llava, schedule):
+    prompt = batch(LLAVA, (0, 0))
+    with torch.no_grad():
+        plain = llava(**prompt.inputs).logits
+        said = llava.generate(**prompt.inputs, max_new_tokens=5, do_sample=False)
+        reduction = tr.reduce(llava, "pyramid_drop", schedule)
+        ours = llava(**prompt.inputs).logits
+        again = llava.generate(**prompt.inputs, max_new_tokens=5, do_sample=False)
+        with pytest.raises(RuntimeError, match="no prompt with visual tokens"):
+            _ = reduction.report
+        with pytest.warns(tr.ReductionWarning, match="without having reduced anything"):
+            reduction.remove()
+    assert torch.equal(plain, ours)
+    assert torch.equal(said, again)
+
+
+def test_a_placeholder_id_in_a_text_prompt_is_text(llava, schedule):
+    """Without features to merge, transformers embeds the id like a word; so do we."""
+    prompt = batch(LLAVA, (0,))
+    ids = prompt.inputs["input_ids"].clone()
+    ids[0, 3:9] = IMAGE
+    with torch.no_grad():
+        plain = llava(input_ids=ids).logits
+        reduction = tr.reduce(llava, "random", schedule)
+        assert torch.equal(llava(input_ids=ids).logits, plain)
+        with pytest.warns(tr.ReductionWarning):
+            reduction.remove()
+
+
+def test_images_can_be_told_apart(llava_next, schedule):
+    """Several images of different shapes in one prompt: places count images, and lines go on."""
+    seen = []
+
+    class Look(tr.Stride):
+        def plan(self, tokens, budget):
+            seen.append(tokens)
+            return super().plan(tokens, budget)
+
+    prompt = batch(NEXT, (1, 3))
+    with torch.no_grad(), tr.reduce(llava_next, Look(), tr.Single(0, 0.5)) as reduction:
+        llava_next(**prompt.inputs)
+    tokens, places = seen[0], reduction.places
+    for row, pictures in enumerate(places):
+        valid = tokens.valid[row]
+        assert tokens.places.image[row, valid].bincount().tolist() == [len(p) for p in pictures]
+        for name in ("tile", "row", "column", "separator"):
+            mine = torch.cat([getattr(p, name) for p in pictures])
+            assert torch.equal(getattr(tokens.places, name)[row, valid], mine)
+        line = tokens.places.line[row, valid]
+        assert line[0] == 0
+        assert set(line.diff().tolist()) == {0, 1}
+        separators = torch.cat([p.separator for p in pictures])
+        assert (line.diff()[separators[:-1]] == 1).all()
+
+
+def test_a_pixtral_tower_has_a_grid_per_image(schedule):
+    from transformers import (
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        PixtralVisionConfig,
+    )
+
+    vision = PixtralVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        image_size=32, patch_size=4,
+    )  # fmt: skip
+    text = LlamaConfig(
+        vocab_size=99, hidden_size=32, intermediate_size=48, num_hidden_layers=6,
+        num_attention_heads=4, num_key_value_heads=2,
+    )  # fmt: skip
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=IMAGE, vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(config).eval()
+    ids = torch.tensor([[1, 11, *[IMAGE] * 15, 12, *[IMAGE] * 8, 13, 14]])
+    inputs = {
+        "input_ids": ids,
+        "pixel_values": torch.randn(2, 3, 12, 20),
+        "image_sizes": torch.tensor([[12, 20], [8, 16]]),
+    }
+    with torch.no_grad(), tr.reduce(model, "stride", schedule) as reduction:
+        model(**inputs)
+        first, second = reduction.places[0]
+        model.generate(**inputs, max_new_tokens=2, do_sample=False, eos_token_id=None)
+    assert (first.row.max(), first.column.max()) == (2, 4)
+    assert (second.row.max(), second.column.max()) == (1, 3)
+    assert reduction.report.visual_tokens == [23]
+    assert [len(p) for p in reduction.places[0]] == [15, 8]
