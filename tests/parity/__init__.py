@@ -1,0 +1,1 @@
+"""Recorded parity: the outputs of the original implementations, reproduced by this engine."""
