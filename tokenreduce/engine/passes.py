@@ -69,8 +69,9 @@ def enter(
     if fresh and seq.visual is not None and i + 1 in setup.stops:
         wanted = setup.strategy.needs & FROM_BEFORE
         if wanted:
-            view = _view(setup, layer, hidden, logical, seq, layout, cached, past)
-            seq.evidence[i + 1] = Capture(view, every="attention_received" in wanted)
+            with torch.no_grad():  # a score is no part of the loss, and checkpointing counts tensors
+                view = _view(setup, layer, hidden, logical, seq, layout, cached, past)
+                seq.evidence[i + 1] = Capture(view, every="attention_received" in wanted)
     if by_name:
         kwargs["hidden_states"] = hidden
         return (), kwargs

@@ -146,11 +146,13 @@ class Wiring:
         visual = self._visual(given)
         if visual is None:
             return None
-        frame.rows = text_rows(visual)
+        real = inputs.real_tokens(given.get("attention_mask"), _start(given), visual.shape[1])
         if labels is None:
+            frame.rows = text_rows(visual, real)
             return None
         # the loss aligns positions and labels itself: hand it labels that are aligned already
         ahead = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+        frame.rows = text_rows(visual, real, ahead != -100)
         picked = ahead.gather(1, frame.rows.clamp(min=0)).masked_fill(frame.rows < 0, -100)
         return args, {**kwargs, "shift_labels": picked}
 
@@ -184,7 +186,7 @@ class Wiring:
         (visual, mask), frame.found = frame.found, (None, None)
         if mask is None:
             mask = given.get("attention_mask")
-        if visual is not None and visual.shape == (seq.batch, seq.length) and self.setup.stops:
+        if visual is not None and visual.shape == (seq.batch, seq.length):
             real = inputs.real_tokens(mask, seq.start, seq.length)
             pictures = frame.pictures if frame.marked is None else frame.marked[1]
             inputs.describe(seq, visual.to(x.device), real, frame.labels, pictures, frame.used)
