@@ -1,0 +1,203 @@
+"""Writes the tables of strategies, schedulers and model families into the documentation.
+
+    python scripts/generate_docs.py            # write them
+    python scripts/generate_docs.py --check    # only say whether they are up to date
+
+The registries are the source: what is registered is in the tables. A table stands between
+`<!-- generated: NAME -->` and `<!-- end -->` in README.md and in the pages of docs/.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import tokenreduce as tr
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCK = re.compile(r"(<!-- generated: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+Row = Iterable[str]
+
+
+def main(arguments: list[str]) -> int:
+    """Write every table, or with `--check` only compare; returns the exit code."""
+    if set(arguments) - {"--check"}:
+        print("usage: python scripts/generate_docs.py [--check]", file=sys.stderr)
+        return 2
+    stale = [path for path in pages() if render(path.read_text(), path) != path.read_text()]
+    if "--check" in arguments:
+        for path in stale:
+            print(f"{path.relative_to(ROOT)} is out of date: run python scripts/generate_docs.py")
+        print(f"{len(pages())} pages checked, {len(stale)} out of date")
+        return 1 if stale else 0
+    for path in stale:
+        path.write_text(render(path.read_text(), path))
+        print(f"written: {path.relative_to(ROOT)}")
+    return 0
+
+
+def pages() -> list[Path]:
+    """The files that may hold generated tables."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def render(text: str, path: Path) -> str:
+    """`text` with the content of every generated block made anew.
+
+    Raises:
+        KeyError: a block of an unknown name.
+    """
+
+    def fill(found: re.Match[str]) -> str:
+        name = found["name"]
+        if name not in TABLES:
+            raise KeyError(f"{path}: no table {name!r} (known: {', '.join(TABLES)})")
+        return f"{found[1]}{TABLES[name]()}\n{found[3]}"
+
+    return BLOCK.sub(fill, text)
+
+
+def strategies() -> str:
+    """The short table of the README."""
+    return table(
+        ("strategy", "what stays", "its scheduler", "paper"),
+        (
+            (f"`{name}`", summary(kind), schedule(kind), paper(kind))
+            for name, kind in tr.strategies.items()
+        ),
+    )
+
+
+def methods() -> str:
+    """Every fact that a strategy states about itself."""
+    head = ("name", "class", "evidence", "where", "reads the question", "positions", "scheduler")
+    return table(
+        (*head, "options", "paper"),
+        (
+            (
+                f"`{name}`",
+                link(kind, "reference/strategies.md"),
+                ", ".join(f"`{need}`" for need in sorted(kind.needs)) or "none",
+                str(getattr(kind, "site", "decoder layer")),
+                "yes" if kind.reads_text else "no",
+                f"`{kind.positions}`",
+                schedule(kind),
+                options(kind),
+                paper(kind),
+            )
+            for name, kind in tr.strategies.items()
+        ),
+    )
+
+
+def schedulers() -> str:
+    """Name, effect and options of every scheduler."""
+    return table(
+        ("scheduler", "what it does", "options"),
+        ((f"`{name}`", summary(kind), options(kind)) for name, kind in tr.schedulers.items()),
+    )
+
+
+def adapters() -> str:
+    """Which models are read, and what can be measured on them."""
+    return table(
+        ("adapter", "models", "`config.model_type`", "positions"),
+        (
+            (
+                f"`{name}`",
+                summary(kind).rstrip("."),
+                ", ".join(f"`{family}`" for family in sorted(kind.families)),
+                ", ".join(f"`{rule}`" for rule in sorted(kind.positions, reverse=True)),
+            )
+            for name, kind in tr.adapters.items()
+        ),
+    )
+
+
+def evidence() -> str:
+    """What a strategy may name in `needs`, and which adapters can measure it."""
+    from tokenreduce.tokens import EVIDENCE
+
+    return table(
+        ("evidence", "shape and meaning", "adapters"),
+        (
+            (
+                f"`{name}`",
+                meaning,
+                ", ".join(f"`{a}`" for a, kind in tr.adapters.items() if name in kind.evidence),
+            )
+            for name, meaning in EVIDENCE.items()
+        ),
+    )
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    "strategies": strategies,
+    "methods": methods,
+    "schedulers": schedulers,
+    "adapters": adapters,
+    "evidence": evidence,
+}
+
+
+def table(head: Row, rows: Iterable[Row]) -> str:
+    """A Markdown table."""
+    head = list(head)
+    lines = [head, ["---"] * len(head), *map(list, rows)]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
+
+
+def summary(kind: type) -> str:
+    """The first sentence of a class's docstring, on one line."""
+    text = " ".join((inspect.getdoc(kind) or "").split("\n\n")[0].split())
+    return re.split(r"(?<=\.)\s", text)[0]
+
+
+def schedule(kind: type[tr.Strategy]) -> str:
+    """The scheduler that a strategy brings, as it would be written in Python."""
+    scheduler = kind().scheduler()
+    if not kind.reduces:
+        return "none"
+    given = ", ".join(
+        f"{field.name}={getattr(scheduler, field.name)!r}"
+        for field in fields(scheduler)
+        if field.name != "rounding" or scheduler.rounding != "nearest"  # type: ignore[attr-defined]
+    )
+    return f"`{type(scheduler).__name__}({given})`"
+
+
+def options(kind: type) -> str:
+    """The options of a class with their defaults."""
+    return ", ".join(f"`{field.name}={field.default!r}`" for field in fields(kind)) or "none"
+
+
+def fields(kind: Any) -> tuple[dataclasses.Field[Any], ...]:
+    """The fields of a dataclass that a caller sets; none of any other class."""
+    if not dataclasses.is_dataclass(kind):
+        return ()
+    return tuple(field for field in dataclasses.fields(kind) if field.init)
+
+
+def paper(kind: type[tr.Strategy]) -> str:
+    """A link to the paper, where a strategy names one."""
+    number = kind.paper.removeprefix("arXiv ")
+    if number == kind.paper:
+        return kind.paper or "–"
+    return f"[{kind.paper}](https://arxiv.org/abs/{number})"
+
+
+def link(kind: type, page: str) -> str:
+    """A class, linked to its entry in the reference."""
+    return f"[`{kind.__name__}`]({page}#{kind.__module__}.{kind.__qualname__})"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,176 @@
+"""What the documentation says runs, is complete, and is reached."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sybil import Sybil
+from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+
+import tokenreduce as tr
+import tokenreduce.strategies  # noqa: F401 - registers what ships
+from tokenreduce.config import compose
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+RUNNER = Sybil(parsers=[PythonCodeBlockParser(), SkipParser()], pattern="*.md", path=str(ROOT))
+
+COMMAND = re.compile(r"(?:\.venv/bin/)?tokenreduce(?:\s+(?P<rest>[^#\n]*))?(?:#.*)?")
+FLAGS = {"-m", "--multirun"}
+PLUGIN_ONLY = re.compile(r"--config-dir|=norm\b")
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def with_code() -> list[Path]:
+    return [path for path in PAGES if "```python" in path.read_text()]
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """Page and arguments of every `tokenreduce …` line in a shell block."""
+    for path in PAGES:
+        for block in re.findall(r"```(?:console|bash|sh)\n(.*?)```", path.read_text(), re.DOTALL):
+            for line in block.splitlines():
+                last = line.split("&&")[-1].strip()
+                found = COMMAND.fullmatch(last)
+                if found and not PLUGIN_ONLY.search(last):
+                    yield name(path), (found["rest"] or "").strip()
+
+
+@pytest.mark.parametrize("path", with_code(), ids=name)
+def test_python_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From top to bottom, in one namespace per page, as a reader would."""
+    monkeypatch.chdir(tmp_path)
+    registries: list[Any] = [tr.strategies, tr.schedulers, tr.adapters]
+    before = [dict(registry._entries) for registry in registries]
+    try:
+        for example in RUNNER.parse(path):
+            example.evaluate()
+    finally:
+        for registry, entries in zip(registries, before, strict=True):
+            registry._entries = entries
+
+
+def test_most_pages_have_code() -> None:
+    assert len(with_code()) >= 6
+
+
+@pytest.mark.parametrize(("page", "arguments"), list(commands()))
+def test_commands_compose(page: str, arguments: str) -> None:
+    """Every documented command line is a configuration that exists."""
+    if arguments.startswith("--help"):
+        return
+    words = [word for word in shlex.split(arguments) if word not in FLAGS]
+    if words[-2:-1] in (["--cfg"], ["--info"]):
+        words = words[:-2]
+    sweep = any(flag in shlex.split(arguments) for flag in FLAGS)
+    words = [re.sub(r",.*", "", word) if sweep else _quoted(word) for word in words]
+    config = compose(words)
+    assert config.task.name, page
+
+
+def _quoted(word: str) -> str:
+    """As `tokenreduce.cli.quote_text` does for free text."""
+    key, equals, value = word.partition("=")
+    return f"{key}='{value}'" if equals and key in ("prompt", "image", "model.id") else word
+
+
+def test_there_are_commands() -> None:
+    assert len(list(commands())) >= 10
+
+
+def documented() -> set[str]:
+    """Every path behind `:::`, and what it holds if it is a module."""
+    paths = set()
+    for path in DOCS.rglob("*.md"):
+        paths |= set(re.findall(r"^::: (\S+)", path.read_text(), re.MULTILINE))
+    return paths
+
+
+@pytest.mark.parametrize("public", [n for n in tr.__all__ if n not in ("__version__", "cost")])
+def test_public_names_are_in_the_reference(public: str) -> None:
+    assert f"tokenreduce.{tr._HOME[public]}.{public}" in documented()
+
+
+@pytest.mark.parametrize("path", sorted(documented()))
+def test_reference_names_what_exists(path: str) -> None:
+    """A `:::` block of a name that is gone would otherwise only show when the site is built."""
+    module, _, attribute = path.rpartition(".")
+    found: Any = importlib.import_module(module)
+    assert hasattr(found, attribute) or importlib.import_module(path)
+
+
+def test_cost_is_in_the_reference() -> None:
+    assert "tokenreduce.cost" in documented()
+
+
+def test_everything_registered_is_documented() -> None:
+    methods = (DOCS / "methods.md").read_text()
+    families = (DOCS / "families.md").read_text()
+    for entry in [*tr.strategies, *tr.schedulers]:
+        assert f"| `{entry}` |" in methods
+    for entry in tr.adapters:
+        assert f"| `{entry}` |" in families
+    classes = documented()
+    for registry in (tr.strategies, tr.schedulers, tr.adapters):
+        shipped = [kind for kind in registry.values() if kind.__module__.startswith("tokenreduce.")]
+        assert shipped
+        for kind in shipped:
+            assert f"{kind.__module__}.{kind.__qualname__}" in classes
+
+
+def test_every_method_says_how_to_cite_it() -> None:
+    citing = (DOCS / "citing.md").read_text()
+    for entry, kind in tr.strategies.items():
+        assert f"`{entry}`" in citing
+        assert kind.paper.removeprefix("arXiv ") in citing
+
+
+def test_generated_tables_are_up_to_date() -> None:
+    script = ROOT / "scripts" / "generate_docs.py"
+    run = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    listed = re.findall(r"^\s+- (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert len(listed) == len(set(listed))
+    assert set(listed) == {str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_links_within_the_repository_lead_somewhere(path: Path) -> None:
+    """On disk, as on a page that shows the files; mkdocs checks the site's own."""
+    if "--8<--" in path.read_text():
+        return
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text()):
+        if not target.startswith(("http://", "https://")):
+            assert (path.parent / target).exists(), f"{name(path)}: {target}"
+
+
+def test_readme_opens_with_the_two_commands() -> None:
+    """Main job and tests, each with its own set-up: what CI and readers run letter for letter."""
+    block = re.search(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert block is not None
+    main, tests = block[1].strip().splitlines()
+    assert main.endswith(".venv/bin/tokenreduce")
+    assert tests.endswith(".venv/bin/pytest")
+    assert "$(sed" in (ROOT / ".ci" / "run").read_text()  # CI reads them from there
+
+
+def test_versions_agree() -> None:
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    assert f'version = "{tr.__version__}"' in pyproject
+    assert f"version: {tr.__version__}" in (ROOT / "CITATION.cff").read_text()
+    assert f"## [{tr.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
