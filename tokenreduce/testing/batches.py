@@ -110,7 +110,7 @@ class Batch:
 def batch(
     family: Family, images: tuple[int, ...] = (1, 0, 2), side: Side = "left", seed: int = 0
 ) -> Batch:
-    """A ragged batch for a family: sample i has `images[i]` pictures, and its own length of text."""
+    """A ragged batch: sample i has `images[i]` pictures, and its own length of text."""
     generator = torch.Generator().manual_seed(1 + seed)
     pictures, runs = _pictures(family, sum(images), generator)
     rows, marks, answers, at = [], [], [], 0
@@ -138,8 +138,8 @@ def batch(
     inputs = {"attention_mask": real.long()}
     if family.bare:
         table = torch.randn(WORDS, WIDTH, generator=generator)
-        shown = torch.randn(*tokens.shape, WIDTH, generator=generator)
-        inputs["inputs_embeds"] = torch.where(visual[..., None], shown, table[tokens])
+        shown = torch.randn(int(visual.sum()), WIDTH, generator=generator)
+        inputs["inputs_embeds"] = table[tokens].masked_scatter(visual[..., None], shown)
     else:
         inputs |= {"input_ids": tokens} | pictures
     labels = torch.tensor([padded(answer, IGNORED) for answer in answers])

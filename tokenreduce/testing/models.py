@@ -20,8 +20,8 @@ WIDTH = 32
 WORDS = 99
 IMAGE = 7
 """The placeholder id of the multimodal models; text is drawn from the ids above 9."""
-SPREAD = 0.25
-"""Standard deviation of the weight matrices: query-key products then spread by about 2."""
+SPREAD = 0.2
+"""Standard deviation of the weight matrices: query-key products then spread by about 1.3."""
 TILE = 12
 """Side of LLaVA-NeXT's tiles in pixels; patches have 4."""
 

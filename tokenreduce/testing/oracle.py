@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 Kept = Mapping[int, list[Tensor]]
-"""`reduction.kept`: per stop, the ascending indices of the kept tokens among a sample's visual ones."""
+"""`reduction.kept`: per stop and sample, the kept indices among the sample's visual tokens."""
 
 
 def decoder_of(model: Any) -> Any:

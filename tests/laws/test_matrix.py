@@ -1,0 +1,69 @@
+"""Every registered strategy x scheduler x adapter x attention kind obeys the laws."""
+
+import pytest
+
+import tokenreduce as tr
+from tokenreduce.testing import laws
+from tokenreduce.testing.models import FAMILIES
+
+STRATEGIES = list(tr.strategies)
+CASES = laws.cases()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_laws(strategy, case):
+    case.check(tr.strategies.build(strategy))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_choices(strategy):
+    laws.check_choices(tr.strategies.build(strategy))
+
+
+def test_the_matrix_has_everything_that_is_registered():
+    assert len(STRATEGIES) >= 7
+    assert len(tr.schedulers) >= 5
+    assert len(tr.adapters) >= 3
+    covered = {
+        (FAMILIES[case.family].adapter, case.scheduler, case.attention)
+        for case in CASES
+        if FAMILIES[case.family].main
+    }
+    expected = {
+        (adapter, scheduler, attention)
+        for adapter in tr.adapters
+        for scheduler in [laws.OWN, *tr.schedulers]
+        for attention in ("sdpa", "eager")
+    }
+    assert covered == expected, "an adapter without a tiny model in tokenreduce.testing.models?"
+    assert {case.family for case in CASES} == set(FAMILIES)
+    assert len(CASES) >= 56
+
+
+def test_every_case_runs_under_a_schedule_that_reduces():
+    for case in CASES:
+        if case.scheduler != laws.OWN:
+            trial = case.trial(tr.Stride())
+            assert any(stop.keep < 1 for stop in trial.stops), str(case)
+
+
+def test_evidence_that_a_family_lacks_is_refused_with_that_reason():
+    class Needy(tr.Stride):
+        needs = frozenset({"attention", "tea leaves"})
+
+    for family in ("llama", "llava"):
+        for case in laws.cases(families=[family], scheduled=["single"], attentions=["sdpa"]):
+            case.check(Needy())  # passes only when the refusal names what is missing
+            with pytest.raises(TypeError, match="tea leaves"):
+                case.trial(Needy()).forward()
+
+
+def test_options_of_strategies_obey_the_laws():
+    for strategy in (tr.FastV(score="received"), tr.Pooling(mode="max")):
+        laws.check_choices(strategy)
+        chosen = laws.cases(
+            families=["llama-gqa", "llava_next"], scheduled=["explicit"], attentions=["sdpa"]
+        )
+        for case in chosen:
+            case.check(strategy)

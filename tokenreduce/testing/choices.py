@@ -1,0 +1,261 @@
+"""The laws of a strategy by itself: what `plan` may do, without a model.
+
+The tokens are made up, sample by sample, with every kind of evidence; a strategy is asked for
+several budgets. Shapes: b samples, v visual tokens, k kept, d width, h heads.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from tokenreduce.geometry import Picture, boxes, places
+from tokenreduce.strategy import Strategy
+from tokenreduce.tokens import EVIDENCE, Plan, Tokens
+
+WIDTH, HEADS = 8, 3
+LENGTHS = {"h": HEADS, "d": WIDTH, "l": 11, "e": 4}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample's tokens: its pictures, hidden states and evidence, without padding."""
+
+    pictures: list[Picture]
+    seed: int
+
+    def __len__(self) -> int:
+        return sum(len(picture) for picture in self.pictures)
+
+    def draw(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Random numbers that depend on the sample and the name alone."""
+        seed = self.seed * 1009 + sum(ord(c) * (i + 1) for i, c in enumerate(name))
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def lined(rows: int, columns: int) -> Picture:
+    """A grid with a separator at the end of every row, as LLaVA-NeXT has them."""
+    at = torch.arange(rows * (columns + 1))
+    row, column = at // (columns + 1), at % (columns + 1)
+    box = boxes(row, column, rows, columns)
+    return Picture(torch.ones_like(row), row, column, column == columns, box)
+
+
+GRIDS = (
+    Sample([Picture.grid(4, 4)], 1),
+    Sample([], 2),
+    Sample([Picture.grid(3, 5), Picture.grid(2, 2)], 3),
+    Sample([Picture.grid(1, 1)], 4),
+)
+"""A square, no picture, two pictures, a single token."""
+LINES = (
+    Sample([Picture.join([Picture.grid(3, 3), lined(4, 3)])], 5),
+    Sample([Picture.grid(3, 3)], 6),
+    Sample([Picture.join([Picture.grid(2, 2), lined(2, 6)]), lined(3, 2)], 7),
+)
+"""With separators, without, and with two pictures of different tiles."""
+
+
+def tokens_of(samples: Sequence[Sample], layer: int = 2, gap: int = 0) -> Tokens:
+    """The tokens of a batch; `gap` adds that much padding."""
+    counts = tuple(len(sample) for sample in samples)
+    v = max(counts) + gap
+    valid = torch.arange(v) < torch.tensor(counts)[:, None]
+    where = places([sample.pictures for sample in samples], torch.device("cpu"))
+    if gap:
+        fields = (where.image, where.tile, where.row, where.column, where.line, where.separator)
+        where = type(where)(*(torch.nn.functional.pad(x, (0, gap)) for x in fields))
+    origin = torch.arange(v).expand(len(samples), v).masked_fill(~valid, 0).contiguous()
+    return Tokens(
+        hidden=_stacked(samples, "hidden", ("v", "d"), v),
+        valid=valid,
+        origin=origin,
+        places=where,
+        counts=counts,
+        original=max(counts),
+        layer=layer,
+        separators=max(sum(int(p.separator.sum()) for p in s.pictures) for s in samples),
+        evidence=_evidence(samples, v),
+    )
+
+
+def _evidence(samples: Sequence[Sample], v: int) -> Mapping[str, Callable[[], Tensor]]:
+    """Every kind of evidence that has a shape; attention is a positive share."""
+    found: dict[str, Callable[[], Tensor]] = {}
+    for name, text in EVIDENCE.items():
+        shape = re.match(r"\(b, ([a-z, ]+)\)", text)
+        if shape:
+            dims = tuple(shape[1].split(", "))
+            found[name] = partial(_measured, samples, name, dims, v)
+    return found
+
+
+def _measured(samples: Sequence[Sample], name: str, dims: tuple[str, ...], v: int) -> Tensor:
+    x = _stacked(samples, name, dims, v)
+    return x.sigmoid() if "attention" in name else x
+
+
+def _stacked(samples: Sequence[Sample], name: str, dims: tuple[str, ...], v: int) -> Tensor:
+    """(b, *dims) every sample's numbers; what stands at padding is large and means nothing."""
+    rows = []
+    for sample in samples:
+        own = [len(sample) if dim == "v" else LENGTHS.get(dim, 5) for dim in dims]
+        row = sample.draw(name, tuple(own))
+        for axis, dim in enumerate(dims):
+            if dim == "v":
+                size = list(row.shape)
+                size[axis] = v - len(sample)
+                row = torch.cat([row, torch.full(size, 50.0)], dim=axis)
+        rows.append(row)
+    return torch.stack(rows)
+
+
+def budgets(counts: Sequence[int]) -> list[tuple[int, ...]]:
+    """Budgets to ask for: nothing, one each, thirds, most, one less than all, and all."""
+    shares: list[tuple[int, ...]] = [tuple(int(n * s) for n in counts) for s in (0, 1 / 3, 0.5, 0.8)]
+    shares += [tuple(min(1, n) for n in counts), tuple(max(n - 1, 0) for n in counts)]
+    return [*dict.fromkeys(shares), tuple(counts)]
+
+
+# -- the laws ------------------------------------------------------------------------------------
+
+
+def keeps_exactly_the_budget(strategy: Strategy) -> None:
+    """Exactly the budget of every sample, ascending, each once, and never padding."""
+    for tokens, budget in _asked(strategy):
+        plan = strategy.plan(tokens, budget)
+        said = f"{strategy} with the budget {list(budget)} of {list(tokens.counts)}"
+        assert plan.keep.dtype == torch.long, f"{said}: indices of type {plan.keep.dtype}"
+        assert plan.keep.shape == (len(budget), max(budget)), f"{said}: shape {plan.keep.shape}"
+        for i, index in enumerate(kept_rows(plan)):
+            assert len(index) == budget[i], f"{said}: keeps {len(index)} of sample {i}"
+            assert bool((index.diff() > 0).all()), f"{said}: {index.tolist()} does not ascend"
+            assert bool(tokens.valid[i, index].all()), f"{said}: keeps padding in sample {i}"
+        if plan.group is not None:
+            _groups(said, tokens, plan)
+
+
+def _groups(said: str, tokens: Tokens, plan: Plan) -> None:
+    """Merged tokens go to slots that exist, padding to none, and no slot stays empty."""
+    assert plan.group is not None
+    assert plan.group.shape == tokens.valid.shape, f"{said}: groups of shape {plan.group.shape}"
+    for i, index in enumerate(kept_rows(plan)):
+        group = plan.group[i]
+        assert bool((group[~tokens.valid[i]] == -1).all()), f"{said}: merges padding"
+        used = group[group >= 0]
+        assert bool((used < len(index)).all()), f"{said}: merges into slots that do not exist"
+        assert len(used.unique()) == len(index), f"{said}: leaves slots of sample {i} empty"
+
+
+def writes_to_nothing(strategy: Strategy) -> None:
+    """The tensors that a strategy is given are as they were, and it says the same again."""
+    for tokens, budget in _asked(strategy):
+        where = tokens.places
+        given = [tokens.hidden, tokens.valid, tokens.origin, where.image, where.tile, where.row]
+        given += [where.column, where.line, where.separator]
+        measured = {name: make() for name, make in tokens.evidence.items()}
+        tokens = replace(tokens, evidence={n: partial(_same, x) for n, x in measured.items()})
+        given += measured.values()
+        before = [x.clone() for x in given]
+        state = torch.get_rng_state()
+        first, second = (strategy.plan(tokens, budget) for _ in range(2))
+        for x, copy in zip(given, before, strict=True):
+            assert torch.equal(x, copy), f"{strategy} writes to the tensors it is given"
+        assert torch.equal(state, torch.get_rng_state()), f"{strategy} draws from global randomness"
+        assert torch.equal(first.keep, second.keep), f"{strategy} says otherwise when asked twice"
+
+
+def stands_alone(strategy: Strategy) -> None:
+    """Neither padding nor the other samples of a batch change what is kept of a sample."""
+    for samples in (GRIDS, LINES):
+        together = tokens_of(samples)
+        for budget in _budgets(strategy, together):
+            plan = strategy.plan(together, budget)
+            for i, sample in enumerate(samples):
+                for gap in (0, 3) if len(sample) else ():
+                    alone = strategy.plan(tokens_of([sample], gap=gap), budget[i : i + 1])
+                    mine, theirs = kept_rows(plan)[i], kept_rows(alone)[0]
+                    assert torch.equal(mine, theirs), (
+                        f"{strategy} keeps {mine.tolist()} of sample {i} in a batch, but "
+                        f"{theirs.tolist()} alone with {gap} fillers (budget {budget[i]})"
+                    )
+                    if plan.group is not None and alone.group is not None:
+                        n = len(sample)
+                        assert torch.equal(plan.group[i, :n], alone.group[0, :n]), (
+                            f"{strategy} merges sample {i} differently in a batch"
+                        )
+
+
+def keeping_all_is_the_identity(strategy: Strategy) -> None:
+    """With all tokens in the budget every token is kept as it is."""
+    for samples in (GRIDS, LINES):
+        tokens = tokens_of(samples)
+        plan = strategy.plan(tokens, tokens.counts)
+        merged = plan.merge(tokens.hidden)
+        for i, index in enumerate(kept_rows(plan)):
+            n = tokens.counts[i]
+            assert index.tolist() == list(range(n)), f"{strategy} drops although it may keep all"
+            assert torch.equal(merged[i, :n], tokens.hidden[i, :n]), (
+                f"{strategy} changes tokens although it may keep all"
+            )
+
+
+def separators_follow_their_row(strategy: Strategy) -> None:
+    """A separator stays with its row and only with it; one row may go without, for the budget."""
+    tokens = tokens_of(LINES)
+    for budget in _budgets(strategy, tokens):
+        plan = strategy.plan(tokens, budget)
+        if plan.group is not None:
+            return  # a merged separator stands for several rows
+        for i, index in enumerate(kept_rows(plan)):
+            line, sign = tokens.places.line[i], tokens.places.separator[i]
+            rows, signs = set(line[index[~sign[index]]].tolist()), set(line[index[sign[index]]].tolist())
+            ends = set(line[sign & tokens.valid[i]].tolist())
+            said = f"{strategy} with {budget[i]} of {tokens.counts[i]} tokens"
+            assert signs <= rows, f"{said}: keeps the newline of rows {signs - rows} without a token"
+            assert len((rows & ends) - signs) <= 1, f"{said}: rows {rows & ends} have {signs}"
+
+
+LAWS: tuple[Callable[[Strategy], None], ...] = (
+    keeps_exactly_the_budget,
+    writes_to_nothing,
+    stands_alone,
+    keeping_all_is_the_identity,
+    separators_follow_their_row,
+)
+"""Every law of a strategy by itself."""
+
+
+def check(strategy: Strategy) -> None:
+    """All of them."""
+    for law in LAWS:
+        law(strategy)
+
+
+def kept_rows(plan: Plan) -> list[Tensor]:
+    """Per sample, the kept indices without filler."""
+    if plan.valid is None:
+        return list(plan.keep)
+    return [row[ok] for row, ok in zip(plan.keep, plan.valid, strict=True)]
+
+
+def _budgets(strategy: Strategy, tokens: Tokens) -> list[tuple[int, ...]]:
+    return budgets(tokens.counts) if strategy.reduces else [tokens.counts]
+
+
+def _asked(strategy: Strategy) -> list[tuple[Tokens, tuple[int, ...]]]:
+    """Every batch with every budget."""
+    found = []
+    for samples in (GRIDS, LINES, GRIDS[:1]):
+        tokens = tokens_of(samples)
+        found += [(tokens, budget) for budget in _budgets(strategy, tokens)]
+    return found
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
