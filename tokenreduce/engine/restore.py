@@ -67,13 +67,25 @@ def _pick(hidden: Tensor, rows: Tensor | None) -> Tensor:
     return picked.masked_fill((rows < 0)[..., None], 0.0)
 
 
-def text_rows(visual: Tensor, texts: tuple[int, ...] | None = None) -> Tensor:
+def text_rows(
+    visual: Tensor, real: Tensor | None = None, predicted: Tensor | None = None
+) -> Tensor:
     """(b, t) logical positions whose logits a text-only run needs, left-padded with -1.
 
-    These are the text tokens, and the visual token right before a text token: it predicts it.
+    These are the text tokens, the visual token right before a text token, for it predicts it, and
+    whatever else has something to predict. Padding is left out.
+
+    Args:
+        visual: (b, l) True at visual tokens.
+        real: (b, l) False at padding; None when there is none.
+        predicted: (b, l) True where a label hangs on the logits.
     """
     follows = torch.cat([~visual[:, 1:], torch.ones_like(visual[:, :1])], dim=1)
     needed = ~visual | follows
+    if real is not None:
+        needed = needed & real.bool()
+    if predicted is not None:
+        needed = needed | predicted
     width = int(needed.sum(1).max())  # sync: once per prompt, it is the shape of the logits
     position = torch.arange(visual.shape[1], device=visual.device).expand_as(visual)
     return torch.where(needed, position, -1).sort(dim=1).values[:, visual.shape[1] - width :]
