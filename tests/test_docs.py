@@ -16,7 +16,7 @@ from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 import tokenreduce as tr
-import tokenreduce.strategies  # noqa: F401 - registers what ships
+import tokenreduce.strategies
 from tokenreduce.config import compose
 
 ROOT = Path(__file__).resolve().parents[1]
