@@ -60,7 +60,7 @@ MAY = {
     ("reduction", "tokenreduce.strategies"),
     ("reduction", "tokenreduce.adapters"),
 }
-"""Whole folders that may be imported by name, so that what ships is registered; never what is in them."""
+"""Whole folders that may be imported, so that what ships is registered; never what is in them."""
 
 
 def part(path: Path) -> str:
@@ -112,7 +112,7 @@ def broken(path: Path, source: str) -> list[str]:
 
 
 def _inside(name: str, module: str) -> bool:
-    """Whether a module of the package is imported by one that may use the standard library alone."""
+    """Whether a module that may use the standard library alone imports one of the package."""
     return module.split(".")[0] == "tokenreduce" and name in ("registry", "plugins")
 
 
@@ -182,7 +182,7 @@ def test_importing_loads_no_frameworks() -> None:
 
 
 def test_importing_is_quick() -> None:
-    """`import tokenreduce` adds at most 0.2 s to `import torch`; a noisy machine gets more tries."""
+    """`import tokenreduce` adds at most 0.2 s to `import torch`; noisy machines get more tries."""
     code = (
         "import time, torch; start = time.perf_counter(); import tokenreduce;"
         " print(time.perf_counter() - start)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -170,11 +170,11 @@ def _marked(model: Any, mask: Any) -> None:
 
 
 @pytest.fixture(params=list(REFUSALS), ids=str)
-def refusal(request: pytest.FixtureRequest, model: Any) -> Iterator[tuple[str, str]]:
+def refusal(request: pytest.FixtureRequest, model: Any) -> tuple[str, str]:
     kind, call, _ = REFUSALS[request.param]
     with pytest.raises(kind) as caught:
         call(model)
-    yield request.param, str(caught.value)
+    return request.param, str(caught.value)
 
 
 def test_a_refusal_names_the_value_what_is_known_and_the_way_out(refusal: tuple[str, str]) -> None:
@@ -199,9 +199,9 @@ def test_a_refused_model_is_left_as_it_was(refusal: tuple[str, str], model: Any)
 
 
 def test_a_second_reduction_is_refused(model: Any) -> None:
-    with tr.reduce(model, "none"):
-        with pytest.raises(ValueError, match="LlamaForCausalLM is already reduced.*remove"):
-            tr.reduce(model, "fastv")
+    message = r"LlamaForCausalLM is already reduced.*remove"
+    with tr.reduce(model, "none"), pytest.raises(ValueError, match=message):
+        tr.reduce(model, "fastv")
     tr.reduce(model, "none").remove()  # the first one is off: nothing is in the way
 
 
