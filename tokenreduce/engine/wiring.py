@@ -76,7 +76,8 @@ class Wiring:
         self.handles: list[Any] = []
         self._local = threading.local()
         decoder = setup.decoder
-        if any(isinstance(hook, Hook) for hook in decoder._forward_pre_hooks.values()):
+        hooks = [hook for hook in decoder._forward_pre_hooks.values() if isinstance(hook, Hook)]
+        if any(hook.call is not None for hook in hooks):  # those of a copied model do nothing
             raise ValueError(
                 f"this {type(roots[-1]).__name__} is already reduced: remove() the other "
                 "reduction first"
