@@ -1,0 +1,30 @@
+"""The laws of tokenreduce, on this strategy; and what is its own."""
+
+import pytest
+import torch
+from tokenreduce_norm import Norm
+
+from tokenreduce.testing import laws
+
+
+@pytest.mark.parametrize("case", laws.cases(), ids=str)
+def test_laws(case: laws.Case) -> None:
+    case.check(Norm())
+
+
+@pytest.mark.parametrize("strategy", [Norm(), Norm(p=1), Norm(smallest=True)], ids=str)
+def test_choices(strategy: Norm) -> None:
+    laws.check_choices(strategy)
+
+
+def test_there_are_cases() -> None:
+    assert len(laws.cases()) > 5
+
+
+def test_the_longest_stay() -> None:
+    class Tokens:
+        hidden = torch.tensor([[[3.0, 4.0], [0.0, 1.0], [6.0, 0.0]]])
+
+    assert Norm().score(Tokens()).tolist() == [[5.0, 1.0, 6.0]]  # type: ignore[arg-type]
+    assert Norm(p=1).score(Tokens()).tolist() == [[7.0, 1.0, 6.0]]  # type: ignore[arg-type]
+    assert Norm(smallest=True).score(Tokens()).argmax() == 1  # type: ignore[arg-type]
