@@ -69,7 +69,9 @@ def generate(config: DictConfig, output: Path) -> dict[str, Any]:
         short = answer(loaded, inputs, config.max_new_tokens)
         prefill(loaded.model, inputs)
         report, kept = reduction.report.to_dict(), reduction.kept
-        picture = draw(images, reduction.places[0], kept, output / "kept.png")
+        views = [_view(reduction, loaded, image) for image in images]
+        pictures = [p.inside(v) for p, v in zip(reduction.places[0], views, strict=True)]
+        picture = draw(images, pictures, kept, output / "kept.png")
     full = answer(loaded, inputs, config.max_new_tokens)
     chances: dict[str, dict[str, float]] = {}
     for name, context in (("full", nullcontext), ("reduced", reduced)):
@@ -143,3 +145,10 @@ def draw(
         start = end
     stack(sheets).save(path)
     return path
+
+
+def _view(
+    reduction: tr.Reduction, loaded: Loaded, image: Image.Image
+) -> tuple[float, float, float, float]:
+    """The part of a picture that the model was given: preprocessing may crop or pad it."""
+    return reduction.adapter.view(loaded.processor.image_processor, image.width, image.height)
