@@ -4,7 +4,8 @@
     python scripts/generate_docs.py --check    # only say whether they are up to date
 
 The registries are the source: what is registered is in the tables. A table stands between
-`<!-- generated: NAME -->` and `<!-- end -->` in README.md and in the pages of docs/.
+`<!-- generated: NAME -->` and `<!-- end -->` in README.md and in the pages of docs/. The files of
+the example plug-in are put into its page in the same way.
 """
 
 from __future__ import annotations
@@ -137,12 +138,22 @@ def evidence() -> str:
     )
 
 
+def plugin(name: str, language: str) -> str:
+    """A file of the example plug-in, as a code block."""
+    text = (ROOT / "plugins" / "tokenreduce-norm" / name).read_text().strip()
+    return f"```{language}\n{text}\n```"
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
     "strategies": strategies,
     "methods": methods,
     "schedulers": schedulers,
     "adapters": adapters,
     "evidence": evidence,
+    "plugin-strategy": lambda: plugin("tokenreduce_norm/__init__.py", "python"),
+    "plugin-tests": lambda: plugin("tests/test_norm.py", "python"),
+    "plugin-project": lambda: plugin("pyproject.toml", "toml"),
+    "plugin-option": lambda: plugin("tokenreduce_norm/conf/strategy/norm.yaml", "yaml"),
 }
 
 

@@ -15,7 +15,18 @@ ROOT = Path(__file__).resolve().parents[1]
 CONF = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "conf").rglob("*.yaml"))
 CHECKPOINT = ("config.json", "model.safetensors", "tokenizer.json", "processor_config.json")
 SECRET = (".env", ".pem", ".key", ".npmrc", ".netrc", "credential", "secret", ".git/")
-MADE = ("__pycache__", ".pyc", "outputs/", "site/", "dist/", ".venv", "_cache/", ".benchmarks")
+MADE = (
+    "__pycache__",
+    ".pyc",
+    "outputs/",
+    "site/",
+    "dist/",
+    ".venv",
+    "mypy_cache/",
+    "pytest_cache/",
+    "ruff_cache/",
+    ".benchmarks",
+)
 BUILD = "import sys; from hatchling import build; print(build.build_{}(sys.argv[1]))"
 
 pytestmark = pytest.mark.slow
