@@ -7,6 +7,7 @@ Shapes: b samples, r rows, p physical tokens, v visual tokens, h heads, e head w
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -120,30 +121,35 @@ class LayerView:
 class Capture:
     """What a layer projects, taken as it runs: keys, and queries when every token asks."""
 
-    def __init__(self, view: LayerView, every: bool) -> None:
-        self.view, self.every = view, every
-        self.queries = None if every else view.asking_queries()
+    def __init__(self, view: LayerView, wanted: frozenset[str]) -> None:
+        self.view = view
+        self.queries = view.asking_queries() if "attention_before" in wanted else None
         self.handles: list[Any] = []
         self.projected: dict[str, Tensor] = {}
         adapter, layer = view.adapter, view.layer
         self._watch("keys", adapter.key_projection(layer))
-        if every:
+        if "attention_received" in wanted:
             self._watch("queries", adapter.query_projection(layer))
 
     def _watch(self, name: str, projection: nn.Module) -> None:
+        owner = threading.get_ident()
+
         def take(_: nn.Module, __: Any, output: Tensor) -> None:
+            if threading.get_ident() != owner:
+                return  # the layer runs on another prompt in another thread
             self.projected[name] = output.detach()
             handle.remove()
 
         handle = projection.register_forward_hook(take)
         self.handles.append(handle)
 
-    def attention(self) -> Tensor:
-        """(b, h, v) of the captured layer."""
-        with torch.no_grad():
-            if self.every:
-                return self.view.received(self.projected["keys"], self.projected["queries"])
-            return self.view.asked(self.projected["keys"], self.queries)
+    def asked(self) -> Tensor:
+        """(b, h, v) attention of the asking tokens in the captured layer."""
+        return self.view.asked(self.projected["keys"], self.queries)
+
+    def received(self) -> Tensor:
+        """(b, h, v) attention of all tokens in the captured layer."""
+        return self.view.received(self.projected["keys"], self.projected["queries"])
 
     def close(self) -> None:
         """Stops watching, also when the layer never ran."""
@@ -151,7 +157,9 @@ class Capture:
             handle.remove()
 
 
-def evidence(view: LayerView, capture: Capture | None) -> dict[str, Callable[[], Tensor]]:
+def evidence(
+    view: LayerView, capture: Capture | None, needs: frozenset[str]
+) -> dict[str, Callable[[], Tensor]]:
     """What a strategy may ask for at a stop; each computed at most once, when asked.
 
     At layer 0 there is no layer before: its own attention stands in for it.
@@ -168,11 +176,10 @@ def evidence(view: LayerView, capture: Capture | None) -> dict[str, Callable[[],
 
         return get
 
-    before = once(capture.attention) if capture is not None else None
     own = once(view.asked)
-    every = capture is not None and capture.every
-    return {
-        "attention": own,
-        "attention_before": before if before is not None and not every else own,
-        "attention_received": before if before is not None and every else once(view.received),
-    }
+    found = {"attention": own}
+    if "attention_before" in needs:
+        found["attention_before"] = own if capture is None else once(capture.asked)
+    if "attention_received" in needs:
+        found["attention_received"] = once((capture or view).received)
+    return found

@@ -71,7 +71,7 @@ def enter(
         if wanted:
             with torch.no_grad():  # a score is no part of the loss, and checkpointing counts tensors
                 view = _view(setup, layer, hidden, logical, seq, layout, cached, past)
-                seq.evidence[i + 1] = Capture(view, every="attention_received" in wanted)
+                seq.evidence[i + 1] = Capture(view, wanted)
     if by_name:
         kwargs["hidden_states"] = hidden
         return (), kwargs
@@ -113,7 +113,7 @@ def _decide(
             layer=i,
             seed=setup.seed,
             separators=seq.separators,
-            evidence=evidence(view, capture),
+            evidence=evidence(view, capture, setup.strategy.needs),
         )
         plan = setup.strategy.plan(tokens, budget)
     _check(setup.strategy, plan, budget, i)
