@@ -117,7 +117,7 @@ def _stacked(samples: Sequence[Sample], name: str, dims: tuple[str, ...], v: int
 
 def budgets(counts: Sequence[int]) -> list[tuple[int, ...]]:
     """Budgets to ask for: nothing, one each, thirds, most, one less than all, and all."""
-    shares: list[tuple[int, ...]] = [tuple(int(n * s) for n in counts) for s in (0, 1 / 3, 0.5, 0.8)]
+    shares = [tuple(int(n * share) for n in counts) for share in (0, 1 / 3, 0.5, 0.8)]
     shares += [tuple(min(1, n) for n in counts), tuple(max(n - 1, 0) for n in counts)]
     return [*dict.fromkeys(shares), tuple(counts)]
 
@@ -149,7 +149,7 @@ def _groups(said: str, tokens: Tokens, plan: Plan) -> None:
         assert bool((group[~tokens.valid[i]] == -1).all()), f"{said}: merges padding"
         used = group[group >= 0]
         assert bool((used < len(index)).all()), f"{said}: merges into slots that do not exist"
-        assert len(used.unique()) == len(index), f"{said}: leaves slots of sample {i} empty"
+        assert len(set(used.tolist())) == len(index), f"{said}: leaves slots of sample {i} empty"
 
 
 def writes_to_nothing(strategy: Strategy) -> None:
@@ -214,10 +214,12 @@ def separators_follow_their_row(strategy: Strategy) -> None:
             return  # a merged separator stands for several rows
         for i, index in enumerate(kept_rows(plan)):
             line, sign = tokens.places.line[i], tokens.places.separator[i]
-            rows, signs = set(line[index[~sign[index]]].tolist()), set(line[index[sign[index]]].tolist())
+            kept_sign = sign[index]
+            rows = set(line[index[~kept_sign]].tolist())
+            signs = set(line[index[kept_sign]].tolist())
             ends = set(line[sign & tokens.valid[i]].tolist())
             said = f"{strategy} with {budget[i]} of {tokens.counts[i]} tokens"
-            assert signs <= rows, f"{said}: keeps the newline of rows {signs - rows} without a token"
+            assert signs <= rows, f"{said}: keeps newlines of rows without a token {signs - rows}"
             assert len((rows & ends) - signs) <= 1, f"{said}: rows {rows & ends} have {signs}"
 
 

@@ -110,15 +110,15 @@ def filled(logits: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     return logits.gather(1, index), source >= 0
 
 
-def embedded(model: Any, inputs: Mapping[str, Any]) -> Tensor:
-    """(b, l, d) what the untouched model hands to its first decoder layer."""
+def embedded(model: Any, inputs: Mapping[str, Any], layer: int = 0) -> Tensor:
+    """(b, l, d) what the untouched model hands to a decoder layer."""
     seen: list[Tensor] = []
 
     def take(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         seen.append((args[0] if args else kwargs["hidden_states"]).detach())
 
-    layer = decoder_of(model).layers[0]
-    handle = layer.register_forward_pre_hook(take, with_kwargs=True)
+    module = decoder_of(model).layers[layer]
+    handle = module.register_forward_pre_hook(take, with_kwargs=True)
     try:
         with torch.no_grad():
             model(**inputs, use_cache=False)

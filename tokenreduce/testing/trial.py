@@ -86,12 +86,16 @@ class Outcome:
 
 @dataclass
 class Trial:
-    """A strategy, a scheduler, a tiny model and an attention kind; runs are remembered."""
+    """A strategy, a scheduler, a tiny model and an attention kind; runs are remembered.
+
+    `images` are the pictures of each sample of its batches.
+    """
 
     strategy: Strategy
     scheduler: Scheduler
     family: Family
     attention: str = "sdpa"
+    images: tuple[int, ...] = (1, 0, 2)
     memory: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def __str__(self) -> str:
@@ -108,7 +112,7 @@ class Trial:
         import tokenreduce
 
         defined = tokenreduce.adapters[self.family.adapter].positions
-        return tuple(rule for rule in ("keep", "compact") if rule in defined)  # type: ignore[misc]
+        return tuple(rule for rule in ("keep", "compact") if rule in defined)
 
     def reduce(self, **options: Any) -> Any:
         """The reduction on the tiny model."""
@@ -119,9 +123,9 @@ class Trial:
         model = options.pop("model", self.model)
         return tokenreduce.reduce(model, strategy, scheduler, **options)
 
-    def batch(self, side: Side = "left", images: tuple[int, ...] = (1, 0, 2)) -> Batch:
-        """A ragged batch of the family."""
-        return batch(self.family, images, side)
+    def batch(self, side: Side = "left", images: tuple[int, ...] | None = None) -> Batch:
+        """A ragged batch of the family, with the trial's pictures per sample unless said."""
+        return batch(self.family, self.images if images is None else images, side)
 
     def plain(self, side: Side = "left") -> Tensor:
         """(b, l, words) logits of the untouched model."""
