@@ -1,0 +1,206 @@
+"""A reduction saved beside a checkpoint is re-applied as it was, or refused with one clear line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import tokenreduce as tr
+from tokenreduce.checkpoint import FILE, FORMAT, load, save
+from tokenreduce.testing.batches import batch
+from tokenreduce.testing.models import FAMILIES
+
+LLAVA = FAMILIES["llava"]
+
+
+@pytest.fixture
+def saved(tmp_path):
+    with tr.reduce(LLAVA.model(), "random", tr.Single(2, 0.5)) as reduction:
+        reduction._applied = True  # nothing is run: no warning about it
+        reduction.save(tmp_path)
+    return tmp_path
+
+
+def change(folder, **entries):
+    path = folder / FILE
+    content = json.loads(path.read_text())
+    for name, value in entries.items():
+        *way, last = name.split("__")
+        part = content
+        for key in way:
+            part = part[key]
+        if value is None:
+            part.pop(last)
+        else:
+            part[last] = value
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "scheduler", "options"),
+    [
+        ("pyramid_drop", None, {}),
+        ("random", tr.Explicit((1, 0.5), (0.6, 0.2), "floor"), {"seed": 7, "positions": "compact"}),
+        (tr.FastV("received"), tr.Single(0.5, 0.25, "ceil"), {"logits": "text"}),
+        ("stride", tr.Pyramid(stages=3, ratio=0.4), {"positions": "keep"}),
+    ],
+)
+def test_what_is_loaded_is_what_was_saved(tmp_path, strategy, scheduler, options):
+    model, prompt = LLAVA.model(), batch(LLAVA, (1, 2))
+    with torch.no_grad():
+        with tr.reduce(model, strategy, scheduler, **options) as first:
+            wanted = model(**prompt.inputs).logits
+            path = first.save(tmp_path / "deep" / "folder")
+        assert path == tmp_path / "deep" / "folder" / FILE
+        assert [p.name for p in path.parent.iterdir()] == [FILE]
+        with tr.load(model, path.parent) as second:
+            assert torch.equal(model(**prompt.inputs).logits, wanted)
+    assert repr(second) == repr(first)
+    assert (second.seed, second.logits) == (first.seed, first.logits)
+    assert type(second.adapter) is type(first.adapter)
+    for layer, samples in first.kept.items():
+        assert all(torch.equal(a, b) for a, b in zip(samples, second.kept[layer], strict=True))
+
+
+@pytest.mark.parametrize("name", sorted(tr.strategies))
+def test_every_strategy_can_be_saved(tmp_path, name):
+    model = LLAVA.model()
+    reduction = tr.reduce(model, name, tr.Single(2, 1.0))
+    reduction.save(tmp_path)
+    reduction.remove()
+    loaded = load(model, tmp_path)
+    loaded.remove()
+    assert repr(loaded) == repr(reduction)
+
+
+@pytest.mark.parametrize("name", sorted(tr.schedulers))
+def test_every_scheduler_can_be_saved(tmp_path, name):
+    model = LLAVA.model()
+    options = {"layers": (1, 3), "keeps": (0.5, 0.2)} if name == "explicit" else {}
+    defaults = tr.schedulers.build(name, **options)
+    for depth_bound in ("first", "last"):  # the defaults of some are for 32 layers
+        if hasattr(defaults, depth_bound):
+            options |= {"first": 1, "last": 4}
+    reduction = tr.reduce(model, "none", tr.schedulers.build(name, **options))
+    reduction.save(tmp_path)
+    reduction.remove()
+    loaded = load(model, tmp_path)
+    loaded.remove()
+    assert loaded.scheduler == reduction.scheduler
+
+
+def test_the_file_is_plain_data(saved):
+    content = json.loads((saved / FILE).read_text())
+    assert content == {
+        "format": FORMAT,
+        "tokenreduce": tr.__version__,
+        "strategy": {"name": "random", "options": {}},
+        "scheduler": {
+            "name": "single",
+            "options": {"layer": 2, "keep": 0.5, "rounding": "nearest"},
+        },
+        "adapter": "llava",
+        "positions": "keep",
+        "logits": "full",
+        "seed": 0,
+        "model": {"family": "llava", "depth": 6},
+    }
+
+
+@dataclass
+class Mine(tr.Random):
+    """Registered nowhere."""
+
+
+def test_what_nobody_could_make_again_is_not_saved(tmp_path):
+    model = LLAVA.model()
+    reduction = tr.reduce(model, Mine(), tr.Single(2, 1.0))
+    with pytest.raises(ValueError, match=r"Mine is not a registered .*strategies\.register"):
+        save(reduction, tmp_path)
+    reduction.remove()
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_option_that_is_not_kept_cannot_be_saved(tmp_path, monkeypatch):
+    monkeypatch.setitem(tr.strategies._entries, "odd", Odd)
+    reduction = tr.reduce(LLAVA.model(), "odd", tr.Single(2, 1.0))
+    with pytest.raises(ValueError, match=r"'odd' cannot be saved .*no attribute 'secret'"):
+        save(reduction, tmp_path)
+    reduction.remove()
+    assert not list(tmp_path.iterdir())
+
+
+class Odd(tr.Random):
+    def __init__(self, secret=1):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"strategy__name": "randm"}, "no strategy 'randm'; did you mean 'random'"),
+        ({"scheduler__name": "singel"}, "no scheduler 'singel'; did you mean 'single'"),
+        ({"adapter": "lava"}, "no adapter 'lava'; did you mean 'llava'"),
+        ({"scheduler__options__kept": 1}, "'single' has no option 'kept'; did you mean 'keep'"),
+        ({"scheduler__options__keep": 2}, "cannot be re-applied: keep must be a number between"),
+        ({"format": FORMAT + 1, "tokenreduce": "9.1"}, r"written by tokenreduce 9\.1.*newer"),
+        ({"format": None}, "is broken"),
+        ({"format": "one"}, "is broken"),
+        ({"strategy": None}, "is broken .strategy.name is None"),
+        ({"strategy": "random"}, "is broken .strategy.name is None"),
+        ({"scheduler__options": [1]}, "is broken .scheduler.options is .1"),
+        ({"seed": "zero"}, "is broken .seed is 'zero'"),
+        ({"positions": "kept"}, "no positions 'kept'; did you mean 'keep'"),
+        ({"model__depth": 32}, "a llava model of 32 layers, but this is a llava model of 6"),
+        ({"model__family": "llava_next"}, "a llava_next model of 6 layers, but this is a llava"),
+    ],
+)
+def test_mismatches_are_refused_in_one_line(saved, entries, message):
+    change(saved, **entries)
+    model = LLAVA.model()
+    with pytest.raises(ValueError, match=message) as refusal:
+        load(model, saved)
+    assert "\n" not in str(refusal.value)
+    tr.reduce(model, "none").remove()  # nothing of the refused one is left on the model
+
+
+def test_another_model_is_refused(saved):
+    with pytest.raises(ValueError, match="llava model of 6 layers, but this is a llama model of 6"):
+        load(FAMILIES["llama"].model(), saved)
+    with pytest.raises(ValueError, match="but this is a Linear model of 0"):
+        load(torch.nn.Linear(2, 2), saved)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "3", "null", '"text"'])
+def test_a_broken_file_is_refused(saved, text):
+    (saved / FILE).write_text(text)
+    with pytest.raises(ValueError, match="is broken"):
+        load(LLAVA.model(), saved)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no tokenreduce\.json in .*reduction\.save"):
+        load(LLAVA.model(), tmp_path / "nowhere")
+
+
+def test_a_second_save_replaces_the_first(saved):
+    reduction = tr.reduce(LLAVA.model(), "stride", tr.Single(1, 1.0))
+    reduction.save(str(saved))
+    reduction.remove()
+    assert json.loads((saved / FILE).read_text())["strategy"]["name"] == "stride"
+    assert [p.name for p in saved.iterdir()] == [FILE]
+
+
+def test_a_peft_model_is_seen_through(saved):
+    peft = pytest.importorskip("peft")
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT reads renamed attributes
+        model = peft.get_peft_model(LLAVA.model(), peft.LoraConfig(target_modules=["q_proj"]))
+    with torch.no_grad(), load(model, saved) as reduction:
+        model(**batch(LLAVA, (1,)).inputs)
+    assert reduction.report.applied == [True]
