@@ -1,7 +1,7 @@
-"""What the originals cannot do, held to what they did one prompt at a time.
+"""What the originals cannot do, held to what they did one prompt and one token at a time.
 
-PyramidDrop's code raises on left padding and decodes wrongly in batches; the rows of such a batch
-must nevertheless be the recorded ones.
+PyramidDrop's code raises on left padding, decodes wrongly in batches, and takes several new tokens
+over a filled cache for a prompt; the results must nevertheless be the recorded ones.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+import tokenreduce as tr
+
 from .cases import GOLDEN, Case
-from .compare import TOLERANCE, gap
+from .compare import TOLERANCE, gap, gradient_gap
 from .decoding import recordings
-from .outcome import kept, reduced
+from .outcome import arrangement, kept, reduced
 
 ATTENTIONS = ("sdpa", "eager")
 
@@ -78,3 +80,39 @@ def test_a_padded_batch_generates_the_texts_recorded_one_by_one(attention: str, 
         assert output.sequences[i].tolist() == theirs.tokens
         assert gap(steps[i], theirs.logits) <= TOLERANCE["steps"]
         assert [ours[layer][i] for layer in case.kept] == [rows[0] for rows in case.kept.values()]
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("name", ["pyramiddrop/generate_n37", "fastv/hf_generate_n37_k2_r50"])
+def test_several_tokens_at_once_continue_as_recorded_one_by_one(name: str, attention: str) -> None:
+    case = Case(GOLDEN / name)
+    model, theirs = case.model(attention), next(x for x in recordings(case) if x.cache)
+    with torch.no_grad(), reduced(case, model) as reduction:
+        with reduction.visual(case.visual):
+            output = model(inputs_embeds=case.embeds(model), use_cache=True)
+        found, cache = [output.logits[0, -1:]], output.past_key_values
+        for turn in (theirs.tokens[:5], theirs.tokens[5:6], theirs.tokens[6:-1]):
+            output = model(input_ids=torch.tensor([turn]), past_key_values=cache)
+            found.append(output.logits[0])
+        assert kept(case, reduction) == case.kept
+    assert gap(torch.cat(found), theirs.logits) <= TOLERANCE["steps"]
+
+
+@pytest.mark.parametrize("name", ["train_two_turns", "train_batch3_padded"])
+def test_logits_for_text_alone_give_the_recorded_loss_and_gradients(name: str) -> None:
+    case = Case(GOLDEN / "pyramiddrop" / name)
+    model = case.model().train()
+    strategy, scheduler, positions = arrangement(case)
+    with (
+        tr.reduce(model, strategy, scheduler, positions=positions, logits="text") as reduction,
+        reduction.visual(case.visual),
+    ):
+        embeds = case.embeds(model)
+        output = model(inputs_embeds=embeds, attention_mask=case.mask, labels=case.labels)
+    output.loss.backward()
+    assert output.logits.shape[1] < case.length
+    assert gap(output.loss, case.tensors["loss"]) <= TOLERANCE["loss"]
+    for weight, theirs in case.tensors.items():
+        if weight.startswith("grad.") and "image_features" not in weight:
+            ours = model.get_parameter(weight.removeprefix("grad.")).grad
+            assert gradient_gap(ours, theirs) <= TOLERANCE["gradients"]
