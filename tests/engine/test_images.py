@@ -38,7 +38,7 @@ def test_rows_with_any_number_of_images(family, images, side, schedule):
 
 @pytest.mark.parametrize("family", [LLAVA, NEXT], ids=str)
 def test_ways_of_handing_images_over_agree(family, schedule):
-    """Raw pixels by name, by position, encoded beforehand, and generate() choose the same tokens."""
+    """Pixels by name or by position, encoded beforehand, and generate(): the same tokens stay."""
     model, prompt = family.model(), batch(family, (1, 2))
     inputs = dict(prompt.inputs)
     ids, pixels, mask = (inputs.pop(n) for n in ("input_ids", "pixel_values", "attention_mask"))

@@ -1,4 +1,4 @@
-"""What really happens: tokens that layers run on, bytes that the cache holds, FLOPs that are spent."""
+"""What really happens: tokens that layers run on, bytes in the cache, FLOPs that are spent."""
 
 from __future__ import annotations
 
