@@ -1,0 +1,196 @@
+"""Every option of every group composes, builds, and says what the code says."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+import tokenreduce as tr
+from tokenreduce.config import (
+    build_scheduler,
+    build_strategy,
+    compose,
+    directory,
+    plain,
+    refuse_code,
+)
+from tokenreduce.tasks import loading
+
+CONF = directory()
+GROUPS = ("task", "model", "strategy", "scheduler", "data", "experiment")
+FILES = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
+REGISTRIES: dict[str, Any] = {"strategy": tr.strategies, "scheduler": tr.schedulers}
+BUILT = [(group, option) for group, option in FILES if group in REGISTRIES]
+
+
+def read(group: str, option: str) -> dict[str, Any]:
+    return dict(yaml.safe_load((CONF / group / f"{option}.yaml").read_text()))
+
+
+def options(group: str) -> list[str]:
+    return [option for g, option in FILES if g == group]
+
+
+def test_the_matrix_is_not_empty() -> None:
+    assert {group for group, _ in FILES} == set(GROUPS)
+    assert len(options("strategy")) >= 7
+    assert len(options("scheduler")) >= 7
+    assert len(options("model")) >= 6
+
+
+@pytest.mark.parametrize(("group", "option"), FILES)
+def test_every_option_composes(group: str, option: str) -> None:
+    config = compose([f"{group}={option}"])
+    if group != "experiment":
+        assert config[group].name == read(group, option)["name"]
+    OmegaConf.resolve(config)
+
+
+def test_main_config_lists_every_group() -> None:
+    rows = yaml.safe_load((CONF / "config.yaml").read_text())["defaults"]
+    named = {key for row in rows if isinstance(row, dict) for key in row}
+    assert set(GROUPS) <= named
+
+
+@pytest.mark.parametrize(("group", "option"), BUILT)
+def test_every_option_builds(group: str, option: str) -> None:
+    """And what is built has the values that the file shows."""
+    config = compose([f"{group}={option}"])
+    built = build_strategy(config) if group == "strategy" else build_scheduler(config)
+    values = dict(plain(config[group]))
+    assert type(built) is REGISTRIES[group][values.pop("name")]
+    assert {key: getattr(built, key) for key in values} == values
+
+
+@pytest.mark.parametrize(("group", "option"), BUILT)
+def test_options_show_every_parameter_with_its_default(group: str, option: str) -> None:
+    """A file named as its class repeats the class's defaults; others are points of their own."""
+    values = dict(plain(compose([f"{group}={option}"])[group]))
+    name = values.pop("name")
+    parameters = inspect.signature(REGISTRIES[group][name]).parameters
+    assert list(values) == list(parameters)
+    defaults = {key: parameter.default for key, parameter in parameters.items()}
+    assert (values == defaults) == (option == name)
+
+
+@pytest.mark.parametrize("group", REGISTRIES)
+def test_everything_registered_has_an_option(group: str) -> None:
+    shipped = {n for n, c in REGISTRIES[group].items() if c.__module__.startswith("tokenreduce.")}
+    assert shipped <= set(options(group))
+
+
+@pytest.mark.parametrize("strategy", options("strategy"))
+def test_a_strategy_brings_its_papers_schedule(strategy: str) -> None:
+    config = compose([f"strategy={strategy}"])
+    built = build_strategy(config)
+    if built.reduces:  # without a reduction any schedule is nobody's
+        assert build_scheduler(config) == built.scheduler()
+
+
+@pytest.mark.parametrize("scheduler", options("scheduler"))
+@pytest.mark.parametrize("strategy", options("strategy"))
+def test_a_scheduler_on_the_command_line_wins(strategy: str, scheduler: str) -> None:
+    config = compose([f"scheduler={scheduler}", f"strategy={strategy}"])
+    assert plain(config.scheduler) == plain(OmegaConf.create(read("scheduler", scheduler)))
+    assert config.strategy.name == read("strategy", strategy)["name"]
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_an_experiment_chooses_and_the_command_line_wins(experiment: str) -> None:
+    rows = read("experiment", experiment)["defaults"]
+    chosen = {key.removeprefix("override /"): value for row in rows for key, value in row.items()}
+    config = compose([f"experiment={experiment}"])
+    for group, option in chosen.items():
+        assert config[group].name == read(group, option)["name"]
+    for group in chosen:
+        other = next(o for o in options(group) if o != chosen[group])
+        config = compose([f"experiment={experiment}", f"{group}={other}"])
+        assert config[group].name == read(group, other)["name"]
+
+
+@pytest.mark.parametrize(("group", "option"), FILES)
+def test_no_file_sets_values_of_another_group(group: str, option: str) -> None:
+    """A file has values of its own group; of others it may only choose an option."""
+    text = (CONF / group / f"{option}.yaml").read_text()
+    values = read(group, option)
+    rows = values.pop("defaults", [])
+    keys = [key for row in rows for key in row]
+    if group == "experiment":
+        assert not values
+        assert all(key.startswith("override /") for key in keys)
+    else:
+        assert "@package" not in text
+        assert keys in ([], ["override /scheduler@_global_.scheduler"])
+        assert not keys or group == "strategy"
+
+
+@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda p: p.stem)
+def test_no_file_names_code(path: Path) -> None:
+    assert "_target_" not in path.read_text()
+    refuse_code(OmegaConf.load(path))
+
+
+@pytest.mark.parametrize(
+    "word", ["+_target_=os.system", "+strategy.a._target_=x", "image=[{_target_: x}]"]
+)
+def test_code_is_found_anywhere(word: str) -> None:
+    with pytest.raises(ValueError, match=r"_target_ is refused"):
+        refuse_code(compose([word]))
+
+
+@pytest.mark.parametrize("model", options("model"))
+def test_models_are_named_as_their_file_and_may_be_replaced(model: str) -> None:
+    config = compose([f"model={model}", "model.id=org/other", "model.revision=abc"])
+    assert (config.model.name, config.model.id) == (model, "org/other")
+    assert loading.model_source(config) == "org/other"
+    assert config.model.trust_remote_code is False
+    assert config.model.dtype in loading.DTYPES
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["strategy=fastv", "strategy.score=lst"], "did you mean 'last'"),
+        (["strategy=fastv", "strategy.score=3"], "strategy 'fastv': score must be a word, not 3"),
+        (["scheduler.ratio=abc"], "ratio must be a number, not 'abc'"),
+        (["scheduler.ratio=true"], "ratio must be a number, not True"),
+        (["scheduler=single", "scheduler.keep=1.5"], "keep must be .* between 0 and 1, not 1.5"),
+        (["scheduler=single", "scheduler.layer=-1"], "-1"),
+        (["scheduler=explicit", "scheduler.layers=[8]"], "one length"),
+        (["strategy.name=fasttv"], "no strategy 'fasttv'; did you mean 'fastv'"),
+        (["+strategy.scor=last"], "has no option 'scor'"),
+    ],
+)
+def test_wrong_values_are_refused_when_they_are_built(words: list[str], message: str) -> None:
+    config = compose(words)
+    with pytest.raises((ValueError, TypeError, KeyError), match=message):
+        build_strategy(config), build_scheduler(config)
+
+
+def test_a_wheel_finds_its_configs(tmp_path: Path) -> None:
+    """In a wheel `conf/` lies inside the package: `python -m tokenreduce` runs from anywhere."""
+    package = tmp_path / "site" / "tokenreduce"
+    source = Path(tr.__file__).parent
+    heavy = shutil.ignore_patterns("checkpoint", "__pycache__", "testing", "engine")
+    shutil.copytree(source, package, ignore=heavy)
+    if not (package / "conf").exists():
+        shutil.copytree(CONF, package / "conf")
+    (tmp_path / "elsewhere").mkdir()
+    run = subprocess.run(
+        [sys.executable, "-m", "tokenreduce", "--cfg", "job", "strategy=vtw"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path / "elsewhere",
+        env={"PYTHONPATH": str(tmp_path / "site"), "PATH": ""},
+    )
+    assert "name: vtw" in run.stdout
+    assert "layer: 0.5" in run.stdout
