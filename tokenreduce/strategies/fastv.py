@@ -21,6 +21,9 @@ class FastV(Strategy):
     `score="last"` is the attention of the last token, as in the original code; `"received"` the
     attention averaged over all tokens, as in the paper's text. A stop at layer 0 has no layer
     before it and reads its own. In training the tokens before the answers ask, as at inference.
+
+    With a cache tokens are ranked once, in prefill, and really leave; without one every full pass
+    ranks anew. (One variant of the original redraws a mask over a full cache at every step.)
     """
 
     score: Literal["last", "received"] = "last"

@@ -18,6 +18,10 @@ class PyramidDrop(Scorer):
 
     The score is that of the layer at whose input tokens are dropped, averaged over heads. In
     training every token right before an answer asks, as in the original code.
+
+    Deviations from that code: with labels the same tokens ask in evaluation too (there the last
+    token of the answer would ask, and the answer be seen); a sample without an answer asks with its
+    last token (there it would never be reduced).
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"attention"})
