@@ -40,9 +40,9 @@ def check_scores(family: str, kind: str = "sdpa", training: bool = False) -> Non
     model, given = shared_model(family, kind), batch(FAMILIES[family], (1, 0, 2), "right")
     probe = Probe()
     options = {"labels": given.labels} if training else {}
-    with tr.reduce(model, probe, tr.Single(STOP, 0.5), positions="keep") as reduction:
-        with torch.no_grad():
-            given.run(model, reduction, use_cache=False, **options)
+    at = tr.Single(STOP, 0.5)
+    with tr.reduce(model, probe, at, positions="keep") as reduction, torch.no_grad():
+        given.run(model, reduction, use_cache=False, **options)
     for i, n in enumerate(given.counts):
         if not n:
             continue
