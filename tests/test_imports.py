@@ -51,6 +51,9 @@ RULES: dict[str, frozenset[str]] = {
         {"tokenreduce.strategies", "tokenreduce.adapters", "tokenreduce.reduction", "timm"}
     ),
     "reduction": frozenset({"tokenreduce.strategies", "tokenreduce.adapters", "timm"}),
+    "checkpoint": ALIVE - {"tokenreduce.reduction"}
+    | {"tokenreduce.strategies", "tokenreduce.adapters", "tokenreduce.schedulers"},
+    "report": ALIVE | {"tokenreduce.strategies", "tokenreduce.adapters"},
 }
 """What the modules of a name must not import, anywhere in them; DESIGN in one table."""
 
