@@ -99,11 +99,13 @@ def describe(
     rows = [visual.sum(1)]
     rows.append(rows[0].new_full(rows[0].shape, seq.length) if real is None else real.sum(1))
     rows.append(rows[0].new_zeros(rows[0].shape) if asks is None else asks.sum(1))
+    text = ~visual[:, 0] if real is None else ~visual[:, 0] & real[:, 0]
+    rows.append(text.to(rows[0].dtype))
     # sync: once per prompt, so that every later count is known on the host
-    counts, present, answers = torch.stack(rows).tolist()
+    counts, present, answers, first = torch.stack(rows).tolist()
     if not any(counts):
         return False
-    seq.visual, seq.counts = visual, tuple(counts)
+    seq.visual, seq.counts, seq.text_first = visual, tuple(counts), all(first)
     seq.real = None if real is None or all(n == seq.length for n in present) else real
     seq.texts = tuple(n - v for n, v in zip(present, counts, strict=True))
     seq.asking, seq.asking_valid = _asking(seq, asks, max(answers))

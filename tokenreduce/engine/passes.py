@@ -16,10 +16,10 @@ from tokenreduce.adapter import Adapter, Part, Rotary
 from tokenreduce.engine.cache import Pending, ShortLayer, held, short
 from tokenreduce.engine.evidence import Capture, LayerView, evidence
 from tokenreduce.engine.masks import gathered
-from tokenreduce.engine.sequence import Layout, Sequence, advance
+from tokenreduce.engine.sequence import Layout, Sequence, advance, rows_of
 from tokenreduce.scheduler import Stop
 from tokenreduce.strategy import Positions, Strategy
-from tokenreduce.tokens import Plan, Tokens, gather
+from tokenreduce.tokens import Plan, Tokens
 
 FROM_BEFORE = frozenset({"attention_before", "attention_received"})
 """Evidence that is captured while the layer before a stop runs."""
@@ -104,7 +104,7 @@ def _decide(
         past = _past(cached, seq)
         view = _view(setup, layer, hidden, kwargs, seq, seq.layout, cached, past)
         tokens = Tokens(
-            hidden=gather(hidden, before.visual),
+            hidden=rows_of(hidden, before.visual),
             valid=before.visual_valid,
             origin=before.origin,
             places=seq.places.gather(before.origin),
@@ -242,7 +242,7 @@ def _rotary(
     at = index
 
     def pick(x: Tensor) -> Tensor:
-        return gather(x.expand(seq.batch, *x.shape[1:]), at)
+        return rows_of(x.expand(seq.batch, *x.shape[1:]), at)
 
     rotary = seq.once(("rotary", id(tables), id(layout)), lambda: tuple(map(pick, tables)), tables)
     if ids is not None:

@@ -13,31 +13,47 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenreduce.engine.sequence import Layout, Sequence
-from tokenreduce.tokens import gather
+from tokenreduce.engine.sequence import Layout, Sequence, rows_of
 
 
-def restore(seq: Sequence, layout: Layout | None, hidden: Tensor) -> Tensor:
-    """(b, p, d) -> (b, l, d); the identity for a layout that has every token."""
+def restore(
+    seq: Sequence, layout: Layout | None, hidden: Tensor, wanted: Tensor | None = None
+) -> Tensor:
+    """(b, p, d) -> (b, l, d), the identity for a layout that has every token.
+
+    With `wanted` (b, t) only these positions are copied, zeros where it is -1.
+    """
     if layout is None or layout.index is None:
-        return hidden
+        return hidden if wanted is None else _pick(hidden, wanted.clamp(min=0), wanted < 0)
     source, nothing = seq.once(("fill", id(layout)), lambda: _fill(seq, layout), layout)
-    return gather(hidden, source).masked_fill(nothing[..., None], 0.0)
+    if wanted is None:
+        return _pick(hidden, source, nothing)
+    at = wanted.clamp(min=0)
+    empty = wanted < 0 if nothing is None else (wanted < 0) | nothing.gather(1, at)
+    return _pick(hidden, source.gather(1, at), empty)
 
 
-def _fill(seq: Sequence, layout: Layout) -> tuple[Tensor, Tensor]:
+def _pick(hidden: Tensor, source: Tensor, nothing: Tensor | None) -> Tensor:
+    picked = rows_of(hidden, source)
+    return picked if nothing is None else picked.masked_fill(nothing[..., None], 0.0)
+
+
+def _fill(seq: Sequence, layout: Layout) -> tuple[Tensor, Tensor | None]:
+    """(b, l) the token that stands for each position, and where there is none before it."""
     order = (seq.order(layout) - seq.start).contiguous()
     if layout.valid is not None:
         order = order.masked_fill(~layout.valid, -1)
     logical = torch.arange(seq.length, device=seq.device).expand(seq.batch, -1).contiguous()
     source = torch.searchsorted(order, logical, right=True) - 1
+    if seq.text_first:  # text stays, so that every position has a token before it
+        return source, None
     nothing = (source < 0) | (order.gather(1, source.clamp(min=0)) < 0)
     return source.clamp(min=0), nothing
 
 
 def restore_output(seq: Sequence, output: Any, rows: Tensor | None) -> Any:
     """A decoder's output with every hidden state at logical length, or only `rows` (b, t) of it."""
-    output = _set_last(output, lambda x: _pick(restore(seq, seq.layout, x), rows))
+    output = _set_last(output, lambda x: restore(seq, seq.layout, x, rows))
     states = getattr(output, "hidden_states", None)
     if states is not None and seq.steps:
         # entry j is the output of layer j - 1; entry 0 the input of layer 0, before its stop
@@ -58,13 +74,6 @@ def _set_last(output: Any, change: Any) -> Any:
         return (change(output[0]), *output[1:])
     output.last_hidden_state = change(output.last_hidden_state)
     return output
-
-
-def _pick(hidden: Tensor, rows: Tensor | None) -> Tensor:
-    if rows is None:
-        return hidden
-    picked = gather(hidden, rows.clamp(min=0))
-    return picked.masked_fill((rows < 0)[..., None], 0.0)
 
 
 def text_rows(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.geometry import Picture
-from tokenreduce.tokens import Places, Plan, gather, keep_from_mask
+from tokenreduce.tokens import Places, Plan, keep_from_mask
 
 T = TypeVar("T")
 
@@ -54,6 +54,7 @@ class Sequence:
         counts: visual tokens per sample; `texts`: other real tokens per sample (host).
         places: where the visual tokens stand; `pictures` the same per sample, on the host.
         separators: the largest number of separator tokens in a sample (host).
+        text_first: whether every sample begins with a real text token (host).
         layouts: per layer, once its turn has come; a recomputed layer finds its own again.
         plans: the strategy's decision at every stop; `steps` what it does to the hidden states;
             `kept` the origins (b, k) of what is left, their validity, and the counts.
@@ -73,6 +74,7 @@ class Sequence:
     places: Places | None = None
     pictures: list[list[Picture]] = field(default_factory=list)
     separators: int = 0
+    text_first: bool = False
     layouts: dict[int, Layout | None] = field(default_factory=dict)
     plans: dict[int, Plan] = field(default_factory=dict)
     steps: dict[int, Step] = field(default_factory=dict)
@@ -120,7 +122,7 @@ class Step:
     def hidden(self, hidden: Tensor) -> Tensor:
         """(b, p_before, d) -> (b, p, d): drops tokens, after merging those that merge."""
         if self.plan.group is not None:
-            visual = gather(hidden, self.before.visual)
+            visual = rows_of(hidden, self.before.visual)
             merged = self.plan.merge(visual)
             slots = self.before.visual.gather(1, self.plan.keep)
             if self.plan.valid is not None:
@@ -129,7 +131,18 @@ class Step:
                 hidden = torch.cat([hidden, hidden[:, :1]], dim=1)
             index = slots[..., None].expand(*slots.shape, hidden.shape[-1])
             hidden = hidden.scatter(1, index, merged.to(hidden.dtype))
-        return gather(hidden, self.rows)
+        return rows_of(hidden, self.rows)
+
+
+def rows_of(x: Tensor, index: Tensor) -> Tensor:
+    """(b, p, d) and (b, k) -> (b, k, d): the numbers of `gather`, copied as whole rows.
+
+    That takes about a tenth of the time on a CPU: one index to a row, not one to a number.
+    """
+    if x.shape[0] == 1:
+        return x.index_select(1, index[0])
+    first = torch.arange(x.shape[0], device=x.device)[:, None] * x.shape[1]
+    return x.flatten(0, 1).index_select(0, (index + first).flatten()).unflatten(0, index.shape)
 
 
 def advance(
