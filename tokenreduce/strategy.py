@@ -113,7 +113,9 @@ def _with_separators(order: Tensor, separator: Tensor, tokens: Tokens, limit: Te
     def first(of: Tensor) -> Tensor:
         """The smallest rank among the `of` tokens of each token's row."""
         ranks = torch.where(of, rank, v)
-        return ranks.new_full(ranks.shape, v).scatter_reduce(1, line, ranks, "amin").gather(1, line)
+        # rows are numbered at layer 0: there may be more of them than tokens are left
+        rows = ranks.new_full((ranks.shape[0], max(tokens.original, v)), v)
+        return rows.scatter_reduce(1, line, ranks, "amin").gather(1, line)
 
     pays = rankable & (first(rankable) == rank) & (first(separator) < v)
     price = (rankable.long() + pays.long()).gather(1, order)
