@@ -68,17 +68,17 @@ def _windows(tokens: Tokens, limit: Tensor) -> Tensor:
     columns = patches / rows + (signs > 0).float()
     wish = (share * rows / columns.clamp(min=1)).sqrt().round().long()
     bands = torch.minimum(wish.clamp(min=1), rows)
-    # where too few patches are left to fill the budget beside one separator per band: every row
-    tight = share - torch.minimum(bands, signs) > patches
-    bands = torch.where(tight, rows, bands)
     first = tile * (tokens.valid.shape[1] + 1)
-    band = _runs(first + row * bands // rows, valid)
-
-    # separators: one to a band, where the budget leaves a patch beside them
-    signed = (_sizes(band, sign) > 0).long()
-    per_tile = _sizes(_first_of(band, tile), None, weight=signed).gather(1, tile)
-    kept_signs = per_tile < share
-    left = share - torch.where(kept_signs, per_tile, 0)
+    for _ in range(2):
+        band = _runs(first + row * bands // rows, valid)
+        # separators: one to a band, where the budget leaves a patch beside them
+        signed = (_sizes(band, sign) > 0).long()
+        per_tile = _sizes(_first_of(band, tile), None, weight=signed).gather(1, tile)
+        kept_signs = per_tile < share
+        left = share - torch.where(kept_signs, per_tile, 0)
+        # too few patches to fill the budget beside these separators: every row is a band
+        unfilled = left > patches
+        bands = torch.where(unfilled, rows, bands)
 
     # columns: a band's share of its tile's patches, cut in column order
     in_band = _sizes(band, patch)
@@ -87,7 +87,13 @@ def _windows(tokens: Tokens, limit: Tensor) -> Tensor:
     chunk = _rank(band, places.column, places.line, patch) * cuts // size.clamp(min=1)
     base = band * 2 * valid.shape[1]
     window = torch.where(patch & (cuts > 0), base + 1 + chunk, -1)
-    return torch.where(sign & kept_signs, base, window)
+    window = torch.where(sign & kept_signs, base, window)
+
+    # a tile of hardly more than separators: cut in reading order, whatever the tokens are
+    number = _sizes(tile, valid).gather(1, tile)
+    position = torch.arange(valid.shape[1], device=valid.device).expand_as(tile)
+    place = (position - _least(tile, position).gather(1, tile)) * share // number.clamp(min=1)
+    return torch.where(unfilled, _least(tile, base).gather(1, tile) + place, window)
 
 
 def _slots(window: Tensor, valid: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
