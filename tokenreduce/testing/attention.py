@@ -42,15 +42,17 @@ def attention(model: Any, layer: int, x: Tensor) -> Tensor:
     window = getattr(config, "sliding_window", None)
     if window:
         seen &= at[:, None] - at[None] < window
-    return scores.masked_fill(~seen, float("-inf")).softmax(dim=-1)
+    shares: Tensor = scores.masked_fill(~seen, float("-inf")).softmax(dim=-1)
+    return shares
 
 
 def _root_mean_square(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return weight * x * (x.square().mean(dim=-1, keepdim=True) + eps).rsqrt()
+    normed: Tensor = weight * x * (x.square().mean(dim=-1, keepdim=True) + eps).rsqrt()
+    return normed
 
 
 def _projected(linear: Any, x: Tensor) -> Tensor:
-    product = x @ linear.weight.T
+    product: Tensor = x @ linear.weight.T
     return product if linear.bias is None else product + linear.bias
 
 

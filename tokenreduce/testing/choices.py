@@ -59,6 +59,17 @@ LINES = (
     Sample([Picture.join([Picture.grid(2, 2), lined(2, 6)]), lined(3, 2)], 7),
 )
 """With separators, without, and with two pictures of different tiles."""
+TILES = (
+    Sample(
+        [
+            Picture.join([Picture.grid(3, 3), lined(6, 6)]),
+            Picture.join([Picture.grid(3, 3), lined(6, 3)]),
+        ],
+        8,
+    ),
+)
+"""Two pictures, each whole and in tiles."""
+BATCHES = (GRIDS, LINES, GRIDS[:1])
 
 
 def tokens_of(samples: Sequence[Sample], layer: int = 2, gap: int = 0) -> Tokens:
@@ -66,16 +77,13 @@ def tokens_of(samples: Sequence[Sample], layer: int = 2, gap: int = 0) -> Tokens
     counts = tuple(len(sample) for sample in samples)
     v = max(counts) + gap
     valid = torch.arange(v) < torch.tensor(counts)[:, None]
+    origin = torch.arange(v).expand(len(samples), v).masked_fill(~valid, 0)
     where = places([sample.pictures for sample in samples], torch.device("cpu"))
-    if gap:
-        fields = (where.image, where.tile, where.row, where.column, where.line, where.separator)
-        where = type(where)(*(torch.nn.functional.pad(x, (0, gap)) for x in fields))
-    origin = torch.arange(v).expand(len(samples), v).masked_fill(~valid, 0).contiguous()
     return Tokens(
         hidden=_stacked(samples, "hidden", ("v", "d"), v),
         valid=valid,
         origin=origin,
-        places=where,
+        places=where.gather(origin.clamp(max=where.line.shape[1] - 1)),
         counts=counts,
         original=max(counts),
         layer=layer,
@@ -87,11 +95,9 @@ def tokens_of(samples: Sequence[Sample], layer: int = 2, gap: int = 0) -> Tokens
 def _evidence(samples: Sequence[Sample], v: int) -> Mapping[str, Callable[[], Tensor]]:
     """Every kind of evidence that has a shape; attention is a positive share."""
     found: dict[str, Callable[[], Tensor]] = {}
-    for name, text in EVIDENCE.items():
-        shape = re.match(r"\(b, ([a-z, ]+)\)", text)
-        if shape:
-            dims = tuple(shape[1].split(", "))
-            found[name] = partial(_measured, samples, name, dims, v)
+    for name in EVIDENCE:
+        if _dims(name):
+            found[name] = partial(_measured, samples, name, _dims(name), v)
     return found
 
 
@@ -113,6 +119,38 @@ def _stacked(samples: Sequence[Sample], name: str, dims: tuple[str, ...], v: int
                 row = torch.cat([row, torch.full(size, 50.0)], dim=axis)
         rows.append(row)
     return torch.stack(rows)
+
+
+def after(tokens: Tokens, plan: Plan, budget: Sequence[int]) -> Tokens:
+    """The tokens of the next stop, when `plan` was carried out."""
+    keep = plan.keep
+    valid = torch.ones_like(keep, dtype=torch.bool) if plan.valid is None else plan.valid
+    return replace(
+        tokens,
+        hidden=plan.merge(tokens.hidden),
+        valid=valid,
+        origin=tokens.origin.gather(1, keep),
+        places=tokens.places.gather(keep),
+        counts=tuple(budget),
+        layer=tokens.layer + 1,
+        evidence={name: partial(_taken, name, x, keep) for name, x in tokens.evidence.items()},
+    )
+
+
+def _taken(name: str, make: Callable[[], Tensor], keep: Tensor) -> Tensor:
+    """Evidence on the tokens at `keep`, along every axis that counts visual tokens."""
+    x = make()
+    for axis, dim in enumerate(_dims(name), start=1):
+        if dim == "v":
+            index = keep.view(len(keep), *[1] * (axis - 1), -1, *[1] * (x.dim() - axis - 1))
+            x = x.gather(axis, index.expand(*x.shape[:axis], -1, *x.shape[axis + 1 :]))
+    return x
+
+
+def _dims(name: str) -> tuple[str, ...]:
+    """The axes of a kind of evidence after b, as its entry in EVIDENCE says; none without one."""
+    shape = re.match(r"\(b, ([a-z, ]+)\)", EVIDENCE[name])
+    return tuple(shape[1].split(", ")) if shape else ()
 
 
 def budgets(counts: Sequence[int]) -> list[tuple[int, ...]]:
@@ -173,22 +211,33 @@ def writes_to_nothing(strategy: Strategy) -> None:
 def stands_alone(strategy: Strategy) -> None:
     """Neither padding nor the other samples of a batch change what is kept of a sample."""
     for samples in (GRIDS, LINES):
-        together = tokens_of(samples)
-        for budget in _budgets(strategy, together):
-            plan = strategy.plan(together, budget)
+        for budget in _budgets(strategy, tokens_of(samples)):
+            together = _twice(strategy, tokens_of(samples), budget)
             for i, sample in enumerate(samples):
                 for gap in (0, 3) if len(sample) else ():
-                    alone = strategy.plan(tokens_of([sample], gap=gap), budget[i : i + 1])
-                    mine, theirs = kept_rows(plan)[i], kept_rows(alone)[0]
-                    assert torch.equal(mine, theirs), (
-                        f"{strategy} keeps {mine.tolist()} of sample {i} in a batch, but "
-                        f"{theirs.tolist()} alone with {gap} fillers (budget {budget[i]})"
-                    )
-                    if plan.group is not None and alone.group is not None:
-                        n = len(sample)
-                        assert torch.equal(plan.group[i, :n], alone.group[0, :n]), (
-                            f"{strategy} merges sample {i} differently in a batch"
-                        )
+                    alone = _twice(strategy, tokens_of([sample], gap=gap), budget[i : i + 1])
+                    for stop, (plan, other) in enumerate(zip(together, alone, strict=False)):
+                        said = f"{strategy}, sample {i}, {gap} fillers, stop {stop}, {budget}"
+                        _same_choice(said, plan, i, other)
+
+
+def _twice(strategy: Strategy, tokens: Tokens, budget: Sequence[int]) -> list[Plan]:
+    """The plans of two stops, the second for half of the first."""
+    first = strategy.plan(tokens, budget)
+    if not any(budget):
+        return [first]  # nobody is asked about no tokens
+    later = after(tokens, first, budget)
+    return [first, strategy.plan(later, [n // 2 for n in budget])]
+
+
+def _same_choice(said: str, plan: Plan, i: int, alone: Plan) -> None:
+    mine, theirs = kept_rows(plan)[i], kept_rows(alone)[0]
+    assert torch.equal(mine, theirs), (
+        f"{said}: keeps {mine.tolist()} in a batch, {theirs.tolist()} alone"
+    )
+    if plan.group is not None and alone.group is not None:
+        n = min(plan.group.shape[1], alone.group.shape[1])
+        assert torch.equal(plan.group[i, :n], alone.group[0, :n]), f"{said}: merges differently"
 
 
 def keeping_all_is_the_identity(strategy: Strategy) -> None:
@@ -207,8 +256,7 @@ def keeping_all_is_the_identity(strategy: Strategy) -> None:
 
 def separators_follow_their_row(strategy: Strategy) -> None:
     """A separator stays with its row and only with it; one row may go without, for the budget."""
-    tokens = tokens_of(LINES)
-    for budget in _budgets(strategy, tokens):
+    for tokens, budget in _asked(strategy):
         plan = strategy.plan(tokens, budget)
         if plan.group is not None:
             return  # a merged separator stands for several rows
@@ -253,9 +301,18 @@ def _budgets(strategy: Strategy, tokens: Tokens) -> list[tuple[int, ...]]:
 def _asked(strategy: Strategy) -> list[tuple[Tokens, tuple[int, ...]]]:
     """Every batch with every budget."""
     found = []
-    for samples in (GRIDS, LINES, GRIDS[:1]):
+    for samples in BATCHES:
         tokens = tokens_of(samples)
-        found += [(tokens, budget) for budget in _budgets(strategy, tokens)]
+        every = _budgets(strategy, tokens)
+        found += [(tokens, budget) for budget in every]
+        for budget in every[2:4]:  # and again at the next stop, of what is left
+            later = after(tokens, strategy.plan(tokens, budget), budget)
+            found += [(later, more) for more in _budgets(strategy, later)]
+    tokens = tokens_of(TILES)
+    while strategy.reduces and max(tokens.counts) > 1:  # a pyramid, down to one token
+        budget = (tokens.counts[0] // 2,)
+        found.append((tokens, budget))
+        tokens = after(tokens, strategy.plan(tokens, budget), budget)
     return found
 
 
