@@ -120,18 +120,16 @@ class ShortLayer:
             )
         if n and isinstance(self, DynamicSlidingWindowLayer):
             raise ValueError("cropping a reduced sliding-window cache is not supported")
-        inside = (
-            n - self.tail
-        )  # drafts that came with the prompt are in `order` (assisted decoding)
+        # drafts that came with the prompt are in `order` (assisted decoding)
+        inside, order = n - self.tail, self.order
         if inside > 0:
             first = self.seen - n
             last = torch.arange(first, first + inside, device=self.keys.device)
-            held = None if self.order is None else self.order[:, -inside:]
-            if held is None or held.shape[1] < inside or not bool((held == last).all()):
+            if order is None or order.shape[1] < inside or (order[:, -inside:] != last).any():
                 raise ValueError(
                     f"cannot crop {n} tokens from a reduced cache: some of them were dropped"
                 )
-            self.order = self.order[:, :-inside]
+            self.order = order[:, :-inside]
         if n:
             self.keys, self.values = self.keys[..., :-n, :], self.values[..., :-n, :]
             self.seen, self.tail = self.seen - n, max(-inside, 0)

@@ -42,8 +42,8 @@ def placeholders(adapter: Adapter, base: nn.Module, arguments: Mapping[str, Any]
         return None
     table: Any = base
     known = table.get_input_embeddings()(torch.tensor(ids, device=embeds.device))
-    given: Tensor = embeds
-    return (given[:, :, None] == known).all(dim=-1).any(dim=-1)
+    found: Tensor = (embeds[:, :, None] == known).all(dim=-1).any(dim=-1)
+    return found
 
 
 def chunk(mask: Tensor, batch: int, start: int, length: int) -> Tensor | None:

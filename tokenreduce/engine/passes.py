@@ -69,7 +69,8 @@ def enter(
     if fresh and seq.visual is not None and i + 1 in setup.stops:
         wanted = setup.strategy.needs & FROM_BEFORE
         if wanted:
-            with torch.no_grad():  # a score is no part of the loss, and checkpointing counts tensors
+            # a score is no part of the loss, and checkpointing counts tensors
+            with torch.no_grad():
                 view = _view(setup, layer, hidden, logical, seq, layout, cached, past)
                 seq.evidence[i + 1] = Capture(view, wanted)
     if by_name:
