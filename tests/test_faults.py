@@ -334,7 +334,7 @@ def zeros_where_tokens_were_dropped(patch):
     def zeros(seq, layout):
         source, nothing = fill(seq, layout)
         same = torch.nn.functional.pad(source[:, 1:] == source[:, :-1], (1, 0))
-        return source, nothing | same
+        return source, same if nothing is None else nothing | same
 
     patch.setattr(restore, "_fill", zeros)
 
