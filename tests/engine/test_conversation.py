@@ -103,12 +103,23 @@ def test_the_second_turn_knows_its_image(llava_next, schedule):
             assert torch.equal(getattr(a, name), getattr(b, name)), name
 
 
+def skip_without_chunks(model, prompt):
+    """transformers 5.18 leaves the pictures out of a prefill in chunks; we warn, and stop there."""
+    options = {"max_new_tokens": 1, "return_dict_in_generate": True, "output_logits": True}
+    plain = [model.generate(**prompt.inputs, **options, prefill_chunk_size=n) for n in (None, 9)]
+    if not torch.allclose(plain[0].logits[0], plain[1].logits[0], atol=1e-4):
+        with pytest.warns(tr.ReductionWarning), tr.reduce(model, "random", tr.Single(2, 0.5)):
+            model.generate(**prompt.inputs, **options, prefill_chunk_size=9)
+        pytest.skip("this transformers leaves pictures out of a prefill in chunks")
+
+
 @pytest.mark.parametrize("size", [7, 16, 64])
 @pytest.mark.parametrize("name", ["random", "vtw"])
 def test_chunked_prefill(llava, schedule, name, size):
     """Chunks add up: the budget holds for each chunk's own tokens, positions stay logical."""
     prompt = batch(LLAVA, (2,))
     ids, pixels = prompt.inputs["input_ids"], prompt.inputs["pixel_values"]
+    skip_without_chunks(llava, prompt)
     with tr.reduce(llava, name, schedule, positions="keep") as reduction:
         out = generate(llava, ids, None, pixels, prefill_chunk_size=size)
         kept, report = reduction.kept, reduction.report
@@ -127,12 +138,15 @@ def test_chunked_prefill(llava, schedule, name, size):
 
 def test_chunks_keep_the_geometry(llava_next, schedule):
     prompt = batch(FAMILIES["llava_next"], (2,))
+    skip_without_chunks(llava_next, prompt)
     options = {"max_new_tokens": 2, "do_sample": False}
     with tr.reduce(llava_next, "stride", schedule) as reduction:
         llava_next.generate(**prompt.inputs, **options)
         whole = reduction.places[0]
         llava_next.generate(**prompt.inputs, prefill_chunk_size=13, **options)
         parts = reduction.places[0]
+        assert len(parts) > 0
+        assert len(parts) != len(whole)  # pictures come in pieces
     for name in ("tile", "row", "column", "separator"):
         a, b = (torch.cat([getattr(p, name) for p in found]) for found in (whole, parts))
         assert torch.equal(a, b), name

@@ -84,15 +84,18 @@ def test_beams_follow_the_cache(llava, schedule, positions, images):
             found[cached] = generate(llava, prompt, use_cache=cached, **options)
         if cached:
             kept = reduction.kept
-    assert torch.equal(found[True].sequences, found[False].sequences)
-    torch.testing.assert_close(
-        found[True].sequences_scores, found[False].sequences_scores, atol=2e-5, rtol=1e-5
-    )
     assert len(kept[2]) == 3 * len(images)
     if positions == "keep":
         with masked(llava, prompt.visual.repeat_interleave(3, dim=0), kept):
             reference = generate(llava, prompt, **options)
         assert torch.equal(found[True].sequences, reference.sequences)
+    plain = [generate(llava, prompt, use_cache=cached, **options) for cached in (True, False)]
+    if not torch.equal(plain[0].sequences, plain[1].sequences):
+        pytest.skip("this transformers mixes up the images of beams without a cache")
+    assert torch.equal(found[True].sequences, found[False].sequences)
+    torch.testing.assert_close(
+        found[True].sequences_scores, found[False].sequences_scores, atol=2e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("positions", ["keep", "compact"])
@@ -102,7 +105,7 @@ def test_cached_equals_uncached(llava, positions, layer):
     outputs = []
     for cached in (True, False):
         with tr.reduce(llava, "random", tr.Single(layer, 0.4), positions=positions):
-            outputs.append(generate(llava, prompt, use_cache=cached))
+            outputs.append(generate(llava, prompt, use_cache=cached, suppress_tokens=[IMAGE]))
     assert torch.equal(outputs[0].sequences, outputs[1].sequences)
     for a, b in zip(outputs[0].logits, outputs[1].logits, strict=True):
         torch.testing.assert_close(a, b, atol=3e-5, rtol=1e-5)
@@ -218,12 +221,10 @@ def test_logits_to_keep(llava, schedule, keep):
 def test_hidden_states_are_whole_and_right(llava, images, layers):
     """Every hidden state has the caller's length, and the reference's values at what is left."""
     prompt = batch(LLAVA, images)
-    long = batch(LLAVA, (0, 1)) if images == (0, 1) else None
-    if long is not None:  # the text-only sample is the longest: shortened rows keep the length
-        extra = torch.full((2, 40), 11)
-        prompt = prompt.then(llava, extra)
-        prompt.inputs["attention_mask"][1, -40:] = 0
-        prompt.real[1, -40:] = False
+    if images == (0, 1):  # the text-only sample is the longest: shortened rows keep the length
+        prompt.inputs["input_ids"][0] = torch.arange(10, 10 + prompt.visual.shape[1])
+        prompt.inputs["attention_mask"][0] = 1
+        prompt.real[0] = True
     schedule = tr.Explicit(layers=layers, keeps=(0.5, 0.2))
     with torch.no_grad():
         with tr.reduce(llava, "random", schedule) as reduction:
@@ -236,6 +237,22 @@ def test_hidden_states_are_whole_and_right(llava, images, layers):
         torch.testing.assert_close(a[text], b[text], atol=3e-5, rtol=1e-5)
         present = prompt.real if j <= layers[0] and (j or layers[0]) else text
         torch.testing.assert_close(a[present], b[present], atol=3e-5, rtol=1e-5)
+
+
+def test_chosen_hidden_states(llava, schedule):
+    """Newer transformers returns those of chosen layers alone, and None for the others."""
+    prompt, chosen = batch(LLAVA, (1, 2)), [0, 3, -1]
+    with torch.no_grad():
+        plain = llava(**prompt.inputs, output_hidden_states=chosen).hidden_states
+        if not any(state is None for state in plain):
+            pytest.skip("this transformers returns all hidden states or none")
+        with tr.reduce(llava, "random", schedule):
+            every = llava(**prompt.inputs, output_hidden_states=True).hidden_states
+            some = llava(**prompt.inputs, output_hidden_states=chosen).hidden_states
+    assert len(some) == len(plain)
+    for one, other, whole in zip(some, plain, every, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or torch.equal(one, whole)
 
 
 def test_generate_returns_hidden_states(llava, schedule):

@@ -56,15 +56,14 @@ def restore_output(seq: Sequence, output: Any, rows: Tensor | None) -> Any:
     output = _set_last(output, lambda x: restore(seq, seq.layout, x, rows))
     states = getattr(output, "hidden_states", None)
     if states is not None and seq.steps:
-        # entry j is the output of layer j - 1; entry 0 the input of layer 0, before its stop
+        # entry j is the output of layer j - 1; entry 0 the input of layer 0, after its stop.
+        # Lengths say nothing: beside a long text-only sample, shortened rows stay as wide
         last = len(states) - 1
+        layouts = [seq.layouts.get(max(j - 1, 0)) for j in range(last)] + [seq.layout]
         whole = [
-            state
-            if state.shape[1] == seq.length
-            else restore(seq, seq.layouts.get(max(j - 1, 0)), state)
-            for j, state in enumerate(states)
+            None if state is None else restore(seq, layout, state)
+            for layout, state in zip(layouts, states, strict=True)
         ]
-        whole[last] = restore(seq, seq.layout, states[last])
         output.hidden_states = tuple(whole)
     return output
 
