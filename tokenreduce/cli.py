@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,19 @@ from tokenreduce.tasks import Task, result, tasks
 FULL_ERROR = "HYDRA_FULL_ERROR"
 TEXT = ("image", "prompt", "model.id")
 
+_debug = ContextVar("debug", default=False)
+
 
 def main() -> None:
     """Runs the command line in `sys.argv`."""
     configuration.register()
     sys.argv[1:] = quote_text(sys.argv[1:])
-    debug = os.environ.get(FULL_ERROR) == "1" or "debug=true" in sys.argv[1:]
+    _debug.set(os.environ.get(FULL_ERROR) == "1" or "debug=true" in sys.argv[1:])
     with _short_warnings(), _errors_raised():
         try:
             _program()
         except Exception as error:
-            _refuse(error, debug)
+            _refuse(error)
 
 
 def quote_text(arguments: Sequence[str]) -> list[str]:
@@ -88,16 +91,15 @@ def find_task(name: str) -> Task:
     version_base="1.3", config_path=str(configuration.directory()), config_name="config"
 )
 def _program(config: DictConfig) -> None:
-    os.environ.pop(FULL_ERROR, None)  # what a task starts is not our command line
     try:
         run(config, Path(HydraConfig.get().runtime.output_dir))
     except Exception as error:
-        _refuse(error, config.debug)
+        _refuse(error)
 
 
-def _refuse(error: Exception, debug: bool) -> None:
+def _refuse(error: Exception) -> None:
     """Leaves with one line for what the user can mend; anything else stays an error."""
-    if debug or not refusals.is_refusal(error):
+    if _debug.get() or not refusals.is_refusal(error):
         raise error
     print(f"tokenreduce: {refusals.one_line(error)}", file=sys.stderr)
     sys.exit(2)

@@ -39,7 +39,7 @@ class Question:
     """What is asked about which pictures, and the right answer where it is known."""
 
     text: str
-    paths: tuple[Path, ...]
+    paths: tuple[str, ...]
     expected: str | None = None
 
 
@@ -82,7 +82,7 @@ def generate(config: DictConfig, output: Path) -> dict[str, Any]:
     times = prefill_times(loaded.model, inputs, (nullcontext, reduced), config.task.runs)
     numbers = {
         "question": question.text,
-        "images": [str(path) for path in question.paths],
+        "images": list(question.paths),
         "expected": question.expected,
         "model": loaded.source,
         "device": str(loaded.device),
@@ -106,17 +106,18 @@ def read_question(config: DictConfig) -> Question:
             picture.
     """
     folder = checkpoint_dir().parent
+    picture = (str(folder / "example.png"),)
     if config.image is None and (config.prompt is None or config.model.get("id") is None):
         example = json.loads((folder / "example.json").read_text())
         if config.prompt is None:
-            return Question(example["question"], (folder / "example.png",), example["answer"])
-        return Question(str(config.prompt), (folder / "example.png",))
+            return Question(example["question"], picture, example["answer"])
+        return Question(str(config.prompt), picture)
     if config.image is None:
         raise ValueError("a prompt needs a picture: add image=path/to/picture.png")
     if config.prompt is None:
         raise ValueError('a picture needs a question: add prompt="What is this?"')
     names = config.image if isinstance(config.image, ListConfig) else [config.image]
-    return Question(str(config.prompt), tuple(Path(str(name)) for name in names))
+    return Question(str(config.prompt), tuple(str(name) for name in names))
 
 
 def answer(loaded: Loaded, inputs: Mapping[str, Any], limit: int) -> Tensor:

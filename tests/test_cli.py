@@ -1,0 +1,411 @@
+"""The `tokenreduce` command: quick help, one line for what is refused, a result for every run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+import tokenreduce as tr
+from tokenreduce import cli, plugins
+from tokenreduce.config import compose
+from tokenreduce.embedded import checkpoint_dir
+from tokenreduce.tasks import tasks
+
+Program = Callable[..., Any]
+
+
+@dataclass
+class Outcome:
+    """What a call left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def line(self) -> str:
+        """The one line of a refusal."""
+        assert self.code == 2
+        (line,) = self.err.splitlines()
+        assert line.startswith("tokenreduce: ")
+        return line
+
+
+@pytest.fixture
+def program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Program:
+    """Runs the command in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(cli.FULL_ERROR, raising=False)
+
+    def run(*arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["tokenreduce", *arguments])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as left:
+            code = int(left.code or 0)
+        out, err = capsys.readouterr()
+        return Outcome(code, out, err)
+
+    return run
+
+
+@pytest.fixture
+def probe() -> Iterator[list[Any]]:
+    """A task that only notes its config: `task.name=probe`."""
+    seen: list[Any] = []
+
+    @tasks.register("probe")
+    def note(config: Any, output: Path) -> dict[str, Any]:
+        seen.append(config)
+        return {"folder": str(output)}
+
+    yield seen
+    del tasks._entries["probe"]  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An untrained model of the embedded one's shape, with its processor."""
+    from tokenreduce.embedded.build import build_model, build_processor
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    architecture: Any = OmegaConf.to_container(compose().model.architecture)
+    build_model(architecture, seed=0).save_pretrained(folder)
+    build_processor(architecture["vision"]["patch_size"]).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    Image.new("RGB", (96, 96), "red").save(tmp_path / "red (1), a=b.png")
+    return str(tmp_path / "red (1), a=b.png")
+
+
+# -- help, and what must not need torch ------------------------------------------------------------
+
+
+def python(*arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
+    """A fresh interpreter that reports at its end whether torch or transformers were loaded."""
+    code = (
+        "import atexit, sys, tokenreduce.cli\n"
+        "heavy = lambda: {'torch', 'transformers'} & set(sys.modules)\n"
+        "atexit.register(lambda: print('heavy:', *heavy()))\n"
+        "tokenreduce.cli.main()"
+    )
+    start = time.perf_counter()
+    command = [sys.executable, "-c", code, *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    return run, time.perf_counter() - start
+
+
+def test_help_is_quick_and_names_everything() -> None:
+    times = []
+    for _ in range(4):  # a noisy machine gets more tries
+        run, elapsed = python("--help")
+        times.append(elapsed)
+        if elapsed < 3:
+            break
+    assert min(times) < 3
+    assert run.stdout.endswith("heavy:\n")
+    for group in ("task", "model", "strategy", "scheduler", "data", "experiment"):
+        assert f"{group}: " in run.stdout
+    for text in ("pyramid_drop", "llava_1_5_7b", "tokenreduce strategy=fastv", "--config-dir",
+                 "max_new_tokens", "$(tokenreduce -sc install=bash)"):  # fmt: skip
+        assert text in run.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--cfg", "job", "strategy=fastv"),
+        ("--info", "defaults"),
+        ("-sc", "query=bash"),
+        ("strategy=fastvv",),
+        ("scheduler.ratoi=1",),
+    ],
+)
+def test_no_framework_is_loaded_before_a_task_runs(arguments: tuple[str, ...]) -> None:
+    run, _ = python(*arguments)
+    assert run.stdout.endswith("heavy:\n")
+
+
+def test_completion_knows_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMP_LINE", "tokenreduce strategy=")
+    monkeypatch.setenv("COMP_POINT", "21")
+    run, _ = python("-sc", "query=bash")
+    assert "strategy=fastv" in run.stdout.split()
+
+
+def test_it_is_a_module_too() -> None:
+    command = [sys.executable, "-m", "tokenreduce", "--cfg", "job", "--package", "strategy"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "name: pyramid_drop" in run.stdout
+
+
+# -- one line for what is refused ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["strategy=fastvv"], "no strategy 'fastvv'; did you mean 'fastv'? (known: fastv"),
+        (["scheduler=pyramyd"], "did you mean 'pyramid'?"),
+        (["stratgy=fastv"], "no option 'stratgy'; did you mean 'strategy'?"),
+        (["scheduler.ratoi=1"], "no option 'scheduler.ratoi'; did you mean 'scheduler.ratio'?"),
+        (["seed"], "seed"),
+        (["seed=[1"], "[1"),
+        (["+strategy._target_=os.system"], "strategy._target_ is refused"),
+        (["task.name=generat"], "no task 'generat'"),
+        (["--config-name", "other"], "Cannot find primary config 'other'"),
+        (["--cfg", "job", "-m"], "Only one of"),
+        (["prompt=hello", "model=llava_1_5_7b"], "a prompt needs a picture: add image="),
+        (["image=cat.png"], "a picture needs a question: add prompt="),
+        (["image=cat.png", "prompt=hello"], "image 'cat.png' does not exist"),
+        (["image=.", "prompt=hello"], "is a folder"),
+        (["image=https://example.org/cat.png", "prompt=hello"], "is an address"),
+        (["image=text.png", "prompt=hello"], "not a picture of a known format"),
+        (["image=cut.png", "prompt=hello"], "damaged or cut short"),
+        (["image=ok.png", "prompt=hello", "scheduler=single", "scheduler.keep=1.5"], "not 1.5"),
+        (["image=ok.png", "prompt=hello", "strategy=fastv", "strategy.score=lst"], "'last'"),
+        (["image=ok.png", "prompt=hello", "model.id=./nowhere"], "holds no config.json"),
+        (["image=ok.png", "prompt=hello", "model.id=other"], "'bert' (supported: "),
+        (["image=ok.png", "prompt=hello", "device=abacus"], "device=abacus cannot be used"),
+        (["image=ok.png", "prompt=hello", "attention=spda"], "did you mean 'sdpa'?"),
+        (["image=ok.png", "prompt=hello", "model.dtype=fp16"], "model.dtype=fp16 is unknown"),
+        (["image=ok.png", "prompt=hello", "model.trust_remote_code=true"], "model.revision="),
+    ],
+)
+def test_a_refusal_is_one_line(
+    program: Program, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "text.png").write_text("not a picture")
+    Image.effect_noise((50, 50), 20).save(tmp_path / "ok.png")
+    data = (tmp_path / "ok.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"model_type": "bert"}')
+    assert message in program(*arguments).line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["scheduler=single", "scheduler.layer=99"], "layer 99 is outside a decoder of 8 layers"),
+        (["positions=kep"], "did you mean 'keep'?"),
+        (["logits=all"], "no logits 'all'"),
+        (["strategy.name=needy"], "Needy needs tea"),
+        (["prompt=Is <image> like <image>"], "2 times '<image>' for 1 pictures"),
+    ],
+)
+def test_what_the_model_cannot_do_is_one_line(
+    program: Program, checkpoint: str, picture: str, arguments: list[str], message: str
+) -> None:
+    @tr.strategies.register("needy")
+    @dataclass
+    class Needy(tr.Scorer):
+        needs: ClassVar[frozenset[str]] = frozenset({"tea"})
+
+        def score(self, tokens: tr.Tokens) -> torch.Tensor:
+            return tokens["tea"]
+
+    try:
+        words = ["prompt=hello", f"image={picture}", f"model.id={checkpoint}", *arguments]
+        assert message in program(*words).line
+    finally:
+        del tr.strategies._entries["needy"]
+
+
+@pytest.mark.parametrize("way", ["debug=true", "environment"])
+def test_a_traceback_can_be_asked_for(
+    program: Program, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    if way == "environment":
+        monkeypatch.setenv(cli.FULL_ERROR, "1")
+    words = ["image=cat.png", "prompt=hello", *(["debug=true"] if "=" in way else [])]
+    with pytest.raises(ValueError, match=r"cat\.png"):
+        program(*words)
+
+
+@pytest.mark.parametrize(
+    "fault", ["None + 1", "{}['a']", "int('x')", "[][0]", "torch.ones(2) @ torch.ones(3)"]
+)
+def test_a_fault_in_the_program_is_not_a_refusal(program: Program, fault: str) -> None:
+    """A slip in our own code, or an error out of torch, keeps its traceback."""
+
+    @tasks.register("faulty")
+    def faulty(config: Any, output: Path) -> dict[str, Any]:
+        exec(
+            compile(fault, "tokenreduce/slip.py", "exec"),
+            {"__name__": "tokenreduce.slip", "torch": torch},
+        )
+        return {}
+
+    try:
+        with pytest.raises((TypeError, KeyError, ValueError, IndexError, RuntimeError)):
+            program("task.name=faulty")
+    finally:
+        del tasks._entries["faulty"]  # type: ignore[attr-defined]
+
+
+def test_a_plugin_that_fails_is_one_line_and_the_run_goes_on(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    (site / "plug-1.0.dist-info").mkdir(parents=True)
+    (site / "plug.py").write_text("import nothing_of_that_name")
+    info = site / "plug-1.0.dist-info"
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plug\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[{plugins.GROUP}]\nplug = plug\n")
+    (site / "quick.py").write_text(
+        "import tokenreduce.cli, tokenreduce.tasks\n"
+        "tokenreduce.tasks.tasks.register('quick')(lambda config, output: {'fine': True})\n"
+        "tokenreduce.cli.main()\n"
+    )
+    run = subprocess.run(
+        [sys.executable, str(site / "quick.py"), "task.name=quick"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)},
+    )
+    (line,) = run.stderr.splitlines()
+    assert line.startswith("tokenreduce: warning: plug-in 'plug' (plug 1.0) is left out")
+    assert len(list(tmp_path.glob("outputs/*/*/result.json"))) == 1
+
+
+# -- what a run leaves behind ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Is it red, or blue?",
+        "What's this?",
+        r"a\b (1) {x}",
+        "100% [sic] = ok",
+        "it's \\'so",
+        "end\\",
+        "a\\\\'b''c",
+        "-m",
+        "naïve: #1 & <2>",
+        "a  b",
+    ],
+)
+def test_a_prompt_is_just_text(text: str) -> None:
+    assert compose(cli.quote_text([f"prompt={text}", f"image={text}"])).prompt == text
+
+
+@pytest.mark.parametrize("words", [["prompt=null"], ["prompt='a, b'"], ["image=[a.png,b.png]"],
+                                   ["seed=1", "-m", "prompt=a,b"], ["--help"]])  # fmt: skip
+def test_what_is_quoted_or_swept_stays(words: list[str]) -> None:
+    assert cli.quote_text(words) == words
+
+
+def test_every_run_writes_its_result(program: Program, probe: list[Any], tmp_path: Path) -> None:
+    done = program("task.name=probe", "strategy=vtw", "hydra.run.dir=here", "prompt=a, b")
+    assert done.code == 0
+    assert "here/result.json" in done.out
+    record = json.loads((tmp_path / "here" / "result.json").read_text())
+    assert Path.cwd() == tmp_path
+    assert record["choices"]["strategy"] == "vtw"
+    assert record["choices"]["scheduler"] == "withdraw"
+    assert record["config"]["scheduler"]["name"] == "single"
+    assert record["config"]["prompt"] == "a, b"
+    assert "strategy=vtw" in record["overrides"]
+    assert {"torch", "transformers", "tokenreduce"} <= set(record["versions"])
+    assert {"commit", "machine", "seconds"} <= set(record)
+    assert record["folder"].endswith("here")
+
+
+def test_runs_have_folders_of_their_own(program: Program, probe: list[Any], tmp_path: Path) -> None:
+    program("task.name=probe")
+    (folder,) = (tmp_path / "outputs" / "probe").iterdir()
+    assert (folder / "result.json").is_file()
+    assert (folder / ".hydra" / "overrides.yaml").is_file()
+
+
+def test_a_sweep_runs_every_choice(program: Program, probe: list[Any], tmp_path: Path) -> None:
+    program("-m", "task.name=probe", "strategy=random,vtw", "seed=0,1")
+    ran = [(config.strategy.name, config.scheduler.name, config.seed) for config in probe]
+    random = [("random", "pyramid", 0), ("random", "pyramid", 1)]
+    assert ran == [*random, ("vtw", "single", 0), ("vtw", "single", 1)]
+    assert len(list(tmp_path.glob("outputs/probe/*_sweep/*/result.json"))) == 4
+
+
+def test_options_of_ones_own(program: Program, probe: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "mine" / "strategy").mkdir(parents=True)
+    text = "defaults:\n  - override /scheduler@_global_.scheduler: linear\nname: pyramid_drop\n"
+    (tmp_path / "mine" / "strategy" / "gentle.yaml").write_text(text)
+    program("--config-dir", "mine", "strategy=gentle", "task.name=probe")
+    assert probe[0].scheduler.name == "linear"
+
+
+def test_only_the_first_of_several_processes_writes(
+    program: Program, probe: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert program("task.name=probe", "hydra.run.dir=here").out == ""
+    assert not (tmp_path / "here" / "result.json").exists()
+
+
+def test_nothing_is_left_in_the_environment(program: Program, probe: list[Any]) -> None:
+    before = dict(os.environ)
+    program("task.name=probe")
+    program("strategy=nothing")
+    assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize("strategy", ["pyramid_drop", "pooling", "none"])
+def test_the_main_task(
+    program: Program, checkpoint: str, picture: str, tmp_path: Path, strategy: str
+) -> None:
+    done = program(
+        f"model.id={checkpoint}",
+        f"image={picture}",
+        "prompt=What is in the red circle?",
+        f"strategy={strategy}",
+        "max_new_tokens=3",
+        "task.runs=2",
+        "hydra.run.dir=run",
+    )
+    assert done.code == 0
+    assert done.err == ""
+    record = json.loads((tmp_path / "run" / "result.json").read_text())
+    kept = {"pyramid_drop": [72, 36, 18], "pooling": [36], "none": []}[strategy]
+    assert [stop["kept"] for stop in record["report"]["stops"]] == [[n] for n in kept]
+    assert [len(indices) for indices in record["kept"].values()] == kept
+    for text in (record["answers"]["full"], "What is in the red circle?", "144", *map(str, kept)):
+        assert text in done.out
+    assert (record["report"]["flops"] < record["report"]["flops_full"]) == (strategy != "none")
+    assert len(record["prefill_ms"]["full"]) == len(record["prefill_ms"]["reduced"]) == 2
+    for chances in record["probability"].values():
+        assert all(0 <= chance <= 1 for chance in chances.values())
+    if strategy == "none":
+        assert record["probability"]["full"] == record["probability"]["reduced"]
+    width = 288 * (1 + len(kept))
+    with Image.open(tmp_path / "run" / "kept.png") as drawn:
+        assert drawn.width >= width
+
+
+def test_without_arguments_the_embedded_model_answers(program: Program, tmp_path: Path) -> None:
+    done = program()
+    assert done.code == 0, done.err
+    (path,) = tmp_path.glob("outputs/generate/*/result.json")
+    record = json.loads(path.read_text())
+    example = json.loads((checkpoint_dir().parent / "example.json").read_text())
+    assert record["answers"]["full"] == example["answer"] == record["expected"]
+    assert example["question"] in done.out
