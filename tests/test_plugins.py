@@ -16,6 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 import tokenreduce as tr
 from tokenreduce import plugins
 from tokenreduce.config import build_strategy, compose, register
+from tokenreduce.testing.models import FAMILIES
 
 NORM = Path(__file__).resolve().parents[1] / "plugins" / "tokenreduce-norm"
 STRATEGY = """
@@ -82,6 +83,13 @@ def test_a_plugin_adds_a_strategy_and_its_option(install: Install) -> None:
     strategy = build_strategy(compose(["strategy=longest", "strategy.p=1"]))
     assert type(strategy) is tr.strategies["longest"]
     assert strategy.p == 1  # type: ignore[attr-defined]
+
+
+def test_python_knows_a_plugins_names(install: Install) -> None:
+    """As the command line does: nobody has to import the plug-in."""
+    install("plug_longest", STRATEGY.format(name="longest"))
+    with tr.reduce(FAMILIES["llava"].model(), "longest", tr.Single(keep=1.0)) as reduction:
+        assert type(reduction.strategy) is tr.strategies["longest"]
 
 
 def test_plugins_are_loaded_once(install: Install, site: Path) -> None:

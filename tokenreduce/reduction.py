@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
+from tokenreduce import plugins
 from tokenreduce.adapter import Adapter, adapter_for, adapters
 from tokenreduce.cost import shape_of
 from tokenreduce.engine.passes import Setup
@@ -219,6 +220,7 @@ def reduce(
         ValueError: an unsupported family, a layer beyond the model, positions that are not
             defined for the family, or a model that is already reduced.
     """
+    plugins.load()  # names and families that installed packages add
     chosen = _instance(strategy, strategies, Strategy)
     schedule = (
         chosen.scheduler() if scheduler is None else _instance(scheduler, schedulers, Scheduler)
