@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 import tokenreduce
+from tokenreduce import plugins
 from tokenreduce.adapter import Adapter, adapters
 from tokenreduce.registry import Registry
 from tokenreduce.scheduler import schedulers
@@ -68,6 +69,7 @@ def load(model: nn.Module, directory: str | os.PathLike[str]) -> Reduction:
     """
     from tokenreduce.reduction import reduce
 
+    plugins.load()
     path = Path(directory) / FILE
     content = _read(path)
     try:
