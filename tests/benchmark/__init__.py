@@ -1,0 +1,1 @@
+"""What a reduction costs and saves, measured against the same model without it."""
