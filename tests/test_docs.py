@@ -173,6 +173,15 @@ def test_readme_opens_with_the_two_commands() -> None:
     assert "$(sed" in (ROOT / ".ci" / "run").read_text()  # CI reads them from there
 
 
+def test_readme_counts_the_recorded_runs_as_the_parity_page_does() -> None:
+    rows = re.findall(r"^\| `\w+/\w+`.*$", (DOCS / "parity.md").read_text(), re.MULTILINE)
+    differ = sum("deviates" in row for row in rows)
+    said = " ".join((ROOT / "README.md").read_text().split())
+    assert f"of {len(rows)} recorded runs" in said
+    assert f"{len(rows) - differ} are reproduced" in said
+    assert f"{differ} differ on purpose" in said
+
+
 def test_versions_agree() -> None:
     pyproject = (ROOT / "pyproject.toml").read_text()
     assert f'version = "{tr.__version__}"' in pyproject

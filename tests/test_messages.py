@@ -84,7 +84,7 @@ REFUSALS: dict[str, tuple[type[Exception], Call, tuple[str, ...]]] = {
     ),
     "a share below 0": (
         ValueError,
-        lambda m: tr.reduce(m, "fastv", tr.Explicit(layers=[2], keeps=[-0.1])),
+        lambda m: tr.reduce(m, "fastv", tr.Explicit(layers=(2,), keeps=(-0.1,))),
         ("keeps", "between 0 and 1", "-0.1"),
     ),
     "a share in per cent, as text": (

@@ -43,7 +43,7 @@ def test_a_name_has_one_owner(registry: Registry[type]) -> None:
 
 def test_names_that_ship_are_protected() -> None:
     with pytest.raises(ValueError, match=r"tokenreduce\.strategies\.fastv\.FastV"):
-        tr.strategies.register("fastv")(Second)  # type: ignore[type-var]
+        tr.strategies.register("fastv")(Second)  # type: ignore[arg-type]
     assert tr.strategies["fastv"] is tr.FastV
 
 
