@@ -99,7 +99,7 @@ def picture(tmp_path: Path) -> str:
 # -- help, and what must not need torch ------------------------------------------------------------
 
 
-def python(*arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     """A fresh interpreter that reports at its end whether torch or transformers were loaded."""
     code = (
         "import atexit, sys, tokenreduce.cli\n"
@@ -107,25 +107,29 @@ def python(*arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
         "atexit.register(lambda: print('heavy:', *heavy()))\n"
         "tokenreduce.cli.main()"
     )
-    start = time.perf_counter()
     command = [sys.executable, "-c", code, *arguments]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    return run, time.perf_counter() - start
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_help_is_quick_and_names_everything() -> None:
-    times = []
-    for _ in range(4):  # a noisy machine gets more tries
-        run, elapsed = python("--help")
-        times.append(elapsed)
-        if elapsed < 3:
-            break
-    assert min(times) < 3
+    before = os.times()
+    start = time.perf_counter()
+    run = python("--help")
+    elapsed, after = time.perf_counter() - start, os.times()
+    # on a busy machine the wall clock counts others' work: processor time then decides
+    spent = sum(after[2:4]) - sum(before[2:4])
+    assert min(elapsed, spent) < 3
     assert run.stdout.endswith("heavy:\n")
     for group in ("task", "model", "strategy", "scheduler", "data", "experiment"):
         assert f"{group}: " in run.stdout
-    for text in ("pyramid_drop", "llava_1_5_7b", "tokenreduce strategy=fastv", "--config-dir",
-                 "max_new_tokens", "$(tokenreduce -sc install=bash)"):  # fmt: skip
+    for text in (
+        "pyramid_drop",
+        "llava_1_5_7b",
+        "tokenreduce strategy=fastv",
+        "--config-dir",
+        "max_new_tokens",
+        "$(tokenreduce -sc install=bash)",
+    ):
         assert text in run.stdout
 
 
@@ -140,14 +144,14 @@ def test_help_is_quick_and_names_everything() -> None:
     ],
 )
 def test_no_framework_is_loaded_before_a_task_runs(arguments: tuple[str, ...]) -> None:
-    run, _ = python(*arguments)
+    run = python(*arguments)
     assert run.stdout.endswith("heavy:\n")
 
 
 def test_completion_knows_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMP_LINE", "tokenreduce strategy=")
     monkeypatch.setenv("COMP_POINT", "21")
-    run, _ = python("-sc", "query=bash")
+    run = python("-sc", "query=bash")
     assert "strategy=fastv" in run.stdout.split()
 
 

@@ -10,7 +10,7 @@ Prints one table, writes `result.json`, and draws which patches stay at every st
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +71,8 @@ def generate(config: DictConfig, output: Path) -> dict[str, Any]:
         report, kept = reduction.report.to_dict(), reduction.kept
         views = [_view(reduction, loaded, image) for image in images]
         pictures = [p.inside(v) for p, v in zip(reduction.places[0], views, strict=True)]
-        picture = draw(images, pictures, kept, output / "kept.png")
+        merged = {layer for layer, plan in reduction.plans.items() if plan.group is not None}
+        picture = draw(images, pictures, kept, merged, output / "kept.png")
     full = answer(loaded, inputs, config.max_new_tokens)
     chances: dict[str, dict[str, float]] = {}
     for name, context in (("full", nullcontext), ("reduced", reduced)):
@@ -132,16 +133,21 @@ def draw(
     images: Sequence[Image.Image],
     pictures: Sequence[tr.Picture],
     kept: Mapping[int, list[Tensor]],
+    merged: Collection[int],
     path: Path,
 ) -> Path:
-    """Draw the kept patches of every picture at every stage; returns `path`."""
+    """Draw the kept patches of every picture at every stage; returns `path`.
+
+    Where tokens are merged (the layers in `merged`), what is bright is where the merged ones stand.
+    """
     sheets, start = [], 0
     for image, picture in zip(images, pictures, strict=True):
         end = start + len(picture)
         stages = [Stage(range(len(picture)), f"all {len(picture)}")]
         for layer, rows in kept.items():
             stays = [i - start for i in rows[0].tolist() if start <= i < end]
-            stages.append(Stage(stays, f"from layer {layer}: {len(stays)}"))
+            how = ", merged" if layer in merged else ""
+            stages.append(Stage(stays, f"from layer {layer}: {len(stays)}{how}"))
         sheets.append(strip(image, picture.box.numpy(), stages))
         start = end
     stack(sheets).save(path)
