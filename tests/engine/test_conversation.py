@@ -187,10 +187,13 @@ def test_a_cache_can_be_repeated_and_selected(llava, schedule):
         plain = llava(input_ids=step, attention_mask=mask, past_key_values=one).logits
         cache.batch_repeat_interleave(3)
         cache.batch_select_indices(torch.tensor([4, 0]))
-        again = llava(
-            input_ids=step.flip(0), attention_mask=mask.flip(0), past_key_values=cache
-        ).logits
+        turned = {"input_ids": step.flip(0), "attention_mask": mask.flip(0)}
+        again = llava(**turned, past_key_values=cache).logits
+        beams = llava(**prompt.inputs).past_key_values
+        beams.reorder_cache(torch.tensor([1, 0]))
+        reordered = llava(**turned, past_key_values=beams).logits
     torch.testing.assert_close(again, plain.flip(0), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(reordered, plain.flip(0), atol=1e-5, rtol=1e-5)
 
 
 def test_a_reduced_cache_is_refused_by_the_unreduced_model(llava, schedule):

@@ -36,6 +36,28 @@ def test_rows_with_any_number_of_images(family, images, side, schedule):
     torch.testing.assert_close(ours[there], theirs[there], atol=3e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("layer", [0, 3])
+def test_rows_of_one_length_with_unequal_images(attention, layer):
+    """Without padding there is no mask to gather; the filler of shorter rows must still hide."""
+    model, prompt = LLAVA.model(attention), batch(LLAVA, (1, 2))
+    ids = prompt.inputs["input_ids"]
+    gap = ~prompt.real
+    ids[gap] = torch.arange(10, 10 + int(gap.sum()))
+    prompt.real[:] = True
+    prompt.inputs.pop("attention_mask")
+    with torch.no_grad():
+        with tr.reduce(model, "random", tr.Single(layer, 0.3)) as reduction:
+            ours = model(**prompt.inputs).logits
+            said = model.generate(**prompt.inputs, max_new_tokens=4, do_sample=False)
+        with masked(model, prompt.visual, reduction.kept):
+            theirs = model(**prompt.inputs).logits
+            wanted = model.generate(**prompt.inputs, max_new_tokens=4, do_sample=False)
+    text = ~prompt.visual
+    torch.testing.assert_close(ours[text], theirs[text], atol=3e-5, rtol=1e-5)
+    assert torch.equal(said, wanted)
+
+
 @pytest.mark.parametrize("family", [LLAVA, NEXT], ids=str)
 def test_ways_of_handing_images_over_agree(family, schedule):
     """Pixels by name or by position, encoded beforehand, and generate(): the same tokens stay."""
