@@ -366,6 +366,32 @@ def test_only_the_first_of_several_processes_writes(
     assert not (tmp_path / "here" / "result.json").exists()
 
 
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="the start is read from /proc")
+def test_processes_of_one_launch_share_a_folder(tmp_path: Path) -> None:
+    """However far apart they start."""
+    code = (
+        "import sys, time, tokenreduce.cli as cli, tokenreduce.tasks as t\n"
+        "sys.argv[1:] = ['task.name=quick', '+own=' + sys.argv[1]]\n"
+        "t.tasks._entries['quick'] = lambda c, o: (o / c.own).touch() or {}\n"
+        "cli.main()"
+    )
+    for rank in ("a", "b"):
+        environment = {**os.environ, "LOCAL_RANK": "0", "RANK": "1"}
+        command = [sys.executable, "-c", code, rank]
+        subprocess.run(command, check=True, cwd=tmp_path, env=environment)
+        time.sleep(1.1)
+    (folder,) = (tmp_path / "outputs" / "quick").iterdir()
+    assert (folder / "a").exists()
+    assert (folder / "b").exists()
+
+
+def test_a_named_folder_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert cli.share_folder(["hydra.run.dir=here"]) == ["hydra.run.dir=here"]
+    monkeypatch.delenv("LOCAL_RANK")
+    assert cli.share_folder(["seed=1"]) == ["seed=1"]
+
+
 def test_nothing_is_left_in_the_environment(program: Program, probe: list[Any]) -> None:
     before = dict(os.environ)
     program("task.name=probe")

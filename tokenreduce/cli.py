@@ -36,7 +36,7 @@ _debug = ContextVar("debug", default=False)
 def main() -> None:
     """Runs the command line in `sys.argv`."""
     configuration.register()
-    sys.argv[1:] = quote_text(sys.argv[1:])
+    sys.argv[1:] = share_folder(quote_text(sys.argv[1:]))
     _debug.set(os.environ.get(FULL_ERROR) == "1" or "debug=true" in sys.argv[1:])
     with _short_warnings(), _errors_raised():
         try:
@@ -62,6 +62,23 @@ def quote_text(arguments: Sequence[str]) -> list[str]:
             argument = f"{key}='{escaped}'"
         quoted.append(argument)
     return quoted
+
+
+def share_folder(arguments: Sequence[str]) -> list[str]:
+    """The arguments with one folder for all processes that `torchrun` has started here.
+
+    Each would name it by its own time, and be a second apart. The start of the launcher, which is
+    their parent, is the same for all; several machines need `hydra.run.dir=...`.
+    """
+    given = any(argument.startswith("hydra.run.dir=") for argument in arguments)
+    launcher, clock = Path(f"/proc/{os.getppid()}/stat"), Path("/proc/stat")
+    if given or "LOCAL_RANK" not in os.environ or not launcher.exists():
+        return list(arguments)
+    ticks = int(launcher.read_text().rpartition(")")[2].split()[19])  # man 5 proc: starttime
+    boot = next(row for row in clock.read_text().splitlines() if row.startswith("btime "))
+    started = int(boot.split()[1]) + ticks // os.sysconf("SC_CLK_TCK")
+    name = time.strftime("%Y-%m-%d_%H-%M-%S", time.localtime(started))
+    return [*arguments, f"hydra.run.dir=outputs/${{task.name}}/{name}"]
 
 
 def run(config: DictConfig, output: Path) -> dict[str, Any]:

@@ -1,0 +1,142 @@
+"""The parts of the main task: prompts, likelihoods, times, and the numbers in its table."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+import tokenreduce as tr
+from tokenreduce.config import compose
+from tokenreduce.embedded.build import build_model, build_processor
+from tokenreduce.tasks.loading import Loaded, pick_device
+from tokenreduce.tasks.measuring import likelihood, prefill_times, ratio
+from tokenreduce.tasks.prompting import encode, full_prompt
+from tokenreduce.tasks.table import quantity, stages
+
+ANSWER = torch.tensor([9, 11, 2])
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Loaded:
+    architecture: Any = OmegaConf.to_container(compose().model.architecture)
+    model = build_model(architecture, seed=0).eval()
+    return Loaded(model, build_processor(architecture["vision"]["patch_size"]), "here", True)
+
+
+@pytest.fixture(scope="module")
+def inputs(loaded: Loaded) -> Any:
+    return encode(loaded, "what is in the red circle?", [Image.effect_noise((96, 96), 50)])
+
+
+def test_a_question_enters_the_chat_template(loaded: Loaded) -> None:
+    assert full_prompt(loaded, "where?", 1) == "USER: <image>\nwhere? ASSISTANT:"
+    assert full_prompt(loaded, "where?", 2).count("<image>") == 2
+
+
+def test_a_complete_prompt_stays_as_it_is(loaded: Loaded) -> None:
+    assert full_prompt(loaded, "<image> where?", 1) == "<image> where?"
+
+
+def test_without_a_template_there_is_a_plain_form(loaded: Loaded) -> None:
+    class Plain:
+        image_token, tokenizer = "<image>", loaded.processor.tokenizer
+
+    plain = Loaded(loaded.model, Plain(), "here", True)
+    assert full_prompt(plain, "where?", 1) == "USER: <image>\nwhere? ASSISTANT:"
+
+
+def test_the_prompt_begins_once(loaded: Loaded) -> None:
+    """A prompt that brings its own first token does not get another."""
+    picture = [Image.new("RGB", (96, 96))]
+    for prompt in ("<s> USER: <image> where? ASSISTANT:", "USER: <image> where? ASSISTANT:"):
+        ids = encode(loaded, prompt, picture)["input_ids"][0].tolist()
+        assert ids.count(loaded.processor.tokenizer.bos_token_id) == 1
+
+
+@pytest.mark.parametrize("prompt", ["<image> and <image>?", "<image> <image> <image>"])
+def test_every_picture_has_one_place(loaded: Loaded, prompt: str) -> None:
+    with pytest.raises(ValueError, match="write it once for each"):
+        encode(loaded, prompt, [Image.new("RGB", (96, 96))])
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_likelihood_is_that_of_one_long_pass(loaded: Loaded, inputs: Any, length: int) -> None:
+    answer = ANSWER[-length:]
+    whole = dict(inputs)
+    whole["input_ids"] = torch.cat([inputs["input_ids"], answer[None]], dim=1)
+    whole["attention_mask"] = torch.ones_like(whole["input_ids"])
+    with torch.inference_mode():
+        logits = loaded.model(**whole).logits[0, -length - 1 : -1]
+    expected = logits.log_softmax(-1).gather(1, answer[:, None]).sum().exp()
+    assert likelihood(loaded.model, inputs, answer) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_likelihoods_of_all_answers_sum_to_one(loaded: Loaded, inputs: Any) -> None:
+    size = loaded.model.config.text_config.vocab_size
+    with tr.reduce(loaded.model, "pyramid_drop"):
+        total = sum(likelihood(loaded.model, inputs, torch.tensor([i])) for i in range(size))
+    assert total == pytest.approx(1, abs=1e-4)
+
+
+def test_reduced_likelihood_is_that_of_generation(loaded: Loaded, inputs: Any) -> None:
+    """The plan is made on the prompt alone: the answer has no part in it."""
+    with tr.reduce(loaded.model, "fastv"):
+        ids = loaded.model.generate(
+            **inputs,
+            max_new_tokens=3,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        new = ids.sequences[0, inputs["input_ids"].shape[1] :]
+        rows = torch.stack(ids.logits, dim=1)[0].log_softmax(-1)
+        expected = rows.gather(1, new[:, None]).sum().exp()
+        assert likelihood(loaded.model, inputs, new) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_times_are_taken_in_turn(loaded: Loaded, inputs: Any) -> None:
+    order: list[str] = []
+
+    def context(name: str) -> Any:
+        order.append(name)
+        return nullcontext()
+
+    full, reduced = prefill_times(
+        loaded.model, inputs, (lambda: context("full"), lambda: context("reduced")), runs=3
+    )
+    assert order == ["full", "reduced"] * 4
+    assert len(full) == len(reduced) == 3
+    assert min(full + reduced) > 0
+
+
+def test_a_ratio_is_the_median_of_neighbours() -> None:
+    assert ratio([1, 20, 3], [2, 10, 6]) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "base", "text"),
+    [
+        (0, "B", 1024, "0 B"),
+        (1536, "B", 1024, "1.5 KiB"),
+        (2.5e9, "", 1000, "2.5 G"),
+        (7, "", 1000, "7"),
+        (1e30, "", 1000, "1e+15 P"),
+    ],
+)
+def test_quantities_are_short(value: float, unit: str, base: int, text: str) -> None:
+    assert quantity(value, unit, base) == text
+
+
+def test_stages_are_listed() -> None:
+    report = {"visual_tokens": [144], "stops": [{"layer": 2, "kept": [72]}]}
+    assert stages(report) == "144\n72 from layer 2"
+
+
+def test_auto_is_a_device_that_works() -> None:
+    torch.empty(1, device=pick_device("auto"))
+    assert pick_device("cpu") == torch.device("cpu")
