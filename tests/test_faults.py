@@ -256,8 +256,9 @@ def padding_is_merged(patch):
     patch.setattr(
         tr.Pooling,
         "plan",
-        lambda self, tokens, budget: (p := plan(self, tokens, budget))
-        and replace(p, group=p.group.clamp(min=0)),
+        lambda self, tokens, budget: (
+            (p := plan(self, tokens, budget)) and replace(p, group=p.group.clamp(min=0))
+        ),
     )
 
 

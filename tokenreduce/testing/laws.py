@@ -186,5 +186,3 @@ def trial(
         scheduler = small(scheduler)
     recipe = FAMILIES[family] if isinstance(family, str) else family
     return Trial(strategy, scheduler, recipe, attention)
-
-

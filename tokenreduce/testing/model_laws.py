@@ -87,9 +87,7 @@ def _renumbered(trial: Trial, done: Outcome, logits: Tensor | None, what: str) -
     for i in range(len(given.counts)):
         real, kept = given.real[i], {k: rows[i] for k, rows in done.kept.items()}
         with torch.no_grad():
-            expected, at = oracle.pyramid(
-                trial.model, embeds[i, real], given.visual[i, real], kept
-            )
+            expected, at = oracle.pyramid(trial.model, embeds[i, real], given.visual[i, real], kept)
         if logits is None:
             mine, expected = done.logits[i], expected[-STEPS:]
         else:
@@ -229,9 +227,7 @@ def refused(trial: Trial, error: type[Exception], reason: str, **options: Any) -
     refusal(trial, error, reason, lambda: trial.reduce(**options).remove())
 
 
-def refusal(
-    trial: Trial, error: type[Exception], reason: str, call: Callable[[], object]
-) -> None:
+def refusal(trial: Trial, error: type[Exception], reason: str, call: Callable[[], object]) -> None:
     """`call` ends with an error of this kind that names the reason."""
     said: str | None = None
     try:

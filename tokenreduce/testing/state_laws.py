@@ -209,9 +209,7 @@ def _steps(model: Any, given: Batch, reduction: Any) -> Iterator[Tensor]:
         mask = torch.cat([mask, torch.ones_like(token)], dim=1)
         cache = out.past_key_values
         with torch.no_grad():  # not around the yield: it would hold between the steps
-            out = model(
-                input_ids=token, attention_mask=mask, past_key_values=cache, use_cache=True
-            )
+            out = model(input_ids=token, attention_mask=mask, past_key_values=cache, use_cache=True)
 
 
 @dataclass
@@ -262,4 +260,3 @@ def _silent(trial: Trial, reduction: Any) -> None:
     except RuntimeError:
         return
     raise AssertionError(f"law 7: {trial} reports on a prompt that never came")
-

@@ -179,12 +179,11 @@ class Trial:
         """(b, t, words) the generated steps again, in one pass without a cache, same plans."""
         given = outcome.batch
         again = Replay(outcome.plans, self.stops)
-        with torch.no_grad(), self.reduce(
-            strategy=again, scheduler=None, positions=positions
-        ) as reduction:
-            out = given.run(
-                self.model, reduction, use_cache=False, position_ids=given.positions()
-            )
+        with (
+            torch.no_grad(),
+            self.reduce(strategy=again, scheduler=None, positions=positions) as reduction,
+        ):
+            out = given.run(self.model, reduction, use_cache=False, position_ids=given.positions())
         return out.logits[:, -STEPS:]  # type: ignore[no-any-return]
 
     @property
