@@ -142,7 +142,8 @@ def rows_of(x: Tensor, index: Tensor) -> Tensor:
     if x.shape[0] == 1:
         return x.index_select(1, index[0])
     first = torch.arange(x.shape[0], device=x.device)[:, None] * x.shape[1]
-    return x.flatten(0, 1).index_select(0, (index + first).flatten()).unflatten(0, index.shape)
+    rows = x.flatten(0, 1).index_select(0, (index + first).flatten())
+    return rows.view(*index.shape, *x.shape[2:])
 
 
 def advance(
