@@ -111,9 +111,7 @@ class Reduction:
 
     def _latest(self) -> Record:
         if self._record is None:
-            raise RuntimeError(
-                "no prompt with visual tokens has passed through the model under this reduction"
-            )
+            raise RuntimeError("no prompt has passed through the model under this reduction")
         return self._record
 
     # -- what a caller does --------------------------------------------------------------------
@@ -173,16 +171,18 @@ class Reduction:
     def _remember(self, seq: Sequence, cache: Any) -> None:
         self._applied = self._applied or bool(seq.steps)
         record = Record(
-            seq.counts,
+            seq.counts or (0,) * seq.batch,
             seq.texts,
             {i: counts for i, (_, _, counts) in seq.kept.items()},
             {i: (index, valid) for i, (index, valid, _) in seq.kept.items()},
             dict(seq.plans),
-            seq.pictures,
+            seq.pictures or [[] for _ in seq.texts],
             None if cache is None else weakref.ref(cache),
         )
         if seq.start and self._record is not None and self._record.of(cache):
             record = self._record.join(record)
+        elif seq.start and not seq.counts:
+            return  # text behind a cache that was filled elsewhere
         self._record = record
 
 

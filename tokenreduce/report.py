@@ -24,8 +24,7 @@ CONVENTION = "matmul"
 class Record:
     """What is remembered of a prompt: host counts at once, tensors for whoever asks later.
 
-    A prompt that comes in chunks, or that adds to a cache, has one part per forward pass with
-    visual tokens.
+    A prompt that comes in chunks, or that adds to a cache, has one part per forward pass.
     """
 
     counts: tuple[int, ...]
@@ -46,16 +45,18 @@ class Record:
         def add(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
             return tuple(x + y for x, y in zip(a, b, strict=True))
 
-        offset = {}
+        kept, budgets = dict(self.kept), dict(self.budgets)
         for layer, (index, valid) in later.kept.items():
             start = index.new_tensor(self.counts)[:, None]
-            offset[layer] = _beside(self.kept[layer], (index + start, valid))
+            here = (index + start, valid)
+            kept[layer] = _beside(self.kept[layer], here) if layer in self.kept else here
+            budgets[layer] = add(self.budgets.get(layer, (0,) * len(start)), later.budgets[layer])
         return Record(
             add(self.counts, later.counts),
             add(self.texts, later.texts),
-            {i: add(self.budgets[i], later.budgets[i]) for i in later.budgets},
-            offset,
-            later.plans,
+            budgets,
+            kept,
+            later.plans or self.plans,
             [a + b for a, b in zip(self.pictures, later.pictures, strict=True)],
             later.cache,
         )

@@ -253,3 +253,26 @@ def test_cropping_says_what_it_cannot_do(llava):
         again = llava(input_ids=ids, past_key_values=cache).logits[:, -1]
         whole = llava(**prompt.inputs).logits[:, -1]
     torch.testing.assert_close(again, whole, atol=1e-5, rtol=1e-5)
+
+
+def test_text_of_a_later_turn_is_counted(llava, schedule):
+    prompt = batch(LLAVA, (1,))
+    length = prompt.visual.shape[1]
+    with torch.no_grad(), tr.reduce(llava, "random", schedule) as reduction:
+        first = llava(**prompt.inputs, use_cache=True)
+        before = reduction.report
+        ids = torch.tensor([[11, 12, 13, 14]])
+        mask = torch.ones(1, length + 4, dtype=torch.long)
+        second = llava(input_ids=ids, attention_mask=mask, past_key_values=first.past_key_values)
+        after = reduction.report
+        llava(
+            input_ids=ids[:, :1],
+            attention_mask=torch.ones(1, length + 5, dtype=torch.long),
+            past_key_values=second.past_key_values,
+        )
+        assert reduction.report == after  # decoding is no prompt
+    assert after.visual_tokens == before.visual_tokens
+    assert after.stops == before.stops
+    assert [row[0] for row in after.tokens_per_layer] == [
+        row[0] + 4 for row in before.tokens_per_layer
+    ]

@@ -146,6 +146,22 @@ def test_an_assistant_model_drafts(llava, schedule):
     assert torch.equal(out, reference)
 
 
+@pytest.mark.parametrize("name", ["pyramid_drop", "fastv"])
+def test_drafts_do_not_ask(llava, schedule, name):
+    """The first pass of assisted decoding holds drafts as well; the prompt's last token asks."""
+    prompt = batch(LLAVA, (1,))
+    with torch.no_grad(), tr.reduce(llava, name, schedule) as reduction:
+        greedy = llava.generate(**prompt.inputs, max_new_tokens=8, do_sample=False)
+        kept = reduction.kept
+        drafted = llava.generate(
+            **prompt.inputs, max_new_tokens=8, do_sample=False, prompt_lookup_num_tokens=3
+        )
+        again = reduction.kept
+    assert torch.equal(greedy, drafted)
+    for layer in kept:
+        assert torch.equal(kept[layer][0], again[layer][0])
+
+
 class Force(LogitsProcessor):
     """Makes the model say `token` at every step."""
 

@@ -96,8 +96,11 @@ def test_a_text_only_batch_passes_untouched(llava, schedule):
         reduction = tr.reduce(llava, "pyramid_drop", schedule)
         ours = llava(**prompt.inputs).logits
         again = llava.generate(**prompt.inputs, max_new_tokens=5, do_sample=False)
-        with pytest.raises(RuntimeError, match="no prompt with visual tokens"):
-            _ = reduction.report
+        report = reduction.report
+        assert report.visual_tokens == [0, 0]
+        assert report.applied == [False, False]
+        assert report.flops == report.flops_full
+        assert reduction.kept == {}
         with pytest.warns(tr.ReductionWarning, match="without having reduced anything"):
             reduction.remove()
     assert torch.equal(plain, ours)
@@ -179,3 +182,27 @@ def test_a_pixtral_tower_has_a_grid_per_image(schedule):
     assert (second.row.max(), second.column.max()) == (1, 3)
     assert reduction.report.visual_tokens == [23]
     assert [len(p) for p in reduction.places[0]] == [15, 8]
+
+
+def test_features_keep_the_geometry_of_their_own_pictures(llava_next, schedule):
+    """Two prompts encoded first and run afterwards, in the other order."""
+    prompts = [batch(FAMILIES["llava_next"], (1,), seed=seed) for seed in (0, 1)]
+    sizes = [[[12, 22]], [[22, 12]]]
+    for prompt, size in zip(prompts, sizes, strict=True):
+        prompt.inputs["image_sizes"] = torch.tensor(size)
+    with torch.no_grad(), tr.reduce(llava_next, "random", schedule) as reduction:
+        features = []
+        for prompt in prompts:
+            pixels, size = prompt.inputs["pixel_values"], prompt.inputs["image_sizes"]
+            features.append(llava_next.model.get_image_features(pixels, size, return_dict=True))
+        for prompt, output in reversed(list(zip(prompts, features, strict=True))):
+            ids = prompt.inputs["input_ids"]
+            text = ids[0][ids[0] != IMAGE]
+            run = torch.full((len(output.pooler_output[0]),), IMAGE)
+            ids = torch.cat([text[:2], run, text[2:]])[None]
+            llava_next(input_ids=ids, mm_encoder_outputs={"image": output})
+            (picture,) = reduction.places[0]
+            high = picture.tile == 1
+            tall = int(prompt.inputs["image_sizes"][0, 0]) > int(prompt.inputs["image_sizes"][0, 1])
+            body = high & ~picture.separator
+            assert (picture.row[body].max() > picture.column[body].max()) == tall

@@ -6,6 +6,7 @@ Shapes: b samples, l sequence, r asking tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -77,11 +78,31 @@ def before_answers(labels: Tensor) -> Tensor:
     return nn.functional.pad(starts, (0, 1))
 
 
+@dataclass(frozen=True)
+class Asking:
+    """Which tokens ask for the visual ones.
+
+    Attributes:
+        labels: (b, l) or None; every token right before an answer asks.
+        drafts: without labels the last real token asks but for so many after it.
+    """
+
+    labels: Tensor | None = None
+    drafts: int = 0
+
+
+def lengths(seq: Sequence, real: Tensor | None) -> tuple[int, ...]:
+    """Real tokens per sample of a pass without visual tokens (sync: once per prompt)."""
+    if real is None:
+        return (seq.length,) * seq.batch
+    return tuple(real.bool().sum(1).tolist())
+
+
 def describe(
     seq: Sequence,
     visual: Tensor,
     real: Tensor | None,
-    labels: Tensor | None,
+    asking: Asking,
     pictures: list[Picture],
     used: int,
 ) -> bool:
@@ -92,7 +113,7 @@ def describe(
     real = None if real is None else real.to(visual.device, torch.bool)
     if real is not None:
         visual = visual & real
-    asks = None
+    asks, labels = None, asking.labels
     if labels is not None and labels.shape == visual.shape:
         asks = before_answers(labels.to(visual.device))
         asks = asks if real is None else asks & real
@@ -104,11 +125,12 @@ def describe(
     # sync: once per prompt, so that every later count is known on the host
     counts, present, answers, first = torch.stack(rows).tolist()
     if not any(counts):
+        seq.texts = tuple(present)
         return False
     seq.visual, seq.counts, seq.text_first = visual, tuple(counts), all(first)
     seq.real = None if real is None or all(n == seq.length for n in present) else real
     seq.texts = tuple(n - v for n, v in zip(present, counts, strict=True))
-    seq.asking, seq.asking_valid = _asking(seq, asks, max(answers))
+    seq.asking, seq.asking_valid = _asking(seq, asks, max(answers), asking.drafts)
     found = assign(pictures, seq.counts, used)
     if found is None:
         found = [[Picture.unknown(n)] if n else [] for n in seq.counts]
@@ -118,11 +140,11 @@ def describe(
     return True
 
 
-def _asking(seq: Sequence, asks: Tensor | None, most: int) -> tuple[Tensor, Tensor]:
+def _asking(seq: Sequence, asks: Tensor | None, most: int, drafts: int) -> tuple[Tensor, Tensor]:
     """(b, r) asking tokens: before every answer in training, else the last real token."""
     position = torch.arange(seq.length, device=seq.device).expand(seq.batch, -1)
     real = position >= 0 if seq.real is None else seq.real
-    last = torch.where(real, position, -1).amax(dim=1, keepdim=True).clamp(min=0)
+    last = (torch.where(real, position, -1).amax(dim=1, keepdim=True) - drafts).clamp(min=0)
     if asks is None or not most:
         return last, torch.ones_like(last, dtype=torch.bool)
     index = torch.where(asks, position, seq.length).sort(dim=1).values[:, :most]

@@ -26,6 +26,9 @@ from tokenreduce.geometry import Picture
 KEY = "tokenreduce_sequence"
 """The keyword under which a `Sequence` travels from the decoder to its layers."""
 
+PICTURES = "tokenreduce_pictures"
+"""The attribute under which an encoder's output carries the geometry of its pictures."""
+
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
 
@@ -36,6 +39,9 @@ class Frame:
 
     Attributes:
         labels: of the root's call.
+        drafts: how many of the last tokens come after the one that asks: a caller who wants the
+            logits of the last n tokens goes on from the first of them (assisted decoding verifies
+            n - 1 drafts that way).
         rows: (b, t) positions whose logits are wanted; None for all.
         found: the visual mask and the attention mask that the base was called with.
         marked: the caller's own mask, and pictures.
@@ -43,6 +49,7 @@ class Frame:
     """
 
     labels: Tensor | None = None
+    drafts: int = 0
     rows: Tensor | None = None
     found: tuple[Tensor | None, Any] = (None, None)
     marked: tuple[Tensor, list[Picture]] | None = None
@@ -58,7 +65,7 @@ class Wiring:
         base: the multimodal module.
         setup: what the layers do.
         only_text: whether logits of visual positions are left out.
-        remember: told about every pass with visual tokens, and its cache.
+        remember: told about every pass over a prompt or a part of one, and its cache.
 
     Raises:
         ValueError: another reduction is on the model.
@@ -142,6 +149,8 @@ class Wiring:
         frame, labels = self.frame, given.get("labels")
         if labels is not None:
             frame.labels = labels
+        wanted = given.get("logits_to_keep")
+        frame.drafts = wanted - 1 if isinstance(wanted, int) and wanted > 1 else 0
         if not self.only_text or frame.rows is not None:
             return None
         visual = self._visual(given)
@@ -159,15 +168,21 @@ class Wiring:
 
     def _root_after(self, kwargs: Keywords, output: Any) -> None:
         frame = self.frame
-        frame.labels, frame.rows, frame.found = None, None, (None, None)
+        frame.labels, frame.drafts, frame.rows, frame.found = None, 0, None, (None, None)
 
     # -- base: which tokens are visual ---------------------------------------------------------
 
     def _encoded(self, call: Keywords, output: Any) -> None:
-        self.frame.pictures = self.setup.adapter.pictures(self.base, call, output)
-        self.frame.used = 0
+        pictures = self.setup.adapter.pictures(self.base, call, output)
+        self.frame.pictures, self.frame.used = pictures, 0
+        if isinstance(output, dict):  # features may be used later, after other pictures
+            setattr(output, PICTURES, pictures)
 
     def _base_before(self, given: Mapping[str, Any], args: Arguments, kwargs: Keywords) -> None:
+        for output in (given.get("mm_encoder_outputs") or {}).values():
+            known = getattr(output, PICTURES, None)
+            if known is not None and known is not self.frame.pictures:
+                self.frame.pictures, self.frame.used = known, 0
         self.frame.found = (self._visual(given), given.get("attention_mask"))
 
     def _visual(self, given: Mapping[str, Any]) -> Tensor | None:
@@ -190,8 +205,11 @@ class Wiring:
         if visual is not None and visual.shape == (seq.batch, seq.length):
             real = inputs.real_tokens(mask, seq.start, seq.length)
             pictures = frame.pictures if frame.marked is None else frame.marked[1]
-            inputs.describe(seq, visual.to(x.device), real, frame.labels, pictures, frame.used)
+            asking = inputs.Asking(frame.labels, frame.drafts)
+            inputs.describe(seq, visual.to(x.device), real, asking, pictures, frame.used)
             frame.used += sum(seq.counts)
+        elif not seq.start or (seq.length > 1 and not frame.drafts):
+            seq.texts = inputs.lengths(seq, inputs.real_tokens(mask, seq.start, seq.length))
         return args, {**kwargs, KEY: seq}
 
     def _decoder_after(self, kwargs: Keywords, output: Any) -> Any:
@@ -202,7 +220,7 @@ class Wiring:
             capture.close()
         if output is None:  # the decoder raised
             return None
-        if seq.visual is not None:
+        if seq.texts:
             self.remember(seq, getattr(output, "past_key_values", None))
         rows = self.frame.rows
         if seq.layout is None and rows is None:
