@@ -68,8 +68,6 @@ _HOMES = {
     "tokens": ("Places", "Plan", "Tokens"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
-_REGISTERING = {"strategies", "schedulers", "adapters"}
-_TAKE_NAMES = {"reduce", "load", "solve"}
 
 __all__ = ["__version__", "cost", *_HOME]
 
@@ -80,10 +78,6 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("tokenreduce.cost")
     if name not in _HOME:
         raise AttributeError(f"module 'tokenreduce' has no attribute {name!r}")
-    for folder in sorted(_REGISTERING):
-        # a registry and, of the same name, the folder of those that ship
-        if folder == name or name in _TAKE_NAMES:
-            importlib.import_module(f"tokenreduce.{folder}")
     value = getattr(importlib.import_module(f"tokenreduce.{_HOME[name]}"), name)
     globals()[name] = value
     return value

@@ -131,7 +131,7 @@ class Adapter:
         return cast(Rotary, decoder.rotary_emb(hidden, positions))
 
 
-adapters: Registry[type[Adapter]] = Registry("adapter")
+adapters: Registry[type[Adapter]] = Registry("adapter", "tokenreduce.adapters")
 """Every known model family: name -> adapter class."""
 
 

@@ -85,7 +85,6 @@ def build_scheduler(config: DictConfig) -> Scheduler:
 def known(kind: str) -> Registry[Any]:
     """The registry of a `"strategy"`, `"scheduler"` or `"adapter"`, with ours and the plug-ins'."""
     plural = {"strategy": "strategies"}.get(kind, f"{kind}s")
-    importlib.import_module(f"tokenreduce.{plural}")  # registers ours; not before: it needs torch
     plugins.load()
     registry: Registry[Any] = getattr(importlib.import_module(f"tokenreduce.{kind}"), plural)
     return registry

@@ -7,6 +7,7 @@ one, which options a class takes, and who owns a name that is asked for twice.
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
@@ -23,11 +24,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 class Registry(Mapping[str, T], Generic[T]):
     """A read-only mapping from name to registered class (or function), in order of registration.
 
-    `kind` is the noun used in messages, e.g. `"strategy"`.
+    Args:
+        kind: the noun used in messages, e.g. `"strategy"`.
+        home: the package whose import registers the entries that ship; imported at the first
+            look, so that a registry is full whichever module it was reached through.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, home: str | None = None) -> None:
         self.kind = kind
+        self._home = home
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -72,12 +77,18 @@ class Registry(Mapping[str, T], Generic[T]):
         Raises:
             KeyError: it is not registered.
         """
-        for name, known in self._entries.items():
+        for name, known in self.items():
             if entry is known or type(entry) is known:
                 return name
         raise KeyError(f"{entry!r} is not a registered {self.kind}")
 
+    def _fill(self) -> None:
+        home, self._home = self._home, None
+        if home is not None:
+            importlib.import_module(home)
+
     def __getitem__(self, name: str) -> T:
+        self._fill()
         try:
             return self._entries[name]
         except KeyError:
@@ -86,13 +97,15 @@ class Registry(Mapping[str, T], Generic[T]):
             raise UnknownName(f"no {self.kind} {name!r}{hint} (known: {known})") from None
 
     def __iter__(self) -> Iterator[str]:
+        self._fill()
         return iter(self._entries)
 
     def __len__(self) -> int:
+        self._fill()
         return len(self._entries)
 
     def __repr__(self) -> str:
-        rows = [f"  {name:<16} {_owner(entry)}" for name, entry in self._entries.items()]
+        rows = [f"  {name:<16} {_owner(entry)}" for name, entry in self.items()]
         return "\n".join([f"{len(self)} registered {self.kind} names:", *rows])
 
 

@@ -67,7 +67,7 @@ class Scheduler(ABC):
         """
 
 
-schedulers: Registry[type[Scheduler]] = Registry("scheduler")
+schedulers: Registry[type[Scheduler]] = Registry("scheduler", "tokenreduce.schedulers")
 """Every known scheduler: name -> class."""
 
 

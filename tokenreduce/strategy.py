@@ -67,7 +67,7 @@ class Scorer(Strategy):
         return Pyramid()
 
 
-strategies: Registry[type[Strategy]] = Registry("strategy")
+strategies: Registry[type[Strategy]] = Registry("strategy", "tokenreduce.strategies")
 """Every known strategy: name -> class."""
 
 
