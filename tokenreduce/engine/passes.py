@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tokenreduce.adapter import Adapter, Part, Rotary
 from tokenreduce.engine.cache import Pending, ShortLayer, held, short
-from tokenreduce.engine.evidence import Capture, LayerView, evidence
+from tokenreduce.engine.evidence import Capture, Handover, LayerView, evidence
 from tokenreduce.engine.masks import gathered
 from tokenreduce.engine.sequence import Layout, Sequence, advance, rows_of
 from tokenreduce.scheduler import Stop
@@ -101,9 +101,12 @@ def _decide(
         seq.kept[i] = (before.origin, before.visual_valid, budget)
         return
     assert seq.places is not None  # set with `seq.visual`
+    # gradients flow through the layer's own projections, never through those of a score
+    handing = not (torch.is_grad_enabled() or layer.training or torch.compiler.is_compiling())
     with torch.no_grad():
         past = _past(cached, seq)
         view = _view(setup, layer, hidden, kwargs, seq, seq.layout, cached, past)
+        view.handing = handing and Handover.fits(setup.adapter.key_projection(layer))
         tokens = Tokens(
             hidden=rows_of(hidden, before.visual),
             valid=before.visual_valid,
@@ -119,6 +122,9 @@ def _decide(
         plan = setup.strategy.plan(tokens, budget)
     _check(setup.strategy, plan, budget, i)
     seq.layout, seq.steps[i] = advance(seq, before, plan, budget)
+    if view.projected is not None and plan.group is None:
+        keys = rows_of(view.projected, seq.steps[i].rows)
+        seq.evidence[i] = Handover(setup.adapter.key_projection(layer), keys)
     seq.plans[i] = plan
     seq.kept[i] = (seq.layout.origin, seq.layout.visual_valid, budget)
 

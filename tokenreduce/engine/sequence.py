@@ -58,7 +58,7 @@ class Sequence:
         layouts: per layer, once its turn has come; a recomputed layer finds its own again.
         plans: the strategy's decision at every stop; `steps` what it does to the hidden states;
             `kept` the origins (b, k) of what is left, their validity, and the counts.
-        evidence: captures that run for a coming stop.
+        evidence: captures that run for a coming stop, and what is handed to the layer of a stop.
     """
 
     batch: int
