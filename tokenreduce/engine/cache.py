@@ -38,6 +38,7 @@ class ShortLayer:
     """Mixed into a transformers cache layer class: short storage, logical length."""
 
     _layer_type: str | None = None  # a value would register the class for every model
+    windowed = False  # whether the class below keeps a sliding window
     keys: Any
     values: Any
 
@@ -61,7 +62,7 @@ class ShortLayer:
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the logical keys that a mask must cover."""
-        if isinstance(self, DynamicSlidingWindowLayer):
+        if self.windowed:
             return cast(tuple[int, int], cast(Any, super()).get_mask_sizes(query_length))
         return self.seen + query_length, 0
 
@@ -80,7 +81,7 @@ class ShortLayer:
         else:
             self.order, self.tail = pending.order, 0
         self.ragged, self.shift = pending.ragged, pending.shift
-        if isinstance(self, DynamicSlidingWindowLayer):
+        if self.windowed:
             self.cumulative_length = self.seen
             held = self.keys.shape[-2]
             if held < self.tail:
@@ -159,7 +160,8 @@ def short(cache: Cache, layer: int) -> ShortLayer:
             "i.e. no cache_implementation"
         )
     if kind not in _SHORT:
-        _SHORT[kind] = type(f"Short{kind.__name__}", (ShortLayer, kind), {})
+        body = {"windowed": issubclass(kind, DynamicSlidingWindowLayer)}
+        _SHORT[kind] = type(f"Short{kind.__name__}", (ShortLayer, kind), body)
     # the class of an instance cannot be assigned (object layouts differ), so a twin takes its place
     twin: Any = object.__new__(_SHORT[kind])
     twin.__dict__.update(found.__dict__)

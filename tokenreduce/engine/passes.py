@@ -23,6 +23,8 @@ from tokenreduce.tokens import Plan, Tokens
 
 FROM_BEFORE = frozenset({"attention_before", "attention_received"})
 """Evidence that is captured while the layer before a stop runs."""
+RESHAPED = ("attention_mask", "position_embeddings", "position_ids")
+"""What a layer is given per token, beside the hidden states."""
 
 
 @dataclass
@@ -49,11 +51,14 @@ def enter(
     """The arguments of decoder layer `i` for the tokens that are left."""
     for name, value in zip(setup.names[1:], args[1:], strict=False):
         kwargs[name] = value
+    if seq.visual is None:
+        _follow(setup, i, args[0] if args else kwargs["hidden_states"], kwargs, seq)
+        return args[:1], kwargs
     by_name = not args
     hidden: Tensor = kwargs.pop("hidden_states") if by_name else args[0]
     cached = held(kwargs.get("past_key_values"), i)
     if i not in seq.layouts:  # a layer that checkpointing runs again finds its layout here
-        if i in setup.stops and seq.visual is not None:
+        if i in setup.stops:
             _decide(setup, i, layer, hidden, kwargs, seq, cached)
         seq.layouts[i] = seq.layout
         fresh = True
@@ -63,10 +68,10 @@ def enter(
     if step is not None:
         hidden = step.hidden(hidden)
     logical = dict(kwargs)
-    past = _past(cached, seq) if seq.visual is not None else None
+    past = _past(cached, seq)
     if layout is not None or isinstance(cached, ShortLayer):
         _shorten(setup, i, hidden, kwargs, seq, layout)
-    if fresh and seq.visual is not None and i + 1 in setup.stops:
+    if fresh and i + 1 in setup.stops:
         wanted = setup.strategy.needs & FROM_BEFORE
         if wanted:
             # a score is no part of the loss, and checkpointing counts tensors
@@ -77,6 +82,27 @@ def enter(
         kwargs["hidden_states"] = hidden
         return (), kwargs
     return (hidden,), kwargs
+
+
+def _follow(setup: Setup, i: int, hidden: Tensor, kwargs: dict[str, Any], seq: Sequence) -> None:
+    """A pass of text alone, such as a decoding step: only a short cache needs anything.
+
+    What it needs is the same for all layers of a stage, and found once.
+    """
+    cache = kwargs.get("past_key_values")
+    if cache is None or len(cache.layers) <= i or not isinstance(cache.layers[i], ShortLayer):
+        return
+    twin: ShortLayer = cache.layers[i]
+    of = [kwargs.get(name) for name in RESHAPED]
+    key = (id(twin.order), id(twin.shift), twin.seen, twin.tail, twin.ragged, *map(id, of))
+
+    def make() -> tuple[Pending | None, dict[str, Any]]:
+        changed = dict(kwargs)
+        _shorten(setup, i, hidden, changed, seq, None)
+        return twin.pending, {name: changed[name] for name in RESHAPED if name in changed}
+
+    twin.pending, changes = seq.once(key, make, twin.order, twin.shift, of)
+    kwargs.update(changes)
 
 
 def _decide(
