@@ -12,7 +12,7 @@ import torch
 from tokenreduce.data import SPLITS, TYPES, Item, Scene, Word, sample
 from tokenreduce.data.glyphs import GLYPHS, HEIGHTS, glyph
 from tokenreduce.data.packing import Packer, score
-from tokenreduce.data.questions import COLUMNS, ROWS, ask
+from tokenreduce.data.questions import LESSONS, ask
 from tokenreduce.data.shapes import render
 
 SCENE = Scene(
@@ -131,6 +131,33 @@ def test_existence_is_not_told_by_a_majority() -> None:
     assert 0.4 < answers["yes"] / answers.total() < 0.6
 
 
+def test_lessons_are_true_and_asked_only_by_name() -> None:
+    truth = {
+        "where is the object K?": "lower second",
+        "what colour is in the top row first column?": "red",
+        "what shape is in the bottom row fourth column?": "triangle",
+    }
+    asked = {}
+    for seed in range(40):
+        for question in ask(SCENE, np.random.default_rng(seed), 6, dict.fromkeys(LESSONS, 1.0)):
+            assert asked.setdefault(question.text, question.answer) == question.answer
+    assert "where is the object 7?" not in asked  # two of them
+    for text, answer in truth.items():
+        assert asked[text] == answer
+    assert not set(LESSONS) & set(TYPES)
+
+
+def test_a_scene_can_keep_to_few_glyphs() -> None:
+    few = {
+        thing.glyph
+        for number in range(30)
+        for thing in sample(0, "train", number, glyphs=5).scene.items
+    }
+    assert few == {"0", "4", "8", "E", "L"}
+    same, default = sample(0, "train", 0, glyphs=20), sample(0, "train", 0)
+    assert same.scene == default.scene
+
+
 def test_weights_name_known_types() -> None:
     with pytest.raises(ValueError, match="smell"):
         ask(SCENE, np.random.default_rng(0), 1, {"smell": 1.0})
@@ -186,4 +213,3 @@ def test_an_answer_counts_only_when_every_token_is_right() -> None:
     place = int((batch.labels[1] >= 0).nonzero()[-1])  # the end token of row 1's last answer
     predicted[1, place - 1] += 1
     assert score(predicted, batch).flatten().tolist() == [True] * 7 + [False] + [True] * 4
-    assert len(ROWS) == len(COLUMNS) == 4

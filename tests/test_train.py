@@ -32,7 +32,7 @@ def config() -> DictConfig:
     small.task.evaluate.update({"every": 4, "images": 2, "questions": 3})
     small.task.assess.update({"images": 3, "questions": 3, "blind_images": 2})
     for stage in small.task.stages.values():
-        stage.update({"steps": STEPS, "images": 4, "warmup": 2})
+        stage.update({"steps": STEPS, "images": 4, "rate": [[0, 0.5], [1, 1], [STEPS, 0]]})
     small.task.stages.language.questions = 3
     # A gate that opens at once, so that the interrupted run has a curriculum to remember.
     small.task.stages.language.curriculum.update({"gate": -1.0, "patience": 1, "step": 0.2})
@@ -136,7 +136,12 @@ def test_curriculum_rises_only_while_every_watched_type_is_well() -> None:
     later = Curriculum(("read", "count"), watch=["read"])
     later.restore(json.loads(json.dumps(curriculum.state())))
     assert later.state() == curriculum.state()
-    assert blend_weights({"read": 1.0}, {"read": 3.0}, 0.5) == {"read": 2.0}
+
+
+def test_lessons_fade_out_as_the_level_rises() -> None:
+    easy, full = {"read": 1.0, "colour_at": 1.0}, {"read": 3.0}
+    assert blend_weights(easy, full, 0.5) == {"read": 2.0, "colour_at": 0.5}
+    assert blend_weights(easy, full, 1.0) == {"read": 3.0, "colour_at": 0.0}
 
 
 def test_orthogonalise_flattens_the_spectrum() -> None:
@@ -178,8 +183,8 @@ def test_muon_part_agrees_with_torch() -> None:
     assert torch.allclose(ours, theirs, atol=5e-3)  # torch's iterates in bfloat16
 
 
-def test_schedule_warms_up_stays_and_falls_to_zero() -> None:
+def test_schedule_is_linear_between_its_knots() -> None:
     optimizer = MuonAdamW([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 1.0}])
-    schedule = build_schedule(optimizer, steps=100, warmup=10, flat=0.6)
+    schedule = build_schedule(optimizer, [[0, 0.1], [9, 1], [60, 1], [100, 0]])
     share = schedule.lr_lambdas[0]
     assert [round(share(step), 3) for step in (0, 9, 60, 80, 100)] == [0.1, 1.0, 1.0, 0.5, 0.0]

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from tokenreduce.data.questions import TYPES, Question
+from tokenreduce.data.questions import ASKERS, Question
 from tokenreduce.data.samples import Sample
 
 if TYPE_CHECKING:
     from transformers import LlavaProcessor
 
+NAMES = tuple(ASKERS)  # the nine types, then the lessons
 IGNORED = -100  # the label value that transformers' losses skip
 
 
@@ -32,7 +33,7 @@ class PackedBatch:
     inputs: input_ids (b, l), pixel_values (b, 3, 96, 96), attention_mask (b, 1, l, l) bool,
     position_ids (b, l). labels (b, l): the answer's tokens at their own places, else -100.
     blocks (b, l): 0 for the prefix, n for question n, -1 for padding. types (b, q): index into
-    TYPES.
+    NAMES.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -82,7 +83,7 @@ class Packer:
             },
             labels=padded(1, IGNORED),
             blocks=blocks,
-            types=torch.tensor([[TYPES.index(q.type) for q in s.questions] for s in samples]),
+            types=torch.tensor([[NAMES.index(q.type) for q in s.questions] for s in samples]),
         )
 
     def pixels(self, samples: Sequence[Sample]) -> torch.Tensor:

@@ -131,15 +131,39 @@ def what_is_at(scene: Scene, rng: np.random.Generator) -> Question | None:
     if scene.word and scene.word.cell == cell:
         return None
     item = scene.at(cell)
-    text = f"what is in the {ROWS[cell[0]]} row {COLUMNS[cell[1]]} column?"
+    text = f"what is in {_place(cell)}?"
     return Question("what_is_at", text, item.glyph if item else "nothing")
 
 
-ASKERS: dict[str, Ask] = {
-    ask.__name__: ask
+def glyph_where(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """The row and the column of the one item that carries that glyph."""
+    item = _pick(rng, _lettered(scene))
+    if item is None:
+        return None
+    answer = f"{ROWS[item.cell[0]]} {COLUMNS[item.cell[1]]}"
+    return Question("glyph_where", f"where is the object {item.glyph}?", answer)
+
+
+def colour_at(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """The colour of the item in a cell."""
+    item = scene.items[int(rng.integers(len(scene.items)))]
+    return Question("colour_at", f"what colour is in {_place(item.cell)}?", item.colour)
+
+
+def shape_at(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """The shape of the item in a cell."""
+    item = scene.items[int(rng.integers(len(scene.items)))]
+    return Question("shape_at", f"what shape is in {_place(item.cell)}?", item.shape)
+
+
+TYPES = tuple(
+    ask.__name__
     for ask in (read, colour_of, shape_of, left_of, count, exist, word, where, what_is_at)
-}
-TYPES = tuple(ASKERS)
+)
+# Asked in training only. `colour_of` and `shape_of` need two things that no other type needs: to
+# find a thing by its glyph, and to tell its colour or shape. Each lesson needs one of the two.
+LESSONS = tuple(ask.__name__ for ask in (glyph_where, colour_at, shape_at))
+ASKERS: dict[str, Ask] = {name: globals()[name] for name in (*TYPES, *LESSONS)}
 
 WORDS = (
     *("what", "is", "in", "the", "of", "on", "there", "a", "how", "many", "are", "where"),
@@ -165,21 +189,22 @@ def ask(
 ) -> tuple[Question, ...]:
     """`number` questions about a scene, no two alike while others can still be found.
 
-    `weights` are the relative frequencies of the types (by name, or in the order of `TYPES`);
-    without them all types are equally frequent, as far as the scene admits them.
+    `weights` are the relative frequencies of the types and lessons (by name, or in the order of
+    `TYPES`); without them all nine types are equally frequent, as far as the scene admits them.
     """
     if isinstance(weights, Mapping):
-        unknown = set(weights) - set(TYPES)
+        unknown = set(weights) - set(ASKERS)
         if unknown:
-            raise ValueError(f"unknown question types {sorted(unknown)}; known: {list(TYPES)}")
-        weights = [weights.get(name, 0.0) for name in TYPES]
+            raise ValueError(f"unknown question types {sorted(unknown)}; known: {list(ASKERS)}")
+        weights = [weights.get(name, 0.0) for name in ASKERS]
     shares = np.ones(len(TYPES)) if weights is None else np.asarray(weights, float)
+    names = tuple(ASKERS)
     ladder = np.cumsum(shares / shares.sum())
     ladder[-1] = 1.0
     asked: list[Question] = []
     seen: set[str] = set()
     for attempt in range(100 * number):
-        name = TYPES[int(np.searchsorted(ladder, rng.random(), side="right"))]
+        name = names[int(np.searchsorted(ladder, rng.random(), side="right"))]
         question = ASKERS[name](scene, rng)
         if question is None or (question.text in seen and attempt < 20 * number):
             continue
@@ -200,6 +225,10 @@ def _lettered(scene: Scene) -> list[Item]:
     """Items whose glyph no other item carries."""
     glyphs = Counter(item.glyph for item in scene.items)
     return [item for item in scene.items if glyphs[item.glyph] == 1]
+
+
+def _place(cell: tuple[int, int]) -> str:
+    return f"the {ROWS[cell[0]]} row {COLUMNS[cell[1]]} column"
 
 
 def _pick(rng: np.random.Generator, items: list[Item]) -> Item | None:

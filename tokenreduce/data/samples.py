@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tokenreduce.data.glyphs import GLYPHS
 from tokenreduce.data.questions import Question, ask
 from tokenreduce.data.shapes import Image, Owners, Scene, compose, render
 
@@ -30,6 +31,7 @@ def sample(
     *,
     questions: int = 1,
     difficulty: float = 1.0,
+    glyphs: int = len(GLYPHS),
     weights: Mapping[str, float] | Sequence[float] | None = None,
 ) -> Sample:
     """Sample `index` of a split: the same for the same arguments, whatever was drawn before.
@@ -39,6 +41,6 @@ def sample(
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
     rng = np.random.default_rng((seed, SPLITS.index(split), index))
-    scene = compose(rng, difficulty)
+    scene = compose(rng, difficulty, glyphs)
     image, owners = render(scene, rng)
     return Sample(scene, image, owners, ask(scene, rng, questions, weights) if questions else ())

@@ -33,6 +33,9 @@ DARK_INK = ("yellow", "cyan")  # on these a white glyph could not be read
 DIAMETERS = {18: 10, 20: 11, 22: 12}  # pixels of a shape -> font size of its glyph
 WORD_SHARE = 0.75  # of the scenes that carry a word
 
+# Which glyphs come first where a scene is to have few: digits and letters that look unlike.
+GLYPH_ORDER = tuple(sorted(range(len(GLYPHS)), key=lambda number: (number % 4, number)))
+
 Image = npt.NDArray[np.uint8]
 Owners = npt.NDArray[np.int64]
 Cell = tuple[int, int]
@@ -68,8 +71,8 @@ class Scene:
         return next((item for item in self.items if item.cell == cell), None)
 
 
-def compose(rng: np.random.Generator, difficulty: float = 1.0) -> Scene:
-    """Draw a scene: 2-4 items at difficulty 0, 5-10 at difficulty 1.
+def compose(rng: np.random.Generator, difficulty: float = 1.0, glyphs: int = len(GLYPHS)) -> Scene:
+    """Draw a scene: 2-4 items at difficulty 0, 5-10 at difficulty 1, with so many different glyphs.
 
     Half of the scenes draw colour and shape with replacement, so that counts above one occur and
     some descriptions are ambiguous (no question is then asked by that description).
@@ -80,15 +83,16 @@ def compose(rng: np.random.Generator, difficulty: float = 1.0) -> Scene:
     kinds = rng.permutation(len(SHAPES) * len(COLOURS))
     if rng.random() < 0.5:
         kinds = rng.integers(0, len(kinds), len(kinds))
-    glyphs = rng.permutation(len(GLYPHS))
+    pool = sorted(GLYPH_ORDER[:glyphs])
+    marks = rng.permutation(glyphs)
     if rng.random() < 0.3:
-        glyphs = rng.integers(0, len(GLYPHS), len(GLYPHS))
+        marks = rng.integers(0, glyphs, glyphs)
     colours = tuple(COLOURS)
     items = tuple(
         Item(
             shape=SHAPES[kinds[i] % len(SHAPES)],
             colour=colours[kinds[i] // len(SHAPES)],
-            glyph=GLYPHS[glyphs[i]],
+            glyph=GLYPHS[pool[marks[i % glyphs]]],
             cell=(int(cells[i]) // GRID, int(cells[i]) % GRID),
         )
         for i in range(number)

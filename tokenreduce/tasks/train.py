@@ -25,8 +25,8 @@ from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from tokenreduce.data import sample
+from tokenreduce.data.glyphs import GLYPHS
 from tokenreduce.data.packing import Packer
-from tokenreduce.data.questions import TYPES
 from tokenreduce.embedded.build import build_model, build_processor
 from tokenreduce.tasks import tasks
 from tokenreduce.tasks.training import align, language, tower
@@ -148,10 +148,13 @@ def _language(
     task: DictConfig,
 ) -> Stage:
     packer = Packer(processor, model.config.image_seq_length)
-    easy, full = dict(numbers.weights.easy), dict(numbers.weights.full)
+    plan = list(numbers.plan)
 
     def compose(indices: Sequence[int], split: str, level: float) -> Tensors:
         training = split == "train"
+        step = indices[0] // numbers.images
+        phase = [phase for phase in plan if step >= phase["from"]][-1]
+        level = min(level, phase.cap) if training else level
         batch = packer(
             _draw(
                 "language",
@@ -159,8 +162,9 @@ def _language(
                 indices,
                 split,
                 questions=numbers.questions if training else task.evaluate.questions,
-                weights=blend_weights(easy, full, level) if training else None,
+                weights=blend_weights(phase.easy, phase.full, level) if training else None,
                 difficulty=level,
+                glyphs=phase.glyphs if training else len(GLYPHS),
             )
         )
         return {
@@ -170,9 +174,9 @@ def _language(
             "types": batch.types,
         }
 
-    curriculum = Curriculum(TYPES, **numbers.curriculum)
+    curriculum = Curriculum(language.MEASURES, **numbers.curriculum)
     module = language.AnsweringModel(model, getattr(torch, numbers.precision))
-    return Stage("language", module, TYPES, compose, curriculum)
+    return Stage("language", module, language.MEASURES, compose, curriculum)
 
 
 STAGES: dict[str, Callable[..., Stage]] = {

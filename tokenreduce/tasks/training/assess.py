@@ -22,7 +22,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tokenreduce.data import TYPES, Sample, sample
-from tokenreduce.data.packing import Packer
+from tokenreduce.data.packing import NAMES, Packer
 from tokenreduce.tasks.training.language import AnsweringModel
 
 FIRST = 1_000_000  # held-out numbers below were looked at during training, these were not
@@ -113,7 +113,7 @@ def force(model: Any, packer: Packer, samples: Sequence[Sample], batch: int = 16
         good, asked = answering(
             **packed.inputs, labels=packed.labels, blocks=packed.blocks, types=packed.types
         )["tallies"].tolist()
-        for name, hits, all_ in zip(TYPES, good, asked, strict=True):
+        for name, hits, all_ in zip(NAMES, good, asked, strict=True):
             right[name] += [True] * hits + [False] * (all_ - hits)
     return right
 

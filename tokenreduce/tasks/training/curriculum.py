@@ -57,4 +57,5 @@ def blend_weights(
     easy: Mapping[str, float], full: Mapping[str, float], level: float
 ) -> dict[str, float]:
     """Frequencies of the question types at a level: from `easy` at 0 to `full` at 1."""
-    return {name: (1 - level) * easy[name] + level * full[name] for name in full}
+    names = [*full, *(name for name in easy if name not in full)]
+    return {name: (1 - level) * easy.get(name, 0.0) + level * full.get(name, 0.0) for name in names}

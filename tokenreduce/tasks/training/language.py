@@ -7,10 +7,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration
 
-from tokenreduce.data.packing import IGNORED, PackedBatch, score
-from tokenreduce.data.questions import TYPES
+from tokenreduce.data.packing import IGNORED, NAMES, PackedBatch, score
 
-MEASURES = TYPES
+MEASURES = NAMES
 
 
 class AnsweringModel(nn.Module):
@@ -37,7 +36,7 @@ class AnsweringModel(nn.Module):
         types: torch.Tensor,
         **inputs: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        """Loss and tallies (2, 9) of a packed batch (see `PackedBatch` for the shapes)."""
+        """Loss and tallies (2, measures) of a packed batch (see `PackedBatch` for the shapes)."""
         lower = self.training and self.precision != torch.float32
         with torch.autocast("cpu", self.precision if lower else torch.bfloat16, enabled=lower):
             hidden = self.model(**inputs, use_cache=False).last_hidden_state[:, :-1].float()
@@ -53,6 +52,6 @@ class AnsweringModel(nn.Module):
 
 
 def tally(right: torch.Tensor, types: torch.Tensor) -> torch.Tensor:
-    """Right answers and questions by type: (2, 9) from two (b, q)."""
-    asked = torch.bincount(types.flatten(), minlength=len(TYPES))
-    return torch.stack([torch.bincount(types[right], minlength=len(TYPES)), asked])
+    """Right answers and questions by type: (2, measures) from two (b, q)."""
+    asked = torch.bincount(types.flatten(), minlength=len(NAMES))
+    return torch.stack([torch.bincount(types[right], minlength=len(NAMES)), asked])

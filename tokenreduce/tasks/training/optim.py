@@ -8,9 +8,10 @@ scaled by 0.2 sqrt(max(rows, columns)) so that it is as long as AdamW's (Liu et 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -110,11 +111,7 @@ def build_optimizer(
     return MuonAdamW(groups)
 
 
-def build_schedule(optimizer: MuonAdamW, steps: int, warmup: int, flat: float) -> LambdaLR:
-    """Warm up linearly, stay flat up to the share `flat` of all steps, then fall linearly to 0."""
-
-    def share(step: int) -> float:
-        decay = (steps - step) / max(1.0, steps * (1 - flat))
-        return max(0.0, min((step + 1) / max(1, warmup), 1.0, decay))
-
-    return LambdaLR(optimizer, share)
+def build_schedule(optimizer: MuonAdamW, knots: Sequence[Sequence[float]]) -> LambdaLR:
+    """The share of the full rate at each step, linear between knots (step, share)."""
+    steps, shares = zip(*knots, strict=True)
+    return LambdaLR(optimizer, lambda step: float(np.interp(step, steps, shares)))

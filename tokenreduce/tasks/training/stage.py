@@ -188,7 +188,7 @@ def run_stage(
     """Train one stage to its end, going on from the newest whole checkpoint in `folder`.
 
     config: the task's node (log_every, evaluate, save_every, resume); numbers: the stage's own
-    (steps, images per step over all ranks, matrix_lr, other_lr, decay, warmup, flat).
+    (steps, images per step over all ranks, matrix_lr, other_lr, decay, rate).
     """
     ranks = _ranks()[1]
     if numbers.images % ranks:
@@ -213,7 +213,7 @@ def run_stage(
     optimizer = build_optimizer(
         stage.module.named_parameters(), numbers.matrix_lr, numbers.other_lr, numbers.decay
     )
-    schedule = build_schedule(optimizer, numbers.steps, numbers.warmup, numbers.flat)
+    schedule = build_schedule(optimizer, numbers.rate)
     trainer = StageTrainer(
         model=stage.module,
         args=arguments,
