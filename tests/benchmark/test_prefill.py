@@ -15,8 +15,9 @@ from tests.benchmark.clock import ENGINE, now
 from tests.benchmark.prefill import Trial
 from tests.benchmark.sizes import SMALL, SMOKE, VISUAL, WIDE, Size
 
-ASKED = {"saved_time_over_saved_flops": 0.95, "engine_share": 0.03}
-"""Of `pyramid_drop` with its paper's schedule."""
+ASKED = {"saved_time_over_saved_flops": 0.95, "added_share": 0.03}
+"""Of `pyramid_drop` with its paper's schedule; `added` is scoring and gathering, less the keys that
+the layers are spared to project."""
 ROUNDS = 3 if SMOKE else 7
 
 COMPARED: dict[str, tuple[tr.Strategy, tr.Scheduler | None]] = {
@@ -61,13 +62,13 @@ def test_prefill(benchmark, trial):
     facts = interleaved(benchmark, trial)
     met = {
         "saved_time_over_saved_flops": facts["causal"]["saved_time_over_saved_flops"],
-        "engine_share": facts["engine_share"],
+        "added_share": facts["added_share"],
     }
     benchmark.extra_info["asked"] = ASKED
     if SMOKE:
         return
     assert met["saved_time_over_saved_flops"] >= ASKED["saved_time_over_saved_flops"], met
-    assert met["engine_share"] <= ASKED["engine_share"], met
+    assert met["added_share"] <= ASKED["added_share"], met
 
 
 def _strategies(size: Size, visual: int) -> list[Any]:

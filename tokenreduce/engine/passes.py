@@ -265,7 +265,14 @@ def _rotary(
     """
     tables, ids = kwargs["position_embeddings"], kwargs.get("position_ids")
     index = None if layout is None else layout.index
-    if setup.positions == "compact" and not (index is None and shift is None):
+    if setup.positions == "compact" and index is None and shift is not None:
+        # one call makes the tables of all layers, in whose cache the shifts are
+        all_ = [getattr(layer, "shift", None) for layer in kwargs["past_key_values"].layers]
+        found = seq.once(("shifted", id(ids)), lambda: _shifted(setup, hidden, ids, seq, all_), ids)
+        if id(shift) not in found:  # it lies on another device
+            found = _shifted(setup, hidden, ids, seq, [shift])
+        return (*found[id(shift)][1:], shift)
+    if setup.positions == "compact" and layout is not None and index is not None:
         key = ("compact", id(layout), id(shift), id(ids))
         return seq.once(
             key, lambda: _renumbered(setup, hidden, ids, seq, layout, shift), layout, shift, ids
@@ -283,33 +290,45 @@ def _rotary(
     return (rotary[0], rotary[1]), ids, shift
 
 
+def _shifted(
+    setup: Setup, hidden: Tensor, ids: Tensor | None, seq: Sequence, shifts: list[Tensor | None]
+) -> dict[int, tuple[Tensor, Rotary, Tensor]]:
+    """Every shift with its rotary tables and position ids, by the id of the shift; no `None`."""
+    assert ids is not None  # the adapter allows `compact` only where layers receive position ids
+    ids = ids.expand(seq.batch, -1)
+    several = {id(s): s for s in shifts if s is not None and s.device == ids.device}
+    moved = torch.cat([ids - shift[:, None] for shift in several.values()]).clamp(min=0)
+    parts = (moved, *setup.adapter.rotary(setup.decoder, hidden, moved))
+    found = zip(*(part.chunk(len(several)) for part in parts), strict=True)
+    return {
+        key: (shift, (cos, sin), own)
+        for (key, shift), (own, cos, sin) in zip(several.items(), found, strict=True)
+    }
+
+
 def _renumbered(
     setup: Setup,
     hidden: Tensor,
     ids: Tensor | None,
     seq: Sequence,
-    layout: Layout | None,
+    layout: Layout,
     shift: Tensor | None,
 ) -> tuple[Rotary, Tensor, Tensor | None]:
+    """The same for a layout that lacks tokens; the shift grows by what it lacks."""
     assert ids is not None  # the adapter allows `compact` only where layers receive position ids
+    assert layout.index is not None  # and in passes with visual tokens, which alone drop any
+    assert seq.visual is not None
     ids = ids.expand(seq.batch, -1)
-    if layout is not None and layout.index is not None:
-        assert seq.visual is not None
-        present = torch.zeros(seq.batch, seq.length + 1, dtype=torch.bool, device=seq.device)
-        at = layout.index
-        if layout.valid is not None:
-            at = torch.where(layout.valid, at, seq.length)
-        present.scatter_(1, at, True)
-        dropped = (seq.visual & ~present[:, : seq.length]).long()
-        ids = ids.gather(1, layout.index) - dropped.cumsum(dim=1).gather(1, layout.index)
-        total = dropped.sum(dim=1)
-    else:
-        total = torch.zeros(seq.batch, dtype=torch.long, device=seq.device)
+    present = torch.zeros(seq.batch, seq.length + 1, dtype=torch.bool, device=seq.device)
+    at = layout.index
+    if layout.valid is not None:
+        at = torch.where(layout.valid, at, seq.length)
+    present.scatter_(1, at, True)
+    dropped = (seq.visual & ~present[:, : seq.length]).long()
+    ids = ids.gather(1, layout.index) - dropped.cumsum(dim=1).gather(1, layout.index)
+    total = dropped.sum(dim=1)
     if shift is not None:
-        ids = ids - shift[:, None]
-        # the shift of later layers is this very tensor when nothing more was dropped, so that
-        # they share its rotary tables
-        total = shift if layout is None or layout.index is None else total + shift
+        ids, total = ids - shift[:, None], total + shift
     ids = ids.clamp(min=0)
     return setup.adapter.rotary(setup.decoder, hidden, ids), ids, total
 

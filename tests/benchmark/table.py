@@ -1,0 +1,127 @@
+"""Tables of `docs/benchmarks.md` from a results file.
+
+`python -m tests.benchmark.table` fills them in.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "docs" / "results" / "prefill_cpu.json"
+PAGE = ROOT / "docs" / "benchmarks.md"
+ORIGINAL = {("16x512", 576): 0.97, ("16x512", 1152): 0.93, ("16x512", 2880): 0.95} | {
+    ("8x1536", 1152): 0.86,
+    ("8x1536", 2880): 0.90,
+}
+"""Time saved over causal FLOPs saved, of the PyramidDrop code with the same shapes and clock."""
+
+Entry = dict[str, Any]
+
+
+def conditions(results: dict[str, Any]) -> str:
+    """What the numbers depend on."""
+    info = results["machine_info"]
+    start, end = (" ".join(f"{x:.1f}" for x in info[f"load_at_{at}"]) for at in ("start", "end"))
+    return (
+        f"{info['cpu']}, {info['cpus']} CPUs, {info['threads']} thread, {info['device']}, "
+        f"{info['dtype']}, {info['attention']}; torch {info['torch']}, transformers "
+        f"{info['transformers']}, Python {info['python']}; seed {info['seed']}; "
+        f"{results['datetime'][:16].replace('T', ' ')} UTC; load average {start} at the start and "
+        f"{end} at the end."
+    )
+
+
+def prefill(entries: Iterable[Entry]) -> str:
+    """`pyramid_drop` at every size, beside what was asked."""
+    head = (
+        "layers x width | visual tokens | FLOPs left, causal (square) | time left | "
+        "wall time left | speed-up | time saved / FLOPs saved, causal | by medians | square | "
+        "the original's | engine | scoring and gathering added"
+    )
+    rows = []
+    for e in entries:
+        causal, square, ratio = e["causal"], e["square"], e["time_ratio"]
+        before = ORIGINAL.get((e["model"], e["visual_tokens"]))
+        rows.append(
+            f"{e['model']} | {e['visual_tokens']} | {causal['flops_ratio']:.3f} "
+            f"({square['flops_ratio']:.3f}) | {ratio['of_minima']:.3f} | "
+            f"{ratio['wall_of_minima']:.3f} | {1 / ratio['of_minima']:.2f} | "
+            f"**{causal['saved_time_over_saved_flops']:.3f}** | {causal['by_medians']:.3f} | "
+            f"{square['saved_time_over_saved_flops']:.3f} | {_or_none(before)} | "
+            f"{e['engine_share']:.2%} | **{e['added_share']:.2%}**"
+        )
+    return _table(head, rows)
+
+
+def scoring(entries: Iterable[Entry]) -> str:
+    """Every strategy under its own schedule."""
+    head = (
+        "layers x width | strategy | visual tokens | FLOPs left, causal | time left | "
+        "time saved / FLOPs saved | engine, ms | share of the prefill | added"
+    )
+    rows = [
+        f"{e['model']} | `{e['strategy']}` | {e['visual_tokens']} | "
+        f"{e['causal']['flops_ratio']:.3f} | {e['time_ratio']['of_minima']:.3f} | "
+        f"{e['causal']['saved_time_over_saved_flops']:.3f} | {e['engine_ms']:.1f} | "
+        f"{e['engine_share']:.2%} | {e['added_share']:.2%}"
+        for e in entries
+    ]
+    return _table(head, rows)
+
+
+def decode(entries: Iterable[Entry]) -> str:
+    """Decoding steps."""
+    head = (
+        "layers x width | visual tokens | batch | positions | cache left | unreduced step, ms | "
+        "reduced step, ms | ratio | of medians | median of pairs"
+    )
+    rows = []
+    for e in entries:
+        ratio = e["time_ratio"]
+        rows.append(
+            f"{e['model']} | {e['visual_tokens']} | {e['batch']}"
+            f"{', padded' if e['padding'] else ''} | `{e['positions']}` | "
+            f"{e['kv_bytes_ratio']:.3f} | {e['unreduced']['min_ms']:.2f} | "
+            f"{e['reduced']['min_ms']:.2f} | **{ratio['of_minima']:.3f}** | "
+            f"{ratio['of_medians']:.3f} | {ratio['median_of_pairs']:.3f}"
+        )
+    return _table(head, rows)
+
+
+TABLES: dict[str, Callable[[Iterable[Entry]], str]] = {
+    "prefill": prefill,
+    "scoring": scoring,
+    "decode": decode,
+}
+
+
+def fill(page: str, results: dict[str, Any]) -> str:
+    """The page with every `<!-- benchmark: name -->` block made anew."""
+    blocks = {"conditions": conditions(results)}
+    for group, table in TABLES.items():
+        blocks[group] = table(b["extra_info"] for b in results["benchmarks"] if b["group"] == group)
+    for name, text in blocks.items():
+        pattern = re.compile(rf"(<!-- benchmark: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        page, found = pattern.subn(lambda m, text=text: f"{m[1]}{text}\n{m[2]}", page)
+        if found != 1:
+            raise ValueError(f"the page has {found} blocks named {name!r}, not one")
+    return page
+
+
+def _table(head: str, rows: list[str]) -> str:
+    line = " | ".join("---" for _ in head.split(" | "))
+    return "\n".join(f"| {row} |" for row in (head, line, *rows))
+
+
+def _or_none(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+if __name__ == "__main__":
+    made = fill(PAGE.read_text(encoding="utf-8"), json.loads(RESULTS.read_text(encoding="utf-8")))
+    PAGE.write_text(made, encoding="utf-8")
