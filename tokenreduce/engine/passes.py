@@ -203,7 +203,6 @@ def _shorten(
     layout: Layout | None,
 ) -> None:
     """Mask, rotary embedding, position ids and cache bookkeeping of the tokens that are left."""
-    queries = seq.order(layout)
     ragged = layout is not None and layout.valid is not None
     cache = kwargs.get("past_key_values")
     twin = short(cache, i) if cache is not None else None
@@ -214,6 +213,7 @@ def _shorten(
         ragged = ragged or twin.ragged
         twin.pending = Pending(seq.length, None, ragged, shift)
     if layout is not None or mask is not None or ragged or seq.length > 1:
+        queries = seq.order(layout)
         keys = queries if twin is None else _stored(twin, seq, queries)
         if twin is not None and twin.pending is not None and layout is not None:
             twin.pending.order = keys
