@@ -23,6 +23,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tokenreduce.data import TYPES, Sample, sample
 from tokenreduce.data.packing import NAMES, Packer
+from tokenreduce.data.questions import DIRECTIONS
 from tokenreduce.tasks.training.language import AnsweringModel
 
 FIRST = 1_000_000  # held-out numbers below were looked at during training, these were not
@@ -43,6 +44,7 @@ def assess(
     ]
     packer = Packer(processor, model.config.image_seq_length)
     few = samples[:blind_images]
+    generated = generate(model, processor, samples)
     blinded = {"none": summarise(force(model, packer, few))}
     for layer in range(model.config.text_config.num_hidden_layers):
         with blind(model, layer):
@@ -54,7 +56,14 @@ def assess(
         "seed": seed,
         "first_sample": FIRST,
         "difficulty": 1.0,
-        "generated": summarise(generate(model, processor, samples)),
+        "generated": summarise(generated),
+        "left_of_by_direction": {
+            name: {
+                "accuracy": round(sum(generated[name]) / max(1, len(generated[name])), 4),
+                "questions": len(generated[name]),
+            }
+            for name in DIRECTIONS
+        },
         "teacher_forced": summarise(force(model, packer, samples)),
         "all_visual_tokens_dropped_at_layer": blinded,
         "blind_questions": blind_images * questions,
@@ -69,7 +78,10 @@ def assess(
 
 @torch.no_grad()
 def generate(model: Any, processor: Any, samples: Sequence[Sample], batch: int = 32) -> Counts:
-    """Answer each question alone by greedy `generate()`; right means the same text."""
+    """Answer each question alone by greedy `generate()`; right means the same text.
+
+    The answers to `left_of` are counted once more by direction.
+    """
     asked = [(item.image, question) for item in samples for question in item.questions]
     asked.sort(key=lambda pair: len(pair[1].text.split()))  # less padding
     right: Counts = defaultdict(list)
@@ -99,7 +111,10 @@ def generate(model: Any, processor: Any, samples: Sequence[Sample], batch: int =
         for (_, question), answer in zip(
             chunk, processor.batch_decode(answers, skip_special_tokens=True), strict=True
         ):
-            right[question.type].append(answer.strip() == question.answer)
+            good = answer.strip() == question.answer
+            right[question.type].append(good)
+            if question.type == "left_of":
+                right[next(name for name in DIRECTIONS if name in question.text)].append(good)
     return right
 
 
