@@ -19,6 +19,7 @@ ASKED = {"saved_time_over_saved_flops": 0.95, "added_share": 0.03}
 """Of `pyramid_drop` with its paper's schedule; `added` is scoring and gathering, less the keys that
 the layers are spared to project."""
 ROUNDS = 3 if SMOKE else 7
+SCORING_ROUNDS = 3 if SMOKE else 4
 
 COMPARED: dict[str, tuple[tr.Strategy, tr.Scheduler | None]] = {
     "pyramid_drop": (tr.PyramidDrop(), None),
@@ -39,10 +40,10 @@ def trial(request):
     made.close()
 
 
-def interleaved(benchmark: Any, trial: Trial) -> dict[str, Any]:
+def interleaved(benchmark: Any, trial: Trial, rounds: int) -> dict[str, Any]:
     """Rounds of unreduced and reduced prefills in turn; pytest-benchmark times the reduced ones."""
     trial.warm_up()
-    benchmark.pedantic(trial.reduced, setup=trial.unreduced, rounds=ROUNDS)
+    benchmark.pedantic(trial.reduced, setup=trial.unreduced, rounds=rounds)
     facts = trial.facts()
     benchmark.extra_info.update(facts)
     return facts
@@ -59,7 +60,7 @@ def interleaved(benchmark: Any, trial: Trial) -> dict[str, Any]:
     indirect=True,
 )
 def test_prefill(benchmark, trial):
-    facts = interleaved(benchmark, trial)
+    facts = interleaved(benchmark, trial, ROUNDS)
     met = {
         "saved_time_over_saved_flops": facts["causal"]["saved_time_over_saved_flops"],
         "added_share": facts["added_share"],
@@ -85,4 +86,4 @@ def _strategies(size: Size, visual: int) -> list[Any]:
     indirect=True,
 )
 def test_scoring(benchmark, trial):
-    interleaved(benchmark, trial)
+    interleaved(benchmark, trial, SCORING_ROUNDS)
