@@ -157,7 +157,7 @@ def test_it_needs_the_image_early_and_not_late(model: Any, processor: Any) -> No
 
 
 def test_the_published_figures_are_those_of_this_checkpoint() -> None:
-    """All types above 92 % on at least 2,000 held-out questions, save the one known to fall short."""
+    """Every type is above 92 % on 2,000 held-out questions, save the one known to fall short."""
     path = Path(__file__).parents[1] / "docs" / "results" / "embedded_model.json"
     report = json.loads(path.read_text())
     assert report["questions"] >= 2000
