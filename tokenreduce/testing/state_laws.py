@@ -236,7 +236,7 @@ def asking_without_getting_is_loud(trial: Trial) -> None:
                     given = trial.batch("left", images)
                     with torch.no_grad():
                         given.run(trial.model, reduction, use_cache=False)
-                _silent(trial, reduction)
+                _no_claim(trial, reduction, called=images is not None)
         loud = any(issubclass(w.category, ReductionWarning) for w in caught)
         assert loud == asked, f"law 7: {trial} {'says nothing' if asked else 'warns'} of no effect"
     if asked:
@@ -254,9 +254,13 @@ def _too_short(trial: Trial) -> None:
         trial.batch("left", (1,)).run(trial.model, reduction, use_cache=False)
 
 
-def _silent(trial: Trial, reduction: Any) -> None:
+def _no_claim(trial: Trial, reduction: Any, called: bool) -> None:
+    """Without a prompt there is no report; of a prompt of text it says that nothing was applied."""
     try:
-        reduction.report  # noqa: B018
+        report = reduction.report
     except RuntimeError:
+        assert not called, f"law 7: {trial} has no report on a prompt of text"
         return
-    raise AssertionError(f"law 7: {trial} reports on a prompt that never came")
+    assert called, f"law 7: {trial} reports on a prompt that never came"
+    assert not any(report.applied), f"law 7: {trial} claims to have reduced a prompt of text"
+    assert report.flops == report.flops_full, f"law 7: {trial} claims savings on a prompt of text"
