@@ -154,14 +154,14 @@ def no_rotary_embedding_in_the_score(patch):
 
 @noticed_by(scores)
 def softmax_over_the_image_alone(patch):
-    mean = evidence.LayerView._mean
+    visual = evidence.LayerView._visual
 
     def over_images(self, *given):
-        share = mean(self, *given)
+        share = visual(self, *given)
         valid = self.layout.visual_valid[:, None]
         return share / (share * valid).sum(dim=-1, keepdim=True).clamp(min=1e-9)
 
-    patch.setattr(evidence.LayerView, "_mean", over_images)
+    patch.setattr(evidence.LayerView, "_visual", over_images)
 
 
 @noticed_by(scores)
@@ -277,12 +277,14 @@ def positions_kept_where_they_should_be_compact(patch):
 
 @noticed_by(renumbering)
 def decode_positions_unshifted(patch):
-    renumbered = passes._renumbered
+    shifted = passes._shifted
 
-    def unshifted(setup, hidden, ids, seq, layout, shift):
-        return renumbered(setup, hidden, ids, seq, layout, None)
+    def unshifted(setup, hidden, ids, seq, shifts):
+        zeros = {id(shift): torch.zeros_like(shift) for shift in shifts if shift is not None}
+        made = shifted(setup, hidden, ids, seq, list(zeros.values()))
+        return {key: made[id(zero)] for key, zero in zeros.items()}
 
-    patch.setattr(passes, "_renumbered", unshifted)
+    patch.setattr(passes, "_shifted", unshifted)
 
 
 @noticed_by(masking)
