@@ -53,7 +53,7 @@ def test_python_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
     """From top to bottom, in one namespace per page, as a reader would."""
     monkeypatch.chdir(tmp_path)
     registries: list[Any] = [tr.strategies, tr.schedulers, tr.adapters]
-    before = [dict(registry._entries) for registry in registries]
+    before = [dict(registry) for registry in registries]
     for registry in registries:  # a page may register what an installed plug-in has as well
         for entry, kind in list(registry.items()):
             if not kind.__module__.startswith("tokenreduce."):

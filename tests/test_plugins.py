@@ -40,7 +40,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = tmp_path / "site"
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)
-    modules, before = set(sys.modules), dict(tr.strategies._entries)
+    modules, before = set(sys.modules), dict(tr.strategies)
     plugins.load.cache_clear()
     yield folder
     plugins.load.cache_clear()
