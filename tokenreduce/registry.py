@@ -43,6 +43,9 @@ class Registry(Mapping[str, T], Generic[T]):
         """
 
         def add(entry: T) -> T:
+            module = str(getattr(entry, "__module__", ""))
+            if self._home is not None and not module.startswith(self._home):
+                self._fill()  # the names that ship are taken before anybody else comes
             taken = self._entries.get(name)
             if taken is not None and _owner(taken) != _owner(entry):
                 raise ValueError(
