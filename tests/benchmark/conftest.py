@@ -62,6 +62,14 @@ def pytest_benchmark_update_json(config, benchmarks, output_json):
             entry.pop(name, None)
         stats = entry["stats"]
         entry["stats"] = {name: stats[name] for name in ("min", "median", "max", "rounds")}
+        entry.update(_rounded(entry))
+
+
+def _rounded(value):
+    """Six digits of every number."""
+    if isinstance(value, dict):
+        return {name: _rounded(part) for name, part in value.items()}
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _device() -> str:
