@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from tokenreduce.data import TYPES
 from tokenreduce.tasks.train import train
-from tokenreduce.tasks.training.curriculum import Curriculum, blend_weights
+from tokenreduce.tasks.training.curriculum import Curriculum, at_level, blend_weights
 from tokenreduce.tasks.training.optim import MuonAdamW, build_schedule, orthogonalise
 from tokenreduce.tasks.training.stage import StageTrainer, newest_checkpoint
 
@@ -138,10 +138,15 @@ def test_curriculum_rises_only_while_every_watched_type_is_well() -> None:
     assert later.state() == curriculum.state()
 
 
-def test_lessons_fade_out_as_the_level_rises() -> None:
-    easy, full = {"read": 1.0, "colour_at": 1.0}, {"read": 3.0}
-    assert blend_weights(easy, full, 0.5) == {"read": 2.0, "colour_at": 0.5}
-    assert blend_weights(easy, full, 1.0) == {"read": 3.0, "colour_at": 0.0}
+def test_what_is_asked_and_shown_follows_from_the_level() -> None:
+    asked = [
+        {"level": 0, "read": 1.0, "colour_at": 1.0},
+        {"level": 0.5, "read": 2.0},
+        {"level": 1, "read": 2.0, "left_of": 4.0},
+    ]
+    assert blend_weights(asked, 0.25) == {"read": 1.5, "colour_at": 0.5, "left_of": 0.0}
+    assert blend_weights(asked, 1.0) == {"read": 2.0, "colour_at": 0.0, "left_of": 4.0}
+    assert [at_level([[0, 6], [0.5, 20]], level) for level in (0, 0.25, 0.5, 1)] == [6, 13, 20, 20]
 
 
 def test_orthogonalise_flattens_the_spectrum() -> None:

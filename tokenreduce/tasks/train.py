@@ -25,13 +25,12 @@ from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from tokenreduce.data import sample
-from tokenreduce.data.glyphs import GLYPHS
 from tokenreduce.data.packing import Packer
 from tokenreduce.embedded.build import build_model, build_processor
 from tokenreduce.tasks import tasks
 from tokenreduce.tasks.training import align, language, tower
 from tokenreduce.tasks.training.assess import assess
-from tokenreduce.tasks.training.curriculum import Curriculum, blend_weights
+from tokenreduce.tasks.training.curriculum import Curriculum, at_level, blend_weights
 from tokenreduce.tasks.training.stage import Stage, Tensors, run_stage
 
 # Each stage draws its training samples from its own range of sample numbers.
@@ -148,13 +147,10 @@ def _language(
     task: DictConfig,
 ) -> Stage:
     packer = Packer(processor, model.config.image_seq_length)
-    plan = list(numbers.plan)
+    scenes = numbers.scenes
 
     def compose(indices: Sequence[int], split: str, level: float) -> Tensors:
         training = split == "train"
-        step = indices[0] // numbers.images
-        phase = [phase for phase in plan if step >= phase["from"]][-1]
-        level = min(level, phase.cap) if training else level
         batch = packer(
             _draw(
                 "language",
@@ -162,9 +158,9 @@ def _language(
                 indices,
                 split,
                 questions=numbers.questions if training else task.evaluate.questions,
-                weights=blend_weights(phase.easy, phase.full, level) if training else None,
-                difficulty=level,
-                glyphs=phase.glyphs if training else len(GLYPHS),
+                weights=blend_weights(numbers.asked, level) if training else None,
+                difficulty=at_level(scenes.difficulty, level),
+                glyphs=round(at_level(scenes.glyphs, level)),
             )
         )
         return {

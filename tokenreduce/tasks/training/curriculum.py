@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 MEMORY = 0.93  # of a running accuracy, per step
@@ -53,9 +54,19 @@ class Curriculum:
         self.running = dict(state["running"])
 
 
-def blend_weights(
-    easy: Mapping[str, float], full: Mapping[str, float], level: float
-) -> dict[str, float]:
-    """Frequencies of the question types at a level: from `easy` at 0 to `full` at 1."""
-    names = [*full, *(name for name in easy if name not in full)]
-    return {name: (1 - level) * easy.get(name, 0.0) + level * full.get(name, 0.0) for name in names}
+def at_level(knots: Sequence[Sequence[float]], level: float) -> float:
+    """The value at `level`, linear between `knots` of (level, value)."""
+    levels, values = zip(*knots, strict=True)
+    return float(np.interp(level, levels, values))
+
+
+def blend_weights(knots: Sequence[Mapping[str, float]], level: float) -> dict[str, float]:
+    """Frequencies of the question types at `level`, linear between knots.
+
+    Each knot names its own `level` and the frequencies there; a type that it leaves out has 0.
+    """
+    names = dict.fromkeys(name for knot in knots for name in knot if name != "level")
+    return {
+        name: at_level([(knot["level"], knot.get(name, 0.0)) for knot in knots], level)
+        for name in names
+    }
