@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -40,7 +40,7 @@ class OneRule(tr.Adapter):
     """A family whose positions are not one-dimensional."""
 
     families: ClassVar[frozenset[str]] = frozenset()
-    encoders: ClassVar[tuple[str, ...]] = ()
+    encoders: ClassVar[Mapping[str, str]] = MappingProxyType({})
     positions: ClassVar[frozenset[str]] = frozenset({"keep"})
 
 

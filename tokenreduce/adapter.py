@@ -10,6 +10,7 @@ Shapes: b samples, l sequence, r query rows, d width, h heads, e head width.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, cast
 
 import torch
@@ -18,6 +19,9 @@ from torch import Tensor
 from tokenreduce.geometry import Picture
 from tokenreduce.registry import Registry
 from tokenreduce.tokens import EVIDENCE
+
+IMAGE, VIDEO = "image", "video"
+"""The kinds of pictures, each with placeholders of its own."""
 
 Rotary = tuple[Tensor, Tensor]
 Part = Any
@@ -30,14 +34,18 @@ class Adapter:
     * `families`: the `config.model_type` names that the adapter reads.
     * `evidence`: what it can measure for a strategy (names of `tokens.EVIDENCE`).
     * `positions`: the position rules that are defined for it.
-    * `encoders`: methods of the multimodal module that encode pictures; they are watched for the
-      pictures' geometry.
+    * `encoders`: methods of the multimodal module that encode pictures, and the kind of picture;
+      they are watched for the pictures' geometry.
+    * `between`: methods of the decoder that add features to its visual tokens between two layers.
     """
 
     families: ClassVar[frozenset[str]] = frozenset()
     evidence: ClassVar[frozenset[str]] = frozenset(EVIDENCE)
     positions: ClassVar[frozenset[str]] = frozenset({"keep", "compact"})
-    encoders: ClassVar[tuple[str, ...]] = ("get_image_features",)
+    encoders: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"get_image_features": IMAGE, "get_video_features": VIDEO}
+    )
+    between: ClassVar[tuple[str, ...]] = ()
 
     def base(self, model: Part) -> Part:
         """The module that merges pictures into the text (`model.model` of a `…ForCausalLM`)."""
@@ -53,11 +61,10 @@ class Adapter:
             found = inner
         return found
 
-    def visual_ids(self, config: Any) -> tuple[int, ...]:
-        """The token ids that stand for visual tokens in `input_ids`."""
-        names = ("image_token_id", "video_token_id")
-        ids = (getattr(config, name, None) for name in names)
-        return tuple(i for i in ids if i is not None)
+    def visual_ids(self, config: Any) -> dict[str, int]:
+        """The token id that stands for the visual tokens of each kind in `input_ids`."""
+        ids = {kind: getattr(config, f"{kind}_token_id", None) for kind in (IMAGE, VIDEO)}
+        return {kind: number for kind, number in ids.items() if number is not None}
 
     def pictures(self, base: Part, call: Mapping[str, Any], output: Any) -> list[Picture]:
         """The geometry of the images of one encoder call, in order.
@@ -69,6 +76,10 @@ class Adapter:
         """
         features = getattr(output, "pooler_output", output)
         return [Picture.unknown(len(image)) for image in features]
+
+    def clips(self, base: Part, call: Mapping[str, Any], output: Any) -> list[Picture]:
+        """The same for the videos of one encoder call; each is one picture of several frames."""
+        return self.pictures(base, call, output)
 
     def view(self, processor: Any, width: int, height: int) -> tuple[float, float, float, float]:
         """The part of an original picture that the tokens see, as fractions of it.
@@ -122,13 +133,23 @@ class Adapter:
             return projected
         return cast(Tensor, projection(layer.input_layernorm(hidden)))
 
-    def scaling(self, layer: Part) -> float:
-        """The factor on query-key products before the softmax."""
-        return float(layer.self_attn.scaling)
+    def scores(self, layer: Part, products: Tensor) -> Tensor:
+        """What the softmax gets, from query-key `products`: scaled, and capped as in Gemma 2."""
+        attention = layer.self_attn
+        scaled = products * float(attention.scaling)
+        cap = getattr(attention, "attn_logit_softcapping", None)
+        return scaled if cap is None else torch.tanh(scaled / cap) * cap
 
-    def rotary(self, decoder: Part, hidden: Tensor, positions: Tensor) -> Rotary:
-        """Cos and sin (b, l, e) for renumbered `positions` (b, l)."""
-        return cast(Rotary, decoder.rotary_emb(hidden, positions))
+    def rotary_kind(self, layer: Part) -> str | None:
+        """Which of several rotary tables a layer reads; None where there is one for all."""
+        return None
+
+    def rotary(self, decoder: Part, layer: Part, hidden: Tensor, positions: Tensor) -> Rotary:
+        """Cos and sin (b, l, e) that `layer` gets for renumbered `positions` (b, l)."""
+        kind = self.rotary_kind(layer)
+        return cast(
+            Rotary, decoder.rotary_emb(hidden, positions, *([] if kind is None else [kind]))
+        )
 
 
 adapters: Registry[type[Adapter]] = Registry("adapter", "tokenreduce.adapters")

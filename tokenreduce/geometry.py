@@ -1,54 +1,84 @@
 """Where visual tokens stand in the pictures that they describe.
 
-A `Picture` says it for one image, on the host; `places` lays the pictures of a batch side by side
-as the tensors that strategies read. Shapes: b samples, v visual tokens, n tokens of one picture.
+A `Picture` says it for one image or video, on the host; `places` lays the pictures of a batch side
+by side as the tensors that strategies read. Shapes: b samples, v visual tokens, n tokens of one
+picture.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from tokenreduce.tokens import Places
 
+Box = tuple[float, float, float, float]
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+FIELDS = ("frame", "tile", "row", "column", "separator", "box")
+
+Runs = Sequence[tuple[str, int]]
+"""The visual tokens of a sample in reading order: so many of an image, then so many of a video …"""
+
 
 @dataclass(frozen=True)
 class Picture:
-    """The visual tokens of one image, in reading order.
+    """The visual tokens of one image or video, in reading order.
 
     Attributes:
+        frame: (n,) which frame of a video; 0 for an image.
         tile: (n,) which view of the image: 0 the whole, 1 the high-resolution grid, …
         row, column: (n,) position in the tile's grid; a separator has the row that it ends and
             the column after the last one.
         separator: (n,) True for tokens that carry no picture (LLaVA-NeXT's newline).
         box: (n, 4) left, top, right, bottom as fractions of the picture that the model was given;
             `inside` moves them to the original where the processor has cropped or padded it.
+        measures: what the vision tower says about the tokens, by name of evidence: (n, …) each.
     """
 
+    frame: Tensor
     tile: Tensor
     row: Tensor
     column: Tensor
     separator: Tensor
     box: Tensor
+    measures: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return int(self.row.shape[0])
 
+    def __getitem__(self, part: slice) -> Picture:
+        return self._each(lambda x: x[part])
+
     @classmethod
-    def grid(cls, rows: int, columns: int) -> Picture:
-        """One tile of `rows` x `columns` tokens that covers the whole picture."""
-        row = torch.arange(rows).repeat_interleave(columns)
-        column = torch.arange(columns).repeat(rows)
+    def grid(
+        cls, rows: int, columns: int, *, frames: int = 1, tile: int = 0, within: Box = WHOLE
+    ) -> Picture:
+        """`frames` grids of `rows` x `columns` tokens.
+
+        Args:
+            rows: of one frame.
+            columns: of one frame.
+            frames: one after the other.
+            tile: the number of this view.
+            within: the part of the picture that the grid covers.
+        """
+        frame, row, column = (
+            x.flatten()
+            for x in torch.meshgrid(
+                torch.arange(frames), torch.arange(rows), torch.arange(columns), indexing="ij"
+            )
+        )
         return cls(
-            torch.zeros_like(row),
+            frame,
+            torch.full_like(row, tile),
             row,
             column,
             torch.zeros_like(row, dtype=torch.bool),
-            boxes(row, column, rows, columns),
+            moved(boxes(row, column, rows, columns), within),
         )
 
     @classmethod
@@ -57,27 +87,27 @@ class Picture:
         side = math.isqrt(n)
         return cls.grid(side, side) if side * side == n else cls.grid(1, n)
 
-    def inside(self, view: tuple[float, float, float, float]) -> Picture:
+    def inside(self, view: Box) -> Picture:
         """This picture with its boxes moved into `view`, the part of the original that was seen.
 
         Args:
             view: left, top, right, bottom as fractions of the original; beyond 0 to 1 where the
                 picture was padded.
         """
-        left, top, right, bottom = view
-        scale = torch.tensor([right - left, bottom - top] * 2)
-        box = self.box * scale + torch.tensor([left, top] * 2)
-        return replace(self, box=torch.where(self.separator[:, None], self.box, box))
+        box = torch.where(self.separator[:, None], self.box, moved(self.box, view))
+        return replace(self, box=box)
 
     @classmethod
-    def join(cls, tiles: Sequence[Picture]) -> Picture:
-        """The tiles of one image, one after the other; each keeps its own tile number."""
-        return cls(
-            *(
-                torch.cat([getattr(t, name) for t in tiles])
-                for name in ("tile", "row", "column", "separator", "box")
-            )
-        )
+    def join(cls, parts: Sequence[Picture]) -> Picture:
+        """Parts of one picture, one after the other; each keeps its own frame and tile numbers."""
+        shared = set.intersection(*(set(part.measures) for part in parts)) if parts else set()
+        where = [torch.cat([getattr(part, name) for part in parts]) for name in FIELDS]
+        measures = {name: torch.cat([part.measures[name] for part in parts]) for name in shared}
+        return cls(*where, measures=measures)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Picture:
+        where = [change(getattr(self, name)) for name in FIELDS]
+        return Picture(*where, measures={name: change(x) for name, x in self.measures.items()})
 
 
 def boxes(row: Tensor, column: Tensor, rows: int, columns: int) -> Tensor:
@@ -86,70 +116,117 @@ def boxes(row: Tensor, column: Tensor, rows: int, columns: int) -> Tensor:
     return torch.stack([left, top, left + 1 / columns, top + 1 / rows], dim=1)
 
 
+def moved(box: Tensor, view: Box) -> Tensor:
+    """(n, 4) boxes, given as fractions of `view`, as fractions of what `view` is a part of."""
+    left, top, right, bottom = view
+    scale = torch.tensor([right - left, bottom - top] * 2)
+    return box * scale + torch.tensor([left, top] * 2)
+
+
 def assign(
-    pictures: Sequence[Picture], counts: Sequence[int], start: int = 0
+    pictures: Mapping[str, Sequence[Picture]],
+    samples: Sequence[Runs],
+    start: Mapping[str, int] | None = None,
 ) -> list[list[Picture]] | None:
-    """The pictures of each sample, given every sample's number of visual tokens.
+    """The pictures of each sample, given the runs of its visual tokens.
 
-    Pictures are consumed in (batch, sequence) order. Beams repeat a sample's pictures: rows that
-    follow each other with the same count then share them. A pass over one chunk of a longer prompt
-    has fewer tokens than the pictures: for a single sample these are the ones from `start` on.
+    Pictures of a kind are consumed in (batch, sequence) order. Beams repeat a sample's pictures:
+    rows that follow each other with the same runs then share them. A pass over one chunk of a
+    longer prompt has fewer tokens than the pictures: for a single sample these are the ones from
+    `start` on.
 
-    Returns None when the pictures do not add up to the counts; the layout is then unknown.
+    Args:
+        pictures: by kind, in order.
+        samples: per sample, the kind and number of tokens of each run.
+        start: by kind, how many tokens have had their turn.
+
+    Returns:
+        Per sample its pictures in reading order, or None when they do not add up to the tokens;
+        the layout is then unknown.
     """
-    total, need = sum(len(p) for p in pictures), sum(counts)
-    if len(counts) == 1 and need < total:
-        return _window(pictures, start, need)
-    if not total or need % total:
+    start = start or {}
+    total = {kind: sum(map(len, queue)) for kind, queue in pictures.items()}
+    need: dict[str, int] = {}
+    for kind, n in (run for runs in samples for run in runs):
+        need[kind] = need.get(kind, 0) + n
+    if len(samples) == 1 and all(n <= total.get(kind, 0) for kind, n in need.items()):
+        cut = {k: _window(pictures[k], start.get(k, 0), n) for k, n in need.items()}
+        pictures, total = cut, {k: sum(map(len, queue)) for k, queue in cut.items()}
+    if any(not total.get(kind) or n % total[kind] for kind, n in need.items()):
         return None
-    repeats, queue = need // total, list(pictures)
+    repeats = {n // total[kind] for kind, n in need.items()} or {1}
+    if len(repeats) > 1:
+        return None
+    (times,) = repeats
+    queues = {kind: list(pictures[kind]) for kind in need}
     rows: list[list[Picture]] = []
-    for sample, count in enumerate(counts):
-        if sample % repeats:
+    for i, runs in enumerate(samples):
+        if i % times:
+            if list(runs) != list(samples[i - 1]):
+                return None
             rows.append(rows[-1])
             continue
         mine: list[Picture] = []
-        while sum(len(p) for p in mine) < count and queue:
-            mine.append(queue.pop(0))
+        for kind, n in runs:
+            found = _take(queues[kind], n)
+            if found is None:
+                return None
+            mine += found
         rows.append(mine)
-    fits = all(sum(len(p) for p in row) == n for row, n in zip(rows, counts, strict=True))
-    return rows if fits else None
+    return rows
 
 
-def _window(pictures: Sequence[Picture], start: int, n: int) -> list[list[Picture]] | None:
+def _take(queue: list[Picture], n: int) -> list[Picture] | None:
+    """The first pictures of a queue, `n` tokens in all; they leave it."""
+    found: list[Picture] = []
+    while n > 0 and queue:
+        found.append(queue.pop(0))
+        n -= len(found[-1])
+    return found if n == 0 else None
+
+
+def _window(pictures: Sequence[Picture], start: int, n: int) -> list[Picture]:
+    """The parts of pictures that tokens `start` to `start + n` are of."""
     found, at = [], 0
-    for p in pictures:
-        low, high = max(start - at, 0), min(start + n - at, len(p))
+    for picture in pictures:
+        low, high = max(start - at, 0), min(start + n - at, len(picture))
         if low < high:
-            part = slice(low, high)
-            fields = (p.tile, p.row, p.column, p.separator, p.box)
-            found.append(Picture(*(x[part] for x in fields)))
-        at += len(p)
-    return [found] if sum(len(p) for p in found) == n else None
+            found.append(picture[low:high])
+        at += len(picture)
+    return found
 
 
 def places(samples: Sequence[Sequence[Picture]], device: torch.device) -> Places:
     """The places of a batch's visual tokens, (b, v) each, from every sample's pictures."""
     rows = [_sample(list(pictures)) for pictures in samples]
     width = max((row.shape[1] for row in rows), default=0)
-    table = torch.zeros(len(rows), 6, width, dtype=torch.long)
+    table = torch.zeros(len(rows), 7, width, dtype=torch.long)
     for table_row, row in zip(table, rows, strict=True):
         table_row[:, : row.shape[1]] = row
-    image, tile, row_, column, line, separator = table.to(device).unbind(1)
-    return Places(image, tile, row_, column, line, separator.bool())
+    image, frame, tile, row, column, line, separator = table.to(device).unbind(1)
+    return Places(image, frame, tile, row, column, line, separator.bool())
 
 
 def _sample(pictures: list[Picture]) -> Tensor:
-    """(6, v) image, tile, row, column, line and separator of one sample's tokens."""
+    """(7, v) image, frame, tile, row, column, line and separator of one sample's tokens."""
     if not pictures:
-        return torch.zeros(6, 0, dtype=torch.long)
+        return torch.zeros(7, 0, dtype=torch.long)
     image = torch.cat([torch.full((len(p),), i) for i, p in enumerate(pictures)])
-    tile, row, column, separator = (
-        torch.cat([getattr(p, name).long() for p in pictures])
-        for name in ("tile", "row", "column", "separator")
+    frame, tile, row, column, separator = (
+        torch.cat([getattr(p, name).long() for p in pictures]) for name in FIELDS[:5]
     )
     # tokens of a row follow each other, so that rows can be numbered as they come
-    key = torch.stack([image, tile, row])
+    key = torch.stack([image, frame, tile, row])
     line = (key[:, 1:] != key[:, :-1]).any(dim=0).long().cumsum(dim=0)
     line = torch.nn.functional.pad(line, (1, 0))
-    return torch.stack([image, tile, row, column, line, separator])
+    return torch.stack([image, frame, tile, row, column, line, separator])
+
+
+def measured(samples: Sequence[Sequence[Picture]], name: str) -> Tensor:
+    """(b, v, …) one measure of a batch's visual tokens; zeros at padding."""
+    rows = [torch.cat([p.measures[name] for p in pictures]) for pictures in samples if pictures]
+    found = iter(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True))
+    blank = torch.zeros_like(next(iter(rows), torch.zeros(0)))
+    width = max(len(row) for row in rows)
+    blank = blank.new_zeros(width, *blank.shape[1:])
+    return torch.stack([next(found) if pictures else blank for pictures in samples])

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from tokenreduce import plugins
 from tokenreduce.adapter import Adapter, adapter_for, adapters
 from tokenreduce.cost import shape_of
-from tokenreduce.engine.passes import Setup
 from tokenreduce.engine.sequence import Sequence
+from tokenreduce.engine.setup import Setup
 from tokenreduce.engine.wiring import Wiring, parameters
 from tokenreduce.geometry import Picture
 from tokenreduce.registry import did_you_mean

@@ -7,7 +7,7 @@ l sequence.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 import torch
@@ -17,7 +17,7 @@ EVIDENCE: Mapping[str, str] = {
     "attention": "(b, h, v) attention of the instruction's last token at the layer of the stop",
     "attention_before": "(b, h, v) the same row, one layer earlier",
     "attention_received": "(b, h, v) mean over every query, one layer earlier",
-    "grid": "image, tile, row and column of every token (`Tokens.places`)",
+    "grid": "image, frame, tile, row and column of every token (`Tokens.places`)",
 }
 """What a strategy may name in `needs`, and the shape in which it gets it."""
 
@@ -26,12 +26,14 @@ EVIDENCE: Mapping[str, str] = {
 class Places:
     """Where visual tokens stand in their pictures. Every field is (b, v).
 
-    `row` and `column` count within a tile, `tile` within an image, `image` within a sample; `line`
-    numbers the rows of a sample (one number for each image, tile and row) from 0.
-    `separator` marks tokens that end a row and carry no picture (LLaVA-NeXT's newline).
+    `row` and `column` count within a tile, `tile` within a frame, `frame` within a picture (0 but
+    for videos), `image` numbers the pictures of a sample; `line` numbers the rows of a sample (one
+    number for each image, frame, tile and row) from 0. `separator` marks tokens that end a row and
+    carry no picture (LLaVA-NeXT's newline).
     """
 
     image: Tensor
+    frame: Tensor
     tile: Tensor
     row: Tensor
     column: Tensor
@@ -40,8 +42,15 @@ class Places:
 
     def gather(self, index: Tensor) -> Places:
         """The places of the tokens at `index` (b, k)."""
-        fields = (self.image, self.tile, self.row, self.column, self.line, self.separator)
-        return Places(*(x.gather(1, index) for x in fields))
+        return Places(*(getattr(self, name).gather(1, index) for name in PLACES))
+
+    @property
+    def grid(self) -> Tensor:
+        """(b, v) one number for image, frame and tile; it changes where one of them does."""
+        return (self.image * (1 << 20) + self.frame) * (1 << 20) + self.tile
+
+
+PLACES = tuple(one.name for one in fields(Places))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from tokenreduce.adapter import Adapter, adapters
@@ -12,8 +14,8 @@ class Decoder(Adapter):
     """Llama, Mistral, Qwen2 and Qwen3 causal language models without a vision tower."""
 
     families: ClassVar[frozenset[str]] = frozenset({"llama", "mistral", "qwen2", "qwen3"})
-    encoders: ClassVar[tuple[str, ...]] = ()
+    encoders: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
-    def visual_ids(self, config: Any) -> tuple[int, ...]:
+    def visual_ids(self, config: Any) -> dict[str, int]:
         """No placeholder ids: only the caller knows which inputs are visual."""
-        return ()
+        return {}

@@ -78,4 +78,4 @@ def _picture(packed: Tensor, side: int) -> Picture:
         rows, columns = int(row[high].max()) + 1, int(column[high & ~separator].max()) + 1
         box[high] = boxes(row[high], column[high], rows, columns)
     box[separator] = 0.0
-    return Picture(tile, row, column, separator, box)
+    return Picture(torch.zeros_like(tile), tile, row, column, separator, box)

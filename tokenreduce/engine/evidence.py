@@ -135,7 +135,7 @@ class LayerView:
         b, h, r, e = queries.shape
         groups = keys.shape[1]
         q = queries.float().reshape(b, groups, h // groups * r, e)
-        products = q @ keys.float().transpose(-1, -2) * self.adapter.scaling(self.layer)
+        products = self.adapter.scores(self.layer, q @ keys.float().transpose(-1, -2))
         return products.view(b, h, r, -1)
 
     def _mean(self, products: Tensor, rows: Tensor, valid: Tensor) -> Tensor:

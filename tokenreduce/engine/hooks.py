@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 import types
 from collections.abc import Callable
 from typing import Any
@@ -27,25 +28,25 @@ class Hook:
         return Hook, ()
 
 
-class Watched:
-    """A method of a module, put over the original on one instance, that reports every call."""
+class Replaced:
+    """Stands over a method of a module, on one instance.
 
-    def __init__(
-        self, module: nn.Module, name: str, report: Callable[[dict[str, Any], Any], None]
-    ) -> None:
-        self.module, self.name, self.report = module, name, report
+    Args:
+        module: whose method it is.
+        name: of the method.
+        call: called in its place, with the original method and then its arguments.
+    """
+
+    def __init__(self, module: nn.Module, name: str, call: Callable[..., Any]) -> None:
+        self.module, self.name, self.call = module, name, call
         self.original = getattr(module, name)
-        self.signature = inspect.signature(self.original)
         self.__wrapped__ = self.original  # transformers reads the signature of encoders
         self.__name__ = name
         setattr(module, name, self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The original method, reported."""
-        output = self.original(*args, **kwargs)
-        bound = self.signature.bind(*args, **kwargs).arguments
-        self.report({**bound, **bound.get("kwargs", {})}, output)
-        return output
+        """What takes the place of the method."""
+        return self.call(self.original, *args, **kwargs)
 
     def remove(self) -> None:
         """Uncovers the original method."""
@@ -56,6 +57,31 @@ class Watched:
 
     def __reduce__(self) -> tuple[Any, tuple[nn.Module, str]]:
         return _plain, (self.module, self.name)
+
+
+class Watched(Replaced):
+    """A method whose every call is reported; not those that another watched method makes."""
+
+    _inside = threading.local()
+
+    def __init__(
+        self, module: nn.Module, name: str, report: Callable[[dict[str, Any], Any], None]
+    ) -> None:
+        super().__init__(module, name, self._reported)
+        self.report = report
+        self.signature = inspect.signature(self.original)
+
+    def _reported(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        outer = getattr(self._inside, "module", None)
+        self._inside.module = self.module
+        try:
+            output = original(*args, **kwargs)
+        finally:
+            self._inside.module = outer
+        if outer is not self.module:
+            bound = self.signature.bind(*args, **kwargs).arguments
+            self.report({**bound, **bound.get("kwargs", {})}, output)
+        return output
 
 
 def _plain(module: nn.Module, name: str) -> Any:

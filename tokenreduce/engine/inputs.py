@@ -6,7 +6,8 @@ Shapes: b samples, l sequence, r asking tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from tokenreduce.adapter import Adapter
 from tokenreduce.engine.sequence import Sequence
-from tokenreduce.geometry import Picture, assign, places
+from tokenreduce.geometry import Picture, Runs, assign, places
 
 RAW = ("pixel_values", "image_patches", "image_pixel_values")
 
@@ -30,20 +31,43 @@ def merges_features(arguments: Mapping[str, Any]) -> bool:
     return any(value is not None and name.startswith(RAW) for name, value in arguments.items())
 
 
+@dataclass
+class Album:
+    """The pictures of the latest encoder calls by kind; `used` counts tokens already placed."""
+
+    pictures: dict[str, list[Picture]] = field(default_factory=dict)
+    used: dict[str, int] = field(default_factory=dict)
+
+    def put(self, kind: str, pictures: list[Picture]) -> None:
+        """Takes in what an encoder call was about; nothing of it has had its turn."""
+        if self.pictures.get(kind) is not pictures:
+            self.pictures[kind], self.used[kind] = pictures, 0
+
+
 def placeholders(adapter: Adapter, base: nn.Module, arguments: Mapping[str, Any]) -> Tensor | None:
-    """(b, l) True at the placeholders that this pass replaces by visual tokens, or None."""
+    """(b, l) the kind of picture that each placeholder of this pass stands for, or None.
+
+    0 is text, n the n-th of `adapter.visual_ids`.
+    """
     if not merges_features(arguments):
         return None
-    ids = adapter.visual_ids(base.config)
+    ids = tuple(adapter.visual_ids(base.config).values())
     tokens = arguments.get("input_ids")
     if tokens is not None:
-        return torch.isin(tokens, torch.tensor(ids, device=tokens.device))
+        return kinds([tokens == number for number in ids])
     embeds = arguments.get("inputs_embeds")
     if embeds is None or not ids:
         return None
     table: Any = base
     known = table.get_input_embeddings()(torch.tensor(ids, device=embeds.device))
-    found: Tensor = (embeds[:, :, None] == known).all(dim=-1).any(dim=-1)
+    return kinds([(embeds == row).all(dim=-1) for row in known])
+
+
+def kinds(masks: list[Tensor]) -> Tensor:
+    """(b, l) n where the n-th mask (from 1) is True, 0 where none is."""
+    found = torch.zeros_like(masks[0], dtype=torch.long)
+    for number, mask in enumerate(masks, start=1):
+        found = found.masked_fill(mask, number)
     return found
 
 
@@ -100,19 +124,20 @@ def lengths(seq: Sequence, real: Tensor | None) -> tuple[int, ...]:
 
 def describe(
     seq: Sequence,
-    visual: Tensor,
+    kind: Tensor,
+    names: tuple[str, ...],
     real: Tensor | None,
     asking: Asking,
-    pictures: list[Picture],
-    used: int,
+    album: Album,
 ) -> bool:
     """Fills `seq` with what is known of its visual tokens; False when it has none after all.
 
-    `used` counts the tokens of `pictures` that earlier chunks of the same prompt have used up.
+    `kind` (b, l) is 0 for text, else the number of a kind of picture in `names`, counted from 1.
     """
-    real = None if real is None else real.to(visual.device, torch.bool)
+    real = None if real is None else real.to(kind.device, torch.bool)
     if real is not None:
-        visual = visual & real
+        kind = kind * real
+    visual = kind > 0
     asks, labels = None, asking.labels
     if labels is not None and labels.shape == visual.shape:
         asks = before_answers(labels.to(visual.device))
@@ -122,8 +147,9 @@ def describe(
     rows.append(rows[0].new_zeros(rows[0].shape) if asks is None else asks.sum(1))
     text = ~visual[:, 0] if real is None else ~visual[:, 0] & real[:, 0]
     rows.append(text.to(rows[0].dtype))
+    rows += [(kind == number).sum(1) for number in range(1, len(names) + 1)]
     # sync: once per prompt, so that every later count is known on the host
-    counts, present, answers, first = torch.stack(rows).tolist()
+    counts, present, answers, first, *of_kind = torch.stack(rows).tolist()
     if not any(counts):
         seq.texts = tuple(present)
         return False
@@ -131,13 +157,29 @@ def describe(
     seq.real = None if real is None or all(n == seq.length for n in present) else real
     seq.texts = tuple(n - v for n, v in zip(present, counts, strict=True))
     seq.asking, seq.asking_valid = _asking(seq, asks, max(answers), asking.drafts)
-    found = assign(pictures, seq.counts, used)
+    runs = _runs(kind, names, of_kind)
+    found = assign(album.pictures, runs, album.used)
+    for name, number in zip(names, map(sum, of_kind), strict=True):
+        album.used[name] = album.used.get(name, 0) + number
     if found is None:
         found = [[Picture.unknown(n)] if n else [] for n in seq.counts]
     seq.pictures = found
     seq.places = places(found, seq.device)
     seq.separators = max((sum(int(p.separator.sum()) for p in row) for row in found), default=0)
     return True
+
+
+def _runs(kind: Tensor, names: tuple[str, ...], of_kind: list[list[int]]) -> list[Runs]:
+    """Per sample, the runs of its visual tokens; the order is looked up where kinds are mixed."""
+    if sum(any(row) for row in of_kind) <= 1:
+        return [
+            [(name, n) for name, n in zip(names, column, strict=True) if n]
+            for column in zip(*of_kind, strict=True)
+        ]
+    return [
+        [(names[number - 1], len(list(same))) for number, same in groupby(filter(None, row))]
+        for row in kind.tolist()
+    ]
 
 
 def _asking(seq: Sequence, asks: Tensor | None, most: int, drafts: int) -> tuple[Tensor, Tensor]:

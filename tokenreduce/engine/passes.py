@@ -5,39 +5,26 @@ Shapes: b samples, l logical tokens, p physical tokens, d width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tokenreduce.adapter import Adapter, Part, Rotary
+from tokenreduce.adapter import Part
 from tokenreduce.engine.cache import Pending, ShortLayer, held, short
 from tokenreduce.engine.evidence import Capture, Handover, LayerView, evidence
 from tokenreduce.engine.masks import gathered
+from tokenreduce.engine.positions import rotary
 from tokenreduce.engine.sequence import Layout, Sequence, advance, rows_of
-from tokenreduce.scheduler import Stop
-from tokenreduce.strategy import Positions, Strategy
+from tokenreduce.engine.setup import Setup
+from tokenreduce.strategy import Strategy
 from tokenreduce.tokens import Plan, Tokens
 
 FROM_BEFORE = frozenset({"attention_before", "attention_received"})
 """Evidence that is captured while the layer before a stop runs."""
 RESHAPED = ("attention_mask", "position_embeddings", "position_ids")
 """What a layer is given per token, beside the hidden states."""
-
-
-@dataclass
-class Setup:
-    """What stays the same from pass to pass."""
-
-    adapter: Adapter
-    decoder: Part
-    strategy: Strategy
-    stops: Mapping[int, Stop]
-    positions: Positions
-    seed: int
-    names: tuple[str, ...]  # parameters of a decoder layer's forward, after self
 
 
 def enter(
@@ -76,12 +63,35 @@ def enter(
         if wanted:
             # a score is no part of the loss, and checkpointing counts tensors
             with torch.no_grad():
-                view = _view(setup, layer, hidden, logical, seq, layout, cached, past)
+                view = _view(setup, i, hidden, logical, seq, layout, cached, past)
                 seq.evidence[i + 1] = Capture(view, wanted)
     if by_name:
         kwargs["hidden_states"] = hidden
         return (), kwargs
     return (hidden,), kwargs
+
+
+def add_between(
+    seq: Sequence, add: Callable[..., Tensor], hidden: Tensor, at: Tensor, features: Tensor
+) -> Tensor:
+    """Features that the decoder adds to its visual tokens between two layers (Qwen3-VL).
+
+    They follow the surviving tokens: what is dropped gets none, what is merged gets its group's.
+
+    Args:
+        seq: the pass.
+        add: the model's own method; used as long as every token is there.
+        hidden: (b, p, d) between two layers.
+        at: (b, l) True at the visual tokens of the whole sequence.
+        features: (visual tokens, d) one row each, in (batch, sequence) order.
+    """
+    if seq.layout is None:
+        return add(hidden, at, features)
+    blank = hidden.new_zeros(seq.batch, seq.length, hidden.shape[-1])
+    whole = blank.masked_scatter(at.to(hidden.device)[..., None], features.to(hidden))
+    for step in seq.steps.values():
+        whole = step.hidden(whole)
+    return hidden + whole
 
 
 def _follow(setup: Setup, i: int, hidden: Tensor, kwargs: dict[str, Any], seq: Sequence) -> None:
@@ -131,7 +141,7 @@ def _decide(
     handing = not (torch.is_grad_enabled() or layer.training or torch.compiler.is_compiling())
     with torch.no_grad():
         past = _past(cached, seq)
-        view = _view(setup, layer, hidden, kwargs, seq, seq.layout, cached, past)
+        view = _view(setup, i, hidden, kwargs, seq, seq.layout, cached, past)
         view.handing = handing and Handover.fits(setup.adapter.key_projection(layer))
         tokens = Tokens(
             hidden=rows_of(hidden, before.visual),
@@ -180,7 +190,7 @@ def _past(cached: Any, seq: Sequence) -> tuple[Tensor, Tensor] | None:
 
 def _view(
     setup: Setup,
-    layer: nn.Module,
+    i: int,
     hidden: Tensor,
     kwargs: dict[str, Any],
     seq: Sequence,
@@ -188,10 +198,12 @@ def _view(
     cached: Any,
     past: tuple[Tensor, Tensor] | None,
 ) -> LayerView:
-    rotary = _rotary(setup, hidden, kwargs, seq, layout, getattr(cached, "shift", None))[0]
+    shift = getattr(cached, "shift", None)
+    tables = rotary(setup, i, hidden, kwargs, seq, layout, shift)[0]
     mask = kwargs.get("attention_mask")
     whole = layout or seq.once("first", seq.first)
-    return LayerView(setup.adapter, seq, layer, whole, hidden.detach(), rotary, mask, past)
+    layer = setup.decoder.layers[i]
+    return LayerView(setup.adapter, seq, layer, whole, hidden.detach(), tables, mask, past)
 
 
 def _shorten(
@@ -207,7 +219,7 @@ def _shorten(
     cache = kwargs.get("past_key_values")
     twin = short(cache, i) if cache is not None else None
     shift = twin.shift if twin is not None else None
-    rotary, ids, shift = _rotary(setup, hidden, kwargs, seq, layout, shift)
+    tables, ids, shift = rotary(setup, i, hidden, kwargs, seq, layout, shift)
     mask = kwargs.get("attention_mask")
     if twin is not None:
         ragged = ragged or twin.ragged
@@ -233,7 +245,7 @@ def _shorten(
             mask,
             keys,
         )
-    kwargs["position_embeddings"] = rotary
+    kwargs["position_embeddings"] = tables
     if ids is not None:
         kwargs["position_ids"] = ids
 
@@ -248,89 +260,6 @@ def _stored(twin: ShortLayer, seq: Sequence, queries: Tensor) -> Tensor:
         return torch.cat([twin.full_order(seq.batch, seq.device), queries], dim=1)
 
     return seq.once(key, make, twin.order)
-
-
-def _rotary(
-    setup: Setup,
-    hidden: Tensor,
-    kwargs: dict[str, Any],
-    seq: Sequence,
-    layout: Layout | None,
-    shift: Tensor | None,
-) -> tuple[Rotary, Tensor | None, Tensor | None]:
-    """Rotary tables and position ids of a layout, and the shift that decoding goes on with.
-
-    With `keep` the model's own tables are gathered. With `compact` a token's position falls by the
-    number of visual tokens dropped before it; `shift` (b,) is what earlier passes have dropped.
-    """
-    tables, ids = kwargs["position_embeddings"], kwargs.get("position_ids")
-    index = None if layout is None else layout.index
-    if setup.positions == "compact" and index is None and shift is not None:
-        # one call makes the tables of all layers, in whose cache the shifts are
-        all_ = [getattr(layer, "shift", None) for layer in kwargs["past_key_values"].layers]
-        found = seq.once(("shifted", id(ids)), lambda: _shifted(setup, hidden, ids, seq, all_), ids)
-        if id(shift) not in found:  # it lies on another device
-            found = _shifted(setup, hidden, ids, seq, [shift])
-        return (*found[id(shift)][1:], shift)
-    if setup.positions == "compact" and layout is not None and index is not None:
-        key = ("compact", id(layout), id(shift), id(ids))
-        return seq.once(
-            key, lambda: _renumbered(setup, hidden, ids, seq, layout, shift), layout, shift, ids
-        )
-    if index is None:
-        return tables, ids, shift
-    at = index
-
-    def pick(x: Tensor) -> Tensor:
-        return rows_of(x.expand(seq.batch, *x.shape[1:]), at)
-
-    rotary = seq.once(("rotary", id(tables), id(layout)), lambda: tuple(map(pick, tables)), tables)
-    if ids is not None:
-        ids = seq.once(("ids", id(ids), id(layout)), lambda: pick(kwargs["position_ids"]), ids)
-    return (rotary[0], rotary[1]), ids, shift
-
-
-def _shifted(
-    setup: Setup, hidden: Tensor, ids: Tensor | None, seq: Sequence, shifts: list[Tensor | None]
-) -> dict[int, tuple[Tensor, Rotary, Tensor]]:
-    """Every shift with its rotary tables and position ids, by the id of the shift; no `None`."""
-    assert ids is not None  # the adapter allows `compact` only where layers receive position ids
-    ids = ids.expand(seq.batch, -1)
-    several = {id(s): s for s in shifts if s is not None and s.device == ids.device}
-    moved = torch.cat([ids - shift[:, None] for shift in several.values()]).clamp(min=0)
-    parts = (moved, *setup.adapter.rotary(setup.decoder, hidden, moved))
-    found = zip(*(part.chunk(len(several)) for part in parts), strict=True)
-    return {
-        key: (shift, (cos, sin), own)
-        for (key, shift), (own, cos, sin) in zip(several.items(), found, strict=True)
-    }
-
-
-def _renumbered(
-    setup: Setup,
-    hidden: Tensor,
-    ids: Tensor | None,
-    seq: Sequence,
-    layout: Layout,
-    shift: Tensor | None,
-) -> tuple[Rotary, Tensor, Tensor | None]:
-    """The same for a layout that lacks tokens; the shift grows by what it lacks."""
-    assert ids is not None  # the adapter allows `compact` only where layers receive position ids
-    assert layout.index is not None  # and in passes with visual tokens, which alone drop any
-    assert seq.visual is not None
-    ids = ids.expand(seq.batch, -1)
-    present = torch.zeros(seq.batch, seq.length + 1, dtype=torch.bool, device=seq.device)
-    at = layout.index
-    if layout.valid is not None:
-        at = torch.where(layout.valid, at, seq.length)
-    present.scatter_(1, at, True)
-    dropped = (seq.visual & ~present[:, : seq.length]).long()
-    ids = ids.gather(1, layout.index) - dropped.cumsum(dim=1).gather(1, layout.index)
-    total = dropped.sum(dim=1)
-    if shift is not None:
-        ids, total = ids - shift[:, None], total + shift
-    ids = ids.clamp(min=0)
-    return setup.adapter.rotary(setup.decoder, hidden, ids), ids, total
 
 
 def _kind(decoder: Part) -> str:

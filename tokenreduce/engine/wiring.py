@@ -12,15 +12,18 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from tokenreduce.adapter import Part
+from tokenreduce.adapter import VIDEO, Part
 from tokenreduce.engine import inputs, passes
-from tokenreduce.engine.hooks import Hook, Watched, bind
+from tokenreduce.engine.hooks import Hook, Replaced, Watched, bind
+from tokenreduce.engine.inputs import Album
 from tokenreduce.engine.restore import restore_output, text_rows
 from tokenreduce.engine.sequence import Sequence
+from tokenreduce.engine.setup import Setup
 from tokenreduce.geometry import Picture
 
 KEY = "tokenreduce_sequence"
@@ -28,6 +31,9 @@ KEY = "tokenreduce_sequence"
 
 PICTURES = "tokenreduce_pictures"
 """The attribute under which an encoder's output carries the geometry of its pictures."""
+
+MARKED = "marked"
+"""The kind of pictures whose tokens the caller marks."""
 
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
@@ -43,18 +49,19 @@ class Frame:
             logits of the last n tokens goes on from the first of them (assisted decoding verifies
             n - 1 drafts that way).
         rows: (b, t) positions whose logits are wanted; None for all.
-        found: the visual mask and the attention mask that the base was called with.
-        marked: the caller's own mask, and pictures.
-        pictures: of the latest encoder call; `used` counts their tokens that have had their turn.
+        found: the kinds of visual tokens and the attention mask that the base was called with.
+        marked: the caller's own mask, and its pictures.
+        album: the pictures of the latest encoder calls.
+        current: the sequence that is passing through the decoder.
     """
 
     labels: Tensor | None = None
     drafts: int = 0
     rows: Tensor | None = None
     found: tuple[Tensor | None, Any] = (None, None)
-    marked: tuple[Tensor, list[Picture]] | None = None
-    pictures: list[Picture] = field(default_factory=list)
-    used: int = 0
+    marked: tuple[Tensor, Album] | None = None
+    album: Album = field(default_factory=Album)
+    current: Sequence | None = None
 
 
 class Wiring:
@@ -75,7 +82,7 @@ class Wiring:
         self,
         roots: list[nn.Module],
         base: Part,
-        setup: passes.Setup,
+        setup: Setup,
         only_text: bool,
         remember: Callable[[Sequence, Any], None],
     ) -> None:
@@ -99,9 +106,13 @@ class Wiring:
         for i, layer in enumerate(decoder.layers):
             hook = Hook(self._layer_before(i))
             self.handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
-        for name in setup.adapter.encoders:
+        self.names = tuple(setup.adapter.visual_ids(base.config))
+        for name, kind in setup.adapter.encoders.items():
             if hasattr(base, name):
-                self.handles.append(Watched(base, name, self._encoded))
+                watched = Watched(base, name, partial(self._encoded, kind))
+                self.handles.append(watched)
+        for name in setup.adapter.between:
+            self.handles.append(Replaced(decoder, name, self._between))
 
     def remove(self) -> bool:
         """Takes every hook off; False when they were off already."""
@@ -114,7 +125,8 @@ class Wiring:
     def marked(self, mask: Tensor, pictures: list[Picture]) -> Iterator[None]:
         """The caller's visual mask (b, l) holds inside the block, in this thread."""
         frame = self.frame
-        earlier, frame.marked = frame.marked, (mask, pictures)
+        album = Album({MARKED: pictures})
+        earlier, frame.marked = frame.marked, (mask, album)
         try:
             yield
         finally:
@@ -153,9 +165,10 @@ class Wiring:
         frame.drafts = wanted - 1 if isinstance(wanted, int) and wanted > 1 else 0
         if not self.only_text or frame.rows is not None:
             return None
-        visual = self._visual(given)
-        if visual is None:
+        kind = self._visual(given)
+        if kind is None:
             return None
+        visual = kind > 0
         real = inputs.real_tokens(given.get("attention_mask"), _start(given), visual.shape[1])
         if labels is None:
             frame.rows = text_rows(visual, real)
@@ -172,48 +185,54 @@ class Wiring:
 
     # -- base: which tokens are visual ---------------------------------------------------------
 
-    def _encoded(self, call: Keywords, output: Any) -> None:
-        pictures = self.setup.adapter.pictures(self.base, call, output)
-        self.frame.pictures, self.frame.used = pictures, 0
+    def _encoded(self, kind: str, call: Keywords, output: Any) -> None:
+        adapter = self.setup.adapter
+        read = adapter.clips if kind == VIDEO else adapter.pictures
+        pictures = read(self.base, call, output)
+        self.frame.album.put(kind, pictures)
         if isinstance(output, dict):  # features may be used later, after other pictures
-            setattr(output, PICTURES, pictures)
+            setattr(output, PICTURES, (kind, pictures))
 
     def _base_before(self, given: Mapping[str, Any], args: Arguments, kwargs: Keywords) -> None:
         for output in (given.get("mm_encoder_outputs") or {}).values():
             known = getattr(output, PICTURES, None)
-            if known is not None and known is not self.frame.pictures:
-                self.frame.pictures, self.frame.used = known, 0
+            if known is not None:
+                self.frame.album.put(*known)
         self.frame.found = (self._visual(given), given.get("attention_mask"))
 
     def _visual(self, given: Mapping[str, Any]) -> Tensor | None:
-        """(b, l) where this call's tokens are visual: marked by the caller, or placeholders."""
+        """(b, l) the kinds of this call's visual tokens: marked by the caller, or placeholders."""
         marked = self.frame.marked
         if marked is None:
             return inputs.placeholders(self.setup.adapter, self.base, given)
         x = _tokens(given)
         start = _start(given)
-        return inputs.chunk(marked[0].to(x.device), x.shape[0], start, x.shape[1])
+        mask = inputs.chunk(marked[0].to(x.device), x.shape[0], start, x.shape[1])
+        return None if mask is None else mask.long()
 
     # -- decoder: a pass begins and ends -------------------------------------------------------
 
     def _decoder_before(self, given: Mapping[str, Any], args: Arguments, kwargs: Keywords) -> Any:
         frame, x = self.frame, _tokens(given)
         seq = Sequence(x.shape[0], x.shape[1], _start(given), x.device)
-        (visual, mask), frame.found = frame.found, (None, None)
+        (kind, mask), frame.found = frame.found, (None, None)
         if mask is None:
             mask = given.get("attention_mask")
-        if visual is not None and visual.shape == (seq.batch, seq.length):
+        if kind is not None and kind.shape == (seq.batch, seq.length):
             real = inputs.real_tokens(mask, seq.start, seq.length)
-            pictures = frame.pictures if frame.marked is None else frame.marked[1]
+            names, album = self.names, frame.album
+            if frame.marked is not None:
+                names, album = (MARKED,), frame.marked[1]
             asking = inputs.Asking(frame.labels, frame.drafts)
-            inputs.describe(seq, visual.to(x.device), real, asking, pictures, frame.used)
-            frame.used += sum(seq.counts)
+            inputs.describe(seq, kind.to(x.device), names, real, asking, album)
         elif not seq.start or (seq.length > 1 and not frame.drafts):
             seq.texts = inputs.lengths(seq, inputs.real_tokens(mask, seq.start, seq.length))
+        frame.current = seq
         return args, {**kwargs, KEY: seq}
 
     def _decoder_after(self, kwargs: Keywords, output: Any) -> Any:
         seq: Sequence | None = kwargs.get(KEY)
+        self.frame.current = None
         if seq is None:
             return None
         for capture in seq.evidence.values():
@@ -226,6 +245,12 @@ class Wiring:
         if seq.layout is None and rows is None:
             return None
         return restore_output(seq, output, rows)
+
+    def _between(self, original: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        seq = self.frame.current
+        if seq is None:
+            return original(*args, **kwargs)
+        return passes.add_between(seq, original, *args, **kwargs)
 
     def _layer_before(self, i: int) -> Callable[..., Any]:
         def before(layer: nn.Module, args: Arguments, kwargs: Keywords) -> Any:

@@ -57,7 +57,7 @@ def _windows(tokens: Tokens, limit: Tensor) -> Tensor:
     valid, places = tokens.valid, tokens.places
     sign = places.separator & valid
     patch = valid & ~sign
-    tile = _runs(places.image * 4096 + places.tile, valid)
+    tile = _runs(places.grid, valid)
     share = _split(_sizes(tile, valid), limit).gather(1, tile)
 
     # rows: lines of a tile, numbered within it

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tokenreduce.geometry import Picture, boxes, places
 from tokenreduce.strategy import Strategy
-from tokenreduce.tokens import EVIDENCE, Plan, Tokens
+from tokenreduce.tokens import EVIDENCE, PLACES, Plan, Tokens
 
 WIDTH, HEADS = 8, 3
 LENGTHS = {"h": HEADS, "d": WIDTH, "l": 11, "e": 4}
@@ -43,7 +43,8 @@ def lined(rows: int, columns: int) -> Picture:
     at = torch.arange(rows * (columns + 1))
     row, column = at // (columns + 1), at % (columns + 1)
     box = boxes(row, column, rows, columns)
-    return Picture(torch.ones_like(row), row, column, column == columns, box)
+    one = torch.ones_like(row)
+    return Picture(torch.zeros_like(row), one, row, column, column == columns, box)
 
 
 GRIDS = (
@@ -194,8 +195,8 @@ def writes_to_nothing(strategy: Strategy) -> None:
     """The tensors that a strategy is given are as they were, and it says the same again."""
     for tokens, budget in _asked(strategy):
         where = tokens.places
-        given = [tokens.hidden, tokens.valid, tokens.origin, where.image, where.tile, where.row]
-        given += [where.column, where.line, where.separator]
+        given = [tokens.hidden, tokens.valid, tokens.origin]
+        given += [getattr(where, name) for name in PLACES]
         measured = {name: make() for name, make in tokens.evidence.items()}
         tokens = replace(tokens, evidence={n: partial(_same, x) for n, x in measured.items()})
         given += measured.values()

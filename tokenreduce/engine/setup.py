@@ -1,0 +1,23 @@
+"""What stays the same from pass to pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tokenreduce.adapter import Adapter, Part
+from tokenreduce.scheduler import Stop
+from tokenreduce.strategy import Positions, Strategy
+
+
+@dataclass
+class Setup:
+    """What stays the same from pass to pass."""
+
+    adapter: Adapter
+    decoder: Part
+    strategy: Strategy
+    stops: Mapping[int, Stop]
+    positions: Positions
+    seed: int
+    names: tuple[str, ...]  # parameters of a decoder layer's forward, after self
