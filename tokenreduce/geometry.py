@@ -101,13 +101,13 @@ class Picture:
     def join(cls, parts: Sequence[Picture]) -> Picture:
         """Parts of one picture, one after the other; each keeps its own frame and tile numbers."""
         shared = set.intersection(*(set(part.measures) for part in parts)) if parts else set()
-        where = [torch.cat([getattr(part, name) for part in parts]) for name in FIELDS]
+        where = {name: torch.cat([getattr(part, name) for part in parts]) for name in FIELDS}
         measures = {name: torch.cat([part.measures[name] for part in parts]) for name in shared}
-        return cls(*where, measures=measures)
+        return cls(**where, measures=measures)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Picture:
-        where = [change(getattr(self, name)) for name in FIELDS]
-        return Picture(*where, measures={name: change(x) for name, x in self.measures.items()})
+        where = {name: change(getattr(self, name)) for name in FIELDS}
+        return Picture(**where, measures={name: change(x) for name, x in self.measures.items()})
 
 
 def boxes(row: Tensor, column: Tensor, rows: int, columns: int) -> Tensor:

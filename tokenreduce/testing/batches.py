@@ -13,14 +13,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tokenreduce.testing.models import IMAGE, TILE, WIDTH, WORDS, Family
+from tokenreduce.testing.families.recipe import IMAGE, VIDEO, WIDTH, WORDS, Family, Shot
 
 Side = Literal["left", "right"]
-SIZES = ((12, 22), (24, 24), (22, 12), (16, 24))
-"""Heights and widths of the pictures that LLaVA-NeXT gets, one after the other."""
-RUNS = (16, 25, 9)
-"""Visual tokens of the pictures that a bare decoder gets, one after the other."""
 IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample before padding: its tokens, their labels, and its pictures."""
+
+    ids: list[int]
+    labels: list[int]
+    shots: list[Shot]
 
 
 @dataclass(frozen=True)
@@ -28,21 +33,25 @@ class Batch:
     """What a model is called with, and what is known about it.
 
     Attributes:
-        inputs: `input_ids` with `pixel_values` (and `image_sizes`), or `inputs_embeds`; always
-            with `attention_mask`.
+        inputs: `input_ids` with what the pictures add, or `inputs_embeds`; always with
+            `attention_mask`.
         visual: (b, l) True at visual tokens.
         real: (b, l) False at padding.
-        images: pictures per sample.
-        bare: whether the caller marks the visual tokens.
         labels: (b, l) two answers per sample, the rest ignored.
+        family, samples: what it was made from.
     """
 
     inputs: dict[str, Tensor]
     visual: Tensor
     real: Tensor
-    images: tuple[int, ...]
-    bare: bool
     labels: Tensor
+    family: Family
+    samples: tuple[Sample, ...]
+
+    @property
+    def bare(self) -> bool:
+        """Whether the caller marks the visual tokens."""
+        return self.family.bare
 
     @property
     def counts(self) -> list[int]:
@@ -69,23 +78,7 @@ class Batch:
 
     def row(self, i: int) -> Batch:
         """Sample `i` alone, without padding."""
-        real = self.real[i]
-        start = sum(self.images[:i])
-        inputs = {}
-        for name, x in self.inputs.items():
-            if name in ("pixel_values", "image_sizes"):
-                if self.images[i]:
-                    inputs[name] = x[start : start + self.images[i]]
-            else:
-                inputs[name] = x[i : i + 1, real]
-        return replace(
-            self,
-            inputs=inputs,
-            visual=self.visual[i : i + 1, real],
-            real=self.real[i : i + 1, real],
-            images=(self.images[i],),
-            labels=self.labels[i : i + 1, real],
-        )
+        return assemble(self.family, self.samples[i : i + 1], "left")
 
     def then(self, model: Any, tokens: Tensor) -> Batch:
         """This batch followed by the text `tokens` (b, t): what decoding has seen in the end."""
@@ -95,7 +88,8 @@ class Batch:
             new = model.get_input_embeddings()(tokens).detach()
             inputs["inputs_embeds"] = torch.cat([inputs["inputs_embeds"], new], dim=1)
         else:
-            inputs["input_ids"] = torch.cat([inputs["input_ids"], tokens], dim=1)
+            ids = torch.cat([inputs["input_ids"], tokens], dim=1)
+            inputs |= {"input_ids": ids, **self.family.marks_of(ids)}
         ones = torch.ones(b, t, dtype=torch.bool)
         real = torch.cat([self.real, ones], dim=1)
         return replace(
@@ -112,74 +106,43 @@ def batch(
 ) -> Batch:
     """A ragged batch: sample i has `images[i]` pictures, and its own length of text."""
     generator = torch.Generator().manual_seed(1 + seed)
-    pictures, runs = _pictures(family, sum(images), generator)
-    rows, marks, answers, at = [], [], [], 0
+    shots = [family.shot(i, generator) for i in range(sum(images))]
+    samples, at = [], 0
     for i, n in enumerate(images):
-        ids, answer = _words(4 + i, generator), [False] * (5 + i)
-        ids = [1, *ids]
-        for run in runs[at : at + n]:
-            ids += [IMAGE] * run + _words(2, generator)
-            answer += [False] * run + [True, False]
+        mine, at = shots[at : at + n], at + n
+        ids, answer = [1, *_words(4 + i, generator)], [False] * (5 + i)
+        for shot in mine:
+            ids += shot.ids + _words(2, generator)
+            answer += [False] * len(shot.ids) + [True, False]
         ids += _words(3 + 2 * i, generator)
         answer += [False] + [True] * (2 + 2 * i)
-        at += n
-        rows.append(ids)
-        marks.append([token == IMAGE for token in ids])
-        answers.append([token if yes else IGNORED for token, yes in zip(ids, answer, strict=True)])
-    length = max(len(row) for row in rows)
+        labels = [token if yes else IGNORED for token, yes in zip(ids, answer, strict=True)]
+        samples.append(Sample(ids, labels, mine))
+    return assemble(family, tuple(samples), side)
 
-    def padded(values: list[Any], filler: Any) -> list[Any]:
+
+def assemble(family: Family, samples: tuple[Sample, ...], side: Side) -> Batch:
+    """Samples padded to one length, with the inputs that their pictures add."""
+    length = max(len(sample.ids) for sample in samples)
+
+    def padded(values: list[int], filler: int) -> list[int]:
         gap = [filler] * (length - len(values))
         return gap + values if side == "left" else values + gap
 
-    tokens = torch.tensor([padded(row, 0) for row in rows])
-    visual = torch.tensor([padded(mark, False) for mark in marks])
-    real = torch.tensor([padded([True] * len(row), False) for row in rows])
-    inputs = {"attention_mask": real.long()}
+    tokens = torch.tensor([padded(sample.ids, 0) for sample in samples])
+    real = torch.tensor([padded([1] * len(sample.ids), 0) for sample in samples]).bool()
+    labels = torch.tensor([padded(sample.labels, IGNORED) for sample in samples])
+    visual = (tokens == IMAGE) | (tokens == VIDEO)
+    shots = [sample.shots for sample in samples]
+    inputs = family.collate(shots) if any(shots) else {}
     if family.bare:
-        table = torch.randn(WORDS, WIDTH, generator=generator)
-        shown = torch.randn(int(visual.sum()), WIDTH, generator=generator)
+        table = torch.randn(WORDS, WIDTH, generator=torch.Generator().manual_seed(0))
+        shown = inputs.pop("shown", torch.zeros(0, WIDTH))
         inputs["inputs_embeds"] = table[tokens].masked_scatter(visual[..., None], shown)
     else:
-        inputs |= {"input_ids": tokens} | pictures
-    labels = torch.tensor([padded(answer, IGNORED) for answer in answers])
-    return Batch(inputs, visual, real, images, family.bare, labels)
+        inputs |= {"input_ids": tokens, **family.marks_of(tokens)}
+    return Batch(inputs | {"attention_mask": real.long()}, visual, real, labels, family, samples)
 
 
 def _words(n: int, generator: torch.Generator) -> list[int]:
     return torch.randint(10, WORDS, (n,), generator=generator).tolist()
-
-
-def _pictures(
-    family: Family, n: int, generator: torch.Generator
-) -> tuple[dict[str, Tensor], list[int]]:
-    """The image inputs of `n` pictures, and how many tokens each becomes."""
-    if family.bare:
-        return {}, [RUNS[i % len(RUNS)] for i in range(n)]
-    if not n:
-        return {}, []
-    if not family.anyres:
-        return {"pixel_values": torch.randn(n, 3, 20, 20, generator=generator)}, [25] * n
-    sizes = [SIZES[i % len(SIZES)] for i in range(n)]
-    tiles = [1 + -(-height // TILE) * -(-width // TILE) for height, width in sizes]
-    pixels = torch.randn(n, max(tiles), 3, TILE, TILE, generator=generator)
-    return (
-        {"pixel_values": pixels, "image_sizes": torch.tensor(sizes)},
-        [_packed(height, width) for height, width in sizes],
-    )
-
-
-def _packed(height: int, width: int) -> int:
-    """Tokens of a LLaVA-NeXT picture: the whole, then the tiles without their padding.
-
-    The picture is scaled to fit the tiles, and every row ends with a newline token.
-    """
-    side = TILE // 4
-    rows, columns = -(-height // TILE) * side, -(-width // TILE) * side
-    if width / height > columns / rows:
-        padding = (rows - round(height * columns / width, 7) // 1) // 2
-        rows -= 2 * int(padding)
-    else:
-        padding = (columns - round(width * rows / height, 7) // 1) // 2
-        columns -= 2 * int(padding)
-    return side * side + rows * (columns + 1)

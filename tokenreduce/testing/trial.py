@@ -18,7 +18,7 @@ from tokenreduce.scheduler import Scheduler, Stop
 from tokenreduce.schedulers.explicit import Explicit
 from tokenreduce.strategy import Positions, Strategy
 from tokenreduce.testing.batches import Batch, Side, batch
-from tokenreduce.testing.models import FAMILIES, IMAGE, Family
+from tokenreduce.testing.models import FAMILIES, IMAGE, VIDEO, Family
 from tokenreduce.testing.oracle import decoder_of, embedded
 from tokenreduce.tokens import Plan, Tokens
 
@@ -183,7 +183,9 @@ class Trial:
             torch.no_grad(),
             self.reduce(strategy=again, scheduler=None, positions=positions) as reduction,
         ):
-            out = given.run(self.model, reduction, use_cache=False, position_ids=given.positions())
+            # generate() counts positions over real tokens, and hands them to the model
+            counted = {} if self.family.own_positions else {"position_ids": given.positions()}
+            out = given.run(self.model, reduction, use_cache=False, **counted)
         return out.logits[:, -STEPS:]  # type: ignore[no-any-return]
 
     @property
@@ -201,7 +203,7 @@ class Trial:
 def generate(model: Any, given: Batch, **options: Any) -> Any:
     """Greedy generation of a few tokens, with the logits of every step."""
     if not given.bare:
-        options["suppress_tokens"] = [IMAGE]  # a repeated pass would take it for a picture
+        options["suppress_tokens"] = [IMAGE, VIDEO]  # a repeated pass would take it for a picture
     with torch.no_grad():
         return model.generate(
             **given.inputs,

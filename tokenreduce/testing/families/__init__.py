@@ -1,0 +1,11 @@
+"""Recipes of the tiny models: one module per group of families, each with its `RECIPES`."""
+
+from __future__ import annotations
+
+from tokenreduce.testing.families import decoder, llava
+from tokenreduce.testing.families.recipe import Family, Shot
+
+__all__ = ["RECIPES", "Family", "Shot"]
+
+RECIPES: tuple[Family, ...] = (*decoder.RECIPES, *llava.RECIPES)
+"""Every recipe, in the order in which the laws are tried."""
