@@ -37,6 +37,7 @@ class Adapter:
     * `encoders`: methods of the multimodal module that encode pictures, and the kind of picture;
       they are watched for the pictures' geometry.
     * `between`: methods of the decoder that add features to its visual tokens between two layers.
+    * `interleaved`: whether the rotary embedding turns neighbours of a head, not its two halves.
     """
 
     families: ClassVar[frozenset[str]] = frozenset()
@@ -46,6 +47,7 @@ class Adapter:
         {"get_image_features": IMAGE, "get_video_features": VIDEO}
     )
     between: ClassVar[tuple[str, ...]] = ()
+    interleaved: ClassVar[bool] = False
 
     def base(self, model: Part) -> Part:
         """The module that merges pictures into the text (`model.model` of a `…ForCausalLM`)."""
@@ -116,7 +118,7 @@ class Adapter:
         """(b, h, r, e) rotated queries of `layer` for its inputs `hidden` (b, r, d)."""
         attention = layer.self_attn
         x = self._projected(layer, attention.q_proj, hidden, projected)
-        return rotate(_heads(x, attention, "q_norm"), rotary)
+        return rotate(_heads(x, attention, "q_norm"), rotary, self.interleaved)
 
     def keys(
         self, layer: Part, hidden: Tensor, rotary: Rotary, projected: Tensor | None = None
@@ -124,7 +126,7 @@ class Adapter:
         """(b, h_kv, l, e) rotated keys of `layer` for its inputs `hidden` (b, l, d)."""
         attention = layer.self_attn
         x = self._projected(layer, attention.k_proj, hidden, projected)
-        return rotate(_heads(x, attention, "k_norm"), rotary)
+        return rotate(_heads(x, attention, "k_norm"), rotary, self.interleaved)
 
     def _projected(
         self, layer: Part, projection: Part, hidden: Tensor, projected: Tensor | None
@@ -174,11 +176,23 @@ def adapter_for(model: Part) -> Adapter:
     )
 
 
-def rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """Rotary embedding of `x` (b, h, l, e) by halves, with cos and sin (b, l, e) (RoFormer)."""
+def rotate(x: Tensor, rotary: Rotary, interleaved: bool = False) -> Tensor:
+    """Rotary embedding of `x` (b, h, l, e) with cos and sin (b, l, e) (RoFormer).
+
+    Args:
+        x: queries or keys; where the tables are narrower than a head, the rest stays.
+        rotary: cos and sin.
+        interleaved: pairs are neighbours; else one of each half.
+    """
     cos, sin = (table.unsqueeze(1).to(x.dtype) for table in rotary)
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    x, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    if interleaved:
+        across = torch.stack([-x[..., 1::2], x[..., 0::2]], dim=-1).flatten(-2)
+    else:
+        first, second = x.chunk(2, dim=-1)
+        across = torch.cat([-second, first], dim=-1)
+    turned = x * cos + across * sin
+    return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
 
 
 def _side(size: Any, name: str, default: Any = None) -> Any:

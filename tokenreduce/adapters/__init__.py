@@ -1,5 +1,5 @@
 """The model families that ship with tokenreduce, one file each."""
 
-from tokenreduce.adapters import decoder, llava, llava_next
+from tokenreduce.adapters import decoder, glm4v, llava, llava_next, qwen2_vl, qwen3_vl
 
-__all__ = ["decoder", "llava", "llava_next"]
+__all__ = ["decoder", "glm4v", "llava", "llava_next", "qwen2_vl", "qwen3_vl"]

@@ -13,22 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenreduce.adapter import Adapter
+from tokenreduce.adapter import IMAGE, VIDEO, Adapter
 from tokenreduce.engine.sequence import Sequence
 from tokenreduce.geometry import Picture, Runs, assign, places
 
 RAW = ("pixel_values", "image_patches", "image_pixel_values")
 
 
-def merges_features(arguments: Mapping[str, Any]) -> bool:
-    """Whether this pass puts picture features into the text.
+def merged_kinds(arguments: Mapping[str, Any]) -> set[str]:
+    """The kinds of pictures whose features this pass puts into the text.
 
-    Only then are placeholder ids visual: a generated placeholder id is text like any other.
+    Only their placeholder ids are visual: a generated placeholder id is text like any other.
     """
     outputs = arguments.get("mm_encoder_outputs")
-    if isinstance(outputs, Mapping) and any(value is not None for value in outputs.values()):
-        return True
-    return any(value is not None and name.startswith(RAW) for name, value in arguments.items())
+    given = outputs.items() if isinstance(outputs, Mapping) else ()
+    encoded = {str(kind) for kind, value in given if value is not None}
+    raw = [name for name, value in arguments.items() if value is not None and name.startswith(RAW)]
+    return encoded | {VIDEO if "video" in name else IMAGE for name in raw}
 
 
 @dataclass
@@ -47,27 +48,24 @@ class Album:
 def placeholders(adapter: Adapter, base: nn.Module, arguments: Mapping[str, Any]) -> Tensor | None:
     """(b, l) the kind of picture that each placeholder of this pass stands for, or None.
 
-    0 is text, n the n-th of `adapter.visual_ids`.
+    0 is text, n the n-th of `adapter.visual_ids`. Kinds may share an id (GLM-4V).
     """
-    if not merges_features(arguments):
+    merged, ids = merged_kinds(arguments), adapter.visual_ids(base.config)
+    if not merged & set(ids):
         return None
-    ids = tuple(adapter.visual_ids(base.config).values())
-    tokens = arguments.get("input_ids")
+    tokens, embeds = arguments.get("input_ids"), arguments.get("inputs_embeds")
     if tokens is not None:
-        return kinds([tokens == number for number in ids])
-    embeds = arguments.get("inputs_embeds")
-    if embeds is None or not ids:
+        masks = [tokens == number for number in ids.values()]
+    elif embeds is not None:
+        table: Any = base
+        numbers = torch.tensor(tuple(ids.values()), device=embeds.device)
+        masks = [(embeds == row).all(dim=-1) for row in table.get_input_embeddings()(numbers)]
+    else:
         return None
-    table: Any = base
-    known = table.get_input_embeddings()(torch.tensor(ids, device=embeds.device))
-    return kinds([(embeds == row).all(dim=-1) for row in known])
-
-
-def kinds(masks: list[Tensor]) -> Tensor:
-    """(b, l) n where the n-th mask (from 1) is True, 0 where none is."""
     found = torch.zeros_like(masks[0], dtype=torch.long)
-    for number, mask in enumerate(masks, start=1):
-        found = found.masked_fill(mask, number)
+    for number, (kind, mask) in enumerate(zip(ids, masks, strict=True), start=1):
+        if kind in merged:
+            found = found.masked_fill(mask, number)
     return found
 
 

@@ -63,8 +63,9 @@ def decoding_is_recomputing(trial: Trial) -> None:
         close(f"law 3: decoding is recomputing ({rule})", trial, done.logits, again)
         if rule == "keep" and not done.merges:
             given = done.batch
+            counted = {} if trial.family.own_positions else {"position_ids": given.positions()}
             with torch.no_grad(), oracle.masked(trial.model, given.visual, done.kept):
-                hidden = given.run(trial.model, use_cache=False, position_ids=given.positions())
+                hidden = given.run(trial.model, use_cache=False, **counted)
             steps = hidden.logits[:, -STEPS:]
             close("laws 2, 3: decoding sees what was kept", trial, done.logits, steps)
 

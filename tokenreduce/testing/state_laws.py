@@ -202,14 +202,18 @@ def _steps(model: Any, given: Batch, reduction: Any) -> Iterator[Tensor]:
     """The logits of a generation, one step at a time."""
     with torch.no_grad():
         out = given.run(model, reduction, use_cache=True)
-    mask = given.inputs["attention_mask"]
+    mask, options = given.inputs["attention_mask"], {}
+    # M-RoPE: the model remembers one prompt alone, so that who interleaves two counts by himself
+    ahead = model.base_model.rope_deltas if given.family.own_positions else None
     while True:
         yield out.logits[:, -1]
         token = out.logits[:, -1].argmax(dim=-1, keepdim=True)
+        if ahead is not None:
+            options["position_ids"] = (mask.sum(1, keepdim=True) + ahead).expand(3, -1, -1)
         mask = torch.cat([mask, torch.ones_like(token)], dim=1)
-        cache = out.past_key_values
+        options |= {"attention_mask": mask, "past_key_values": out.past_key_values}
         with torch.no_grad():  # not around the yield: it would hold between the steps
-            out = model(input_ids=token, attention_mask=mask, past_key_values=cache, use_cache=True)
+            out = model(input_ids=token, use_cache=True, **options)
 
 
 @dataclass

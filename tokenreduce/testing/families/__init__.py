@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tokenreduce.testing.families import decoder, llava
+from tokenreduce.testing.families import decoder, glm, llava, qwen_vl
 from tokenreduce.testing.families.recipe import Family, Shot
 
 __all__ = ["RECIPES", "Family", "Shot"]
 
-RECIPES: tuple[Family, ...] = (*decoder.RECIPES, *llava.RECIPES)
+RECIPES: tuple[Family, ...] = (*decoder.RECIPES, *llava.RECIPES, *qwen_vl.RECIPES, *glm.RECIPES)
 """Every recipe, in the order in which the laws are tried."""
