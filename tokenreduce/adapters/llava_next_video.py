@@ -1,0 +1,37 @@
+"""LLaVA-NeXT-Video (transformers `LlavaNextVideoForConditionalGeneration`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from tokenreduce.adapter import Adapter, Part, adapters
+from tokenreduce.adapters.llava_next import packed_pictures
+from tokenreduce.geometry import WHOLE, Box, Picture
+
+
+@adapters.register("llava_next_video")
+class LlavaNextVideo(Adapter):
+    """LLaVA-NeXT-Video: images like LLaVA-NeXT's; frames of pooled patches without newlines."""
+
+    families: ClassVar[frozenset[str]] = frozenset({"llava_next_video"})
+
+    def pictures(self, base: Part, call: Mapping[str, Any], output: Any) -> list[Picture]:
+        """Coordinates traced through the model's own packing, token by token."""
+        return packed_pictures(base, call, output)
+
+    def clips(self, base: Part, call: Mapping[str, Any], output: Any) -> list[Picture]:
+        """A grid per frame; pooling leaves out what is less than a window at the far sides."""
+        config = base.config
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        pooled = side // config.spatial_pool_stride
+        seen = pooled * config.spatial_pool_stride / side
+        found = []
+        for video, features in zip(call["pixel_values_videos"], output.pooler_output, strict=True):
+            grid = Picture.grid(pooled, pooled, frames=len(video), within=(0.0, 0.0, seen, seen))
+            found.append(grid if len(grid) == len(features) else Picture.unknown(len(features)))
+        return found
+
+    def view(self, processor: Any, width: int, height: int) -> Box:
+        """All of it: the whole image is stretched, and the tiles' padding is cut off again."""
+        return WHOLE

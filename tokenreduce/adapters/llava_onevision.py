@@ -1,0 +1,80 @@
+"""LLaVA-OneVision (transformers `LlavaOnevisionForConditionalGeneration`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+
+from tokenreduce.adapter import Adapter, Part, adapters
+from tokenreduce.adapters.anyres import traced
+from tokenreduce.geometry import WHOLE, Box, Picture
+
+
+@adapters.register("llava_onevision")
+class LlavaOnevision(Adapter):
+    """LLaVA-OneVision: one image in tiles, several of one tile each, videos of pooled frames.
+
+    A single image has LLaVA-NeXT's layout, scaled down where its grid is too large. Each of several
+    images is padded to a square and ends with one newline. A video ends with one newline, too.
+    """
+
+    families: ClassVar[frozenset[str]] = frozenset({"llava_onevision"})
+
+    def pictures(self, base: Part, call: Mapping[str, Any], output: Any) -> list[Picture]:
+        """Coordinates traced through the model's own packing, token by token."""
+        most = call.get("vision_aspect_ratio") or base.config.vision_aspect_ratio
+        pack = partial(base.pack_image_features, vision_aspect_ratio=most)
+        sizes = call["image_sizes"]
+        of_samples = call.get("batch_num_images")
+        if of_samples is None:
+            tiled = [True] * len(sizes)
+        else:
+            tiled = [int(n) == 1 for n in of_samples for _ in range(int(n))]
+        found = []
+        for size, whole, features in zip(sizes, tiled, output.pooler_output, strict=True):
+            picture = traced(base, size, pack, tiled=whole)
+            if len(picture) != len(features):
+                picture = Picture.unknown(len(features))
+            elif not whole:
+                picture = picture.inside(_square(*map(int, size)))
+            found.append(picture)
+        return found
+
+    def clips(self, base: Part, call: Mapping[str, Any], output: Any) -> list[Picture]:
+        """A grid per frame, of half the patches on a side, and a newline after the last one."""
+        vision = base.config.vision_config
+        side = math.ceil(vision.image_size // vision.patch_size / 2)
+        found = []
+        for video, features in zip(call["pixel_values_videos"], output.pooler_output, strict=True):
+            frames = Picture.grid(side, side, frames=len(video))
+            clip = Picture.join([frames, _newline(frames)])
+            found.append(clip if len(clip) == len(features) else Picture.unknown(len(features)))
+        return found
+
+    def view(self, processor: Any, width: int, height: int) -> Box:
+        """All of it: boxes are of the original already, whether it was padded or stretched."""
+        return WHOLE
+
+
+def _square(height: int, width: int) -> Box:
+    """The square around the middle of a picture, as fractions of the picture."""
+    side = max(height, width)
+    x, y = (side - width) / 2 / width, (side - height) / 2 / height
+    return -x, -y, 1 + x, 1 + y
+
+
+def _newline(frames: Picture) -> Picture:
+    """The token that ends the last row of a video."""
+    last = frames[len(frames) - 1 :]
+    return Picture(
+        last.frame,
+        last.tile,
+        last.row,
+        last.column + 1,
+        torch.ones(1, dtype=torch.bool),
+        torch.zeros(1, 4),
+    )

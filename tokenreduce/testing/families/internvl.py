@@ -1,0 +1,67 @@
+"""InternVL, with a tower of its own kind and a Qwen2 decoder: images of one and of several tiles."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from tokenreduce.testing.families.recipe import (
+    END,
+    IMAGE,
+    START,
+    WIDTH,
+    Family,
+    Shot,
+    build,
+    text,
+)
+
+SIDE = 32
+"""Pixels of a tile: 8 x 8 patches, of which 2 x 2 are shuffled into a token."""
+TOKENS = 16
+TILES = (1, 3, 1)
+"""Tiles of the images, one after the other; the last of several is the thumbnail."""
+
+
+def _make(attention: str) -> nn.Module:
+    import transformers
+
+    vision = transformers.InternVLVisionConfig(
+        hidden_size=WIDTH,
+        intermediate_size=48,
+        num_attention_heads=4,
+        num_hidden_layers=2,
+        image_size=[SIDE, SIDE],
+        patch_size=[4, 4],
+        layer_scale_init_value=1.0,
+    )
+    config = transformers.InternVLConfig(
+        vision_config=vision,
+        text_config=transformers.Qwen2Config(**text()),
+        image_token_id=IMAGE,
+        image_seq_length=TOKENS,
+        downsample_ratio=0.5,
+        tie_word_embeddings=False,
+    )
+    return build("InternVLForConditionalGeneration", config, attention)
+
+
+def _tiles(i: int, generator: torch.Generator) -> Shot:
+    """An image: its tiles in one run of placeholders, between a start and an end."""
+    n = TILES[i % len(TILES)]
+    pixels = torch.randn(n, 3, SIDE, SIDE, generator=generator)
+    return Shot([START, *[IMAGE] * (n * TOKENS), END], {"pixel_values": pixels})
+
+
+def _frames(i: int, generator: torch.Generator) -> Shot:
+    """A video: every frame an image of its own, after its number."""
+    n = 2 + i % 2
+    pixels = torch.randn(n, 3, SIDE, SIDE, generator=generator)
+    ids = [token for k in range(n) for token in (20, 10 + k, START, *[IMAGE] * TOKENS, END)]
+    return Shot(ids, {"pixel_values": pixels})
+
+
+RECIPES = (
+    Family("internvl", "internvl", _make, _tiles, main=True),
+    Family("internvl-video", "internvl", _make, _frames),
+)

@@ -1,0 +1,65 @@
+"""Perception LM, with a Perception Encoder of timm and a Llama decoder."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from tokenreduce.testing.families.recipe import IMAGE, VIDEO, WIDTH, Family, Shot, build, text
+
+SIDE = 32
+"""Pixels of a view: 8 x 8 patches, of which 2 x 2 are pooled into a token."""
+TOKENS = 16
+TILES = 2
+"""Views of every image, the first of them its thumbnail; a call takes images of as many views."""
+FRAMES = 3
+
+
+def _make(attention: str) -> nn.Module:
+    import transformers
+
+    tower = {
+        "embed_dim": WIDTH,
+        "img_size": [SIDE, SIDE],
+        "patch_size": 4,
+        "depth": 2,
+        "num_heads": 4,
+        "global_pool": "",
+        "use_post_transformer_norm": False,
+        "init_values": 0.5,
+        "ref_feat_shape": [SIDE // 4, SIDE // 4],
+    }
+    config = transformers.PerceptionLMConfig(
+        vision_config=transformers.TimmWrapperConfig(
+            architecture="vit_pe_core_tiny_patch16_384", model_args=tower, do_pooling=True
+        ),
+        text_config=transformers.LlamaConfig(**text()),
+        vision_use_cls_token=True,
+        projector_pooling_ratio=2,
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        tie_word_embeddings=False,
+    )
+    return build("PerceptionLMForConditionalGeneration", config, attention)
+
+
+def _image(i: int, generator: torch.Generator) -> Shot:
+    pixels = torch.randn(1, TILES, 3, SIDE, SIDE, generator=generator)
+    return Shot([IMAGE] * (TILES * TOKENS), {"pixel_values": pixels})
+
+
+def _video(i: int, generator: torch.Generator) -> Shot:
+    pixels = torch.randn(1, FRAMES, 3, SIDE, SIDE, generator=generator)
+    return Shot([VIDEO] * (FRAMES * TOKENS), {"pixel_values_videos": pixels})
+
+
+def _mixed(i: int, generator: torch.Generator) -> Shot:
+    """Videos and images in turn."""
+    return (_image if i % 2 else _video)(i, generator)
+
+
+RECIPES = (
+    Family("perception_lm", "perception_lm", _make, _image, main=True),
+    Family("perception_lm-video", "perception_lm", _make, _video),
+    Family("perception_lm-mixed", "perception_lm", _make, _mixed),
+)
