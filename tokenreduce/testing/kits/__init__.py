@@ -1,0 +1,11 @@
+"""The processors of the tiny checkpoints: a module per group of families, each with its `KITS`."""
+
+from __future__ import annotations
+
+from tokenreduce.testing.kits import glm, qwen_vl
+from tokenreduce.testing.kits.kit import PLAIN, Kit
+
+__all__ = ["KITS", "PLAIN", "Kit"]
+
+KITS: dict[str, Kit] = {kit.family: kit for kit in (*qwen_vl.KITS, *glm.KITS)}
+"""Every kit, by its family's recipe."""
