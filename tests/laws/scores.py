@@ -9,7 +9,7 @@ import tokenreduce as tr
 from tokenreduce.testing.attention import attention
 from tokenreduce.testing.batches import Batch, batch
 from tokenreduce.testing.models import FAMILIES
-from tokenreduce.testing.oracle import embedded
+from tokenreduce.testing.oracle import handed
 from tokenreduce.testing.trial import shared_model
 
 STOP = 3
@@ -48,8 +48,9 @@ def check_scores(family: str, kind: str = "sdpa", training: bool = False) -> Non
             continue
         alone = given.row(i)
         slots = alone.visual[0].nonzero()[:, 0]
+        calls = handed(model, alone.inputs)
         for name, (layer, who) in EXPECTED.items():
-            whole = attention(model, layer, embedded(model, alone.inputs, layer)[0])
+            whole = attention(model, layer, *(x[0] for x in calls[layer]))
             rows = asking(alone, training) if who == "asking" else torch.arange(whole.shape[-1])
             expected = whole[:, rows].mean(dim=1)[:, slots]
             mine = probe.seen[name][i, :, :n]

@@ -1,5 +1,29 @@
 """The model families that ship with tokenreduce, one file each."""
 
-from tokenreduce.adapters import decoder, glm4v, llava, llava_next, qwen2_vl, qwen3_vl
+from tokenreduce.adapters import (
+    decoder,
+    gemma3,
+    glm4v,
+    internvl,
+    llava,
+    llava_next,
+    llava_next_video,
+    llava_onevision,
+    perception_lm,
+    qwen2_vl,
+    qwen3_vl,
+)
 
-__all__ = ["decoder", "glm4v", "llava", "llava_next", "qwen2_vl", "qwen3_vl"]
+__all__ = [
+    "decoder",
+    "gemma3",
+    "glm4v",
+    "internvl",
+    "llava",
+    "llava_next",
+    "llava_next_video",
+    "llava_onevision",
+    "perception_lm",
+    "qwen2_vl",
+    "qwen3_vl",
+]

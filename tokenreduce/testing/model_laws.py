@@ -84,11 +84,14 @@ def compacting_is_renumbering(trial: Trial) -> None:
 
 def _renumbered(trial: Trial, done: Outcome, logits: Tensor | None, what: str) -> None:
     given = done.batch
-    embeds = trial.embedded(given)
+    calls = oracle.handed(trial.model, given.inputs)
     for i in range(len(given.counts)):
         real, kept = given.real[i], {k: rows[i] for k, rows in done.kept.items()}
+        seen = [mask[i][real][:, real] for _, mask in calls]
         with torch.no_grad():
-            expected, at = oracle.pyramid(trial.model, embeds[i, real], given.visual[i, real], kept)
+            expected, at = oracle.pyramid(
+                trial.model, calls[0][0][i, real], given.visual[i, real], kept, seen
+            )
         if logits is None:
             mine, expected = done.logits[i], expected[-STEPS:]
         else:

@@ -7,7 +7,8 @@ Shapes: b samples, l sequence, d width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -112,23 +113,47 @@ def filled(logits: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
 
 def embedded(model: Any, inputs: Mapping[str, Any], layer: int = 0) -> Tensor:
     """(b, l, d) what the untouched model hands to a decoder layer."""
-    seen: list[Tensor] = []
+    return handed(model, inputs)[layer][0]
+
+
+def handed(model: Any, inputs: Mapping[str, Any]) -> list[tuple[Tensor, Tensor]]:
+    """What the untouched model hands to every decoder layer.
+
+    Returns:
+        Per layer (b, l, d) the hidden states, and (b, l, l) True where a query sees a key.
+    """
+    given: list[tuple[Tensor, Tensor]] = []
 
     def take(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        seen.append((args[0] if args else kwargs["hidden_states"]).detach())
+        hidden = (args[0] if args else kwargs["hidden_states"]).detach()
+        given.append((hidden, _seen(kwargs.get("attention_mask"), hidden)))
 
-    module = decoder_of(model).layers[layer]
-    handle = module.register_forward_pre_hook(take, with_kwargs=True)
+    layers = decoder_of(model).layers
+    handles = [layer.register_forward_pre_hook(take, with_kwargs=True) for layer in layers]
     try:
         with torch.no_grad():
             model(**inputs, use_cache=False)
     finally:
-        handle.remove()
-    return seen[0]
+        for handle in handles:
+            handle.remove()
+    return given
+
+
+def _seen(mask: Tensor | None, hidden: Tensor) -> Tensor:
+    b, n = hidden.shape[:2]
+    if mask is None:
+        return torch.ones(b, n, n, dtype=torch.bool).tril()
+    seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    return seen[:, 0].expand(b, n, n)
 
 
 def pyramid(
-    model: Any, hidden: Tensor, visual: Tensor, kept: Mapping[int, Tensor], compact: bool = True
+    model: Any,
+    hidden: Tensor,
+    visual: Tensor,
+    kept: Mapping[int, Tensor],
+    seen: Sequence[Tensor],
+    compact: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """One sample through the layers by hand: dropped for good at each stop, then renumbered.
 
@@ -137,28 +162,33 @@ def pyramid(
         hidden: (l, d) the inputs of layer 0, without padding.
         visual: (l,) True at visual tokens.
         kept: `{layer: indices}` of this sample.
+        seen: per layer (l, l) True where a query sees a key; windows count original distances.
         compact: positions 0, 1, 2 … after every stop; False keeps the original ones.
 
     Returns:
-        (n, words) logits of the tokens that are left, and (n,) which tokens of l these are. A
-        sliding window counts original distances.
+        (n, words) logits of the tokens that are left, and (n,) which tokens of l these are.
     """
     decoder = decoder_of(model)
+    config = decoder.config
     at, x = torch.arange(len(hidden)), hidden[None]
     slots = visual.nonzero()[:, 0]
-    window = getattr(decoder.config, "sliding_window", None)
     for i, layer in enumerate(decoder.layers):
         if i in kept:
             stays = ~visual
             stays[slots[kept[i]]] = True
             x, at = x[:, stays[at]], at[stays[at]]
         positions = torch.arange(len(at))[None] if compact else at[None]
-        seen = at[None] <= at[:, None]
-        if window is not None:
-            seen &= at[:, None] - at[None] < window
-        mask: Tensor = seen[None, None]
-        if decoder.config._attn_implementation == "eager":
+        mask: Tensor = seen[i][at][:, at][None, None]
+        if config._attn_implementation == "eager":
             mask = torch.where(mask, torch.zeros(()), torch.finfo(x.dtype).min)
-        rotary = decoder.rotary_emb(x, positions)
+        rotary = decoder.rotary_emb(x, positions, *_table(decoder, i))
         x = layer(x, attention_mask=mask, position_embeddings=rotary, position_ids=positions)
-    return model.get_output_embeddings()(decoder.norm(x))[0], at
+    logits = model.get_output_embeddings()(decoder.norm(x))[0]
+    cap = getattr(config, "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap, at
+
+
+def _table(decoder: Any, layer: int) -> tuple[str, ...]:
+    """The name of the layer's rotary table, for decoders that have several."""
+    several = "layer_type" in inspect.signature(decoder.rotary_emb.forward).parameters
+    return (decoder.config.layer_types[layer],) if several else ()

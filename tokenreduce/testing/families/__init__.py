@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
-from tokenreduce.testing.families import decoder, glm, llava, qwen_vl
+from tokenreduce.testing.families import (
+    decoder,
+    gemma,
+    glm,
+    internvl,
+    llava,
+    onevision,
+    perception,
+    qwen_vl,
+)
 from tokenreduce.testing.families.recipe import Family, Shot
 
 __all__ = ["RECIPES", "Family", "Shot"]
 
-RECIPES: tuple[Family, ...] = (*decoder.RECIPES, *llava.RECIPES, *qwen_vl.RECIPES, *glm.RECIPES)
+RECIPES: tuple[Family, ...] = (
+    *decoder.RECIPES,
+    *llava.RECIPES,
+    *gemma.RECIPES,
+    *qwen_vl.RECIPES,
+    *glm.RECIPES,
+    *internvl.RECIPES,
+    *onevision.RECIPES,
+    *perception.RECIPES,
+)
 """Every recipe, in the order in which the laws are tried."""

@@ -95,8 +95,10 @@ class Family:
         return model.eval()
 
 
-def _scale(model: nn.Module) -> None:
+def _scale(model: Any) -> None:
     """Draws the weights anew, by their shape and role."""
+    table = model.get_input_embeddings()
+    multiplied = float(getattr(table, "scalar_embed_scale", 1.0))  # what a Gemma looks up
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.dim() < 2:
@@ -104,7 +106,7 @@ def _scale(model: nn.Module) -> None:
                 continue
             spread = SPREAD
             if "embed_tokens" in name:
-                spread = 1.0
+                spread = 1.0 / multiplied
             elif "lm_head" in name:
                 spread = WIDTH**-0.5
             weight.normal_(std=spread)
