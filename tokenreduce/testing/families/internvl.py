@@ -1,4 +1,4 @@
-"""InternVL, with a tower of its own kind and a Qwen2 decoder: images of one and of several tiles."""
+"""InternVL, with its own tower and a Qwen2 decoder: images of one tile and of several, videos."""
 
 from __future__ import annotations
 
