@@ -9,7 +9,8 @@ Shapes: b samples, l sequence, r query rows, d width, h heads, e head width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, cast
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from tokenreduce.geometry import Picture
 from tokenreduce.registry import Registry
-from tokenreduce.tokens import EVIDENCE
+from tokenreduce.tokens import DECODER
 
 IMAGE, VIDEO = "image", "video"
 """The kinds of pictures, each with placeholders of its own."""
@@ -28,24 +29,56 @@ Part = Any
 """A module of the model; which attributes it has is what an adapter knows."""
 
 
+@dataclass(frozen=True)
+class Tower:
+    """The facts of a vision tower whose attention projects queries and keys by two matrices.
+
+    Attributes:
+        layers: its layers, in order.
+        feature: the layer whose output the projector gets.
+        heads: attention heads.
+        classes: class tokens before the patches.
+    """
+
+    layers: Sequence[Part]
+    feature: int
+    heads: int
+    classes: int = 0
+
+    def projections(self, layer: Part) -> tuple[Part, Part]:
+        """The query and the key projection of a layer."""
+        return layer.self_attn.q_proj, layer.self_attn.k_proj
+
+    def scaling(self, width: int) -> float:
+        """The factor on query-key products of heads `width` wide."""
+        return float(width**-0.5)
+
+
 class Adapter:
     """A model family with a LLaMA-like decoder; subclasses state what is different.
 
     * `families`: the `config.model_type` names that the adapter reads.
-    * `evidence`: what it can measure for a strategy (names of `tokens.EVIDENCE`).
+    * `evidence`: what it can measure for a strategy (names of `tokens.EVIDENCE`); with that of
+      `tokens.TOWER`, `tower` says where, and pictures say which patches a token is made of.
     * `positions`: the position rules that are defined for it.
     * `encoders`: methods of the multimodal module that encode pictures, and the kind of picture;
       they are watched for the pictures' geometry.
+    * `runs`: whether a run of placeholders is one picture, whose parts (tiles) the encoder is given
+      one by one; `joined` makes it of them.
+    * `tagged`: whether the tokens around the placeholders say which pictures are tiles of one image;
+      `grouped` reads them.
     * `between`: methods of the decoder that add features to its visual tokens between two layers.
     * `interleaved`: whether the rotary embedding turns neighbours of a head, not its two halves.
     """
 
     families: ClassVar[frozenset[str]] = frozenset()
-    evidence: ClassVar[frozenset[str]] = frozenset(EVIDENCE)
+    evidence: ClassVar[frozenset[str]] = frozenset({*DECODER, "grid"})
     positions: ClassVar[frozenset[str]] = frozenset({"keep", "compact"})
     encoders: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"get_image_features": IMAGE, "get_video_features": VIDEO}
     )
+    runs: ClassVar[bool] = False
+    tagged: ClassVar[bool] = False
     between: ClassVar[tuple[str, ...]] = ()
     interleaved: ClassVar[bool] = False
 
@@ -82,6 +115,26 @@ class Adapter:
     def clips(self, base: Part, call: Mapping[str, Any], output: Any) -> list[Picture]:
         """The same for the videos of one encoder call; each is one picture of several frames."""
         return self.pictures(base, call, output)
+
+    def joined(self, parts: Sequence[Picture]) -> Picture:
+        """The picture that a run of placeholders stands for, from its parts in order (`runs`)."""
+        return Picture.join(parts)
+
+    def grouped(
+        self, parts: Sequence[Picture], ids: Sequence[int], shown: Sequence[bool]
+    ) -> list[Picture]:
+        """The pictures of one sample, from its parts (tiles) and its own text (`tagged`).
+
+        Args:
+            parts: in reading order.
+            ids: the sample's token ids, padding included.
+            shown: which of them are placeholders.
+        """
+        return list(parts)
+
+    def tower(self, base: Part) -> Tower | None:
+        """The vision tower of a family whose `evidence` has some from there."""
+        return None
 
     def view(self, processor: Any, width: int, height: int) -> tuple[float, float, float, float]:
         """The part of an original picture that the tokens see, as fractions of it.
@@ -134,6 +187,10 @@ class Adapter:
         if projected is not None:
             return projected
         return cast(Tensor, projection(layer.input_layernorm(hidden)))
+
+    def key_groups(self, layer: Part) -> int:
+        """How many query heads share a key head."""
+        return int(getattr(layer.self_attn, "num_key_value_groups", 1))
 
     def scores(self, layer: Part, products: Tensor) -> Tensor:
         """What the softmax gets, from query-key `products`: scaled, and capped as in Gemma 2."""

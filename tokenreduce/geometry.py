@@ -36,6 +36,9 @@ class Picture:
         separator: (n,) True for tokens that carry no picture (LLaVA-NeXT's newline).
         box: (n, 4) left, top, right, bottom as fractions of the picture that the model was given;
             `inside` moves them to the original where the processor has cropped or padded it.
+        patches: (n, m) the patches that each token is made of, counted over everything that the
+            tower was given in one call, class tokens left out; -1 where there are fewer than m.
+            None where nobody knows.
         measures: what the vision tower says about the tokens, by name of evidence: (n, …) each.
     """
 
@@ -45,6 +48,7 @@ class Picture:
     column: Tensor
     separator: Tensor
     box: Tensor
+    patches: Tensor | None = None
     measures: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -87,6 +91,16 @@ class Picture:
         side = math.isqrt(n)
         return cls.grid(side, side) if side * side == n else cls.grid(1, n)
 
+    def of(self, first: int) -> Picture:
+        """This picture, each of its tokens one patch: those from `first` on."""
+        return replace(self, patches=torch.arange(first, first + len(self))[:, None])
+
+    def shifted(self, first: int) -> Picture:
+        """This picture, its patches counted from `first` on."""
+        if self.patches is None:
+            return self
+        return replace(self, patches=torch.where(self.patches < 0, -1, self.patches + first))
+
     def inside(self, view: Box) -> Picture:
         """This picture with its boxes moved into `view`, the part of the original that was seen.
 
@@ -103,11 +117,15 @@ class Picture:
         shared = set.intersection(*(set(part.measures) for part in parts)) if parts else set()
         where = {name: torch.cat([getattr(part, name) for part in parts]) for name in FIELDS}
         measures = {name: torch.cat([part.measures[name] for part in parts]) for name in shared}
-        return cls(**where, measures=measures)
+        patches = [part.patches for part in parts if part.patches is not None]
+        known = len(patches) == len(parts)
+        return cls(**where, patches=torch.cat(patches) if known else None, measures=measures)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Picture:
         where = {name: change(getattr(self, name)) for name in FIELDS}
-        return Picture(**where, measures={name: change(x) for name, x in self.measures.items()})
+        patches = None if self.patches is None else change(self.patches)
+        measures = {name: change(x) for name, x in self.measures.items()}
+        return Picture(**where, patches=patches, measures=measures)
 
 
 def boxes(row: Tensor, column: Tensor, rows: int, columns: int) -> Tensor:
@@ -174,6 +192,28 @@ def assign(
             mine += found
         rows.append(mine)
     return rows
+
+
+def joined(
+    parts: Sequence[Picture], stretches: Sequence[int], join: Callable[[list[Picture]], Picture]
+) -> list[Picture]:
+    """The pictures of a sample whose `parts` are given; each stands in a stretch of its own.
+
+    Args:
+        parts: in reading order.
+        stretches: how many visual tokens follow each other without text between.
+        join: makes one picture of the parts in a stretch.
+
+    Returns:
+        A picture per stretch; the parts themselves where they do not fit into the stretches.
+    """
+    queue, found = list(parts), []
+    for n in stretches:
+        mine = _take(queue, n)
+        if mine is None:
+            return list(parts)
+        found.append(join(mine))
+    return found
 
 
 def _take(queue: list[Picture], n: int) -> list[Picture] | None:

@@ -26,7 +26,7 @@ from tokenreduce.registry import did_you_mean
 from tokenreduce.report import Record, Report, make_report
 from tokenreduce.scheduler import Scheduler, Stop, schedulers
 from tokenreduce.strategy import Positions, Strategy, strategies
-from tokenreduce.tokens import Plan
+from tokenreduce.tokens import TOWER, Plan
 
 Logits = Literal["full", "text"]
 
@@ -229,6 +229,9 @@ def reduce(
         adapter_for(unwrap(model)) if adapter is None else _instance(adapter, adapters, Adapter)
     )
     missing = chosen.needs - reader.evidence
+    core = unwrap(model)
+    if not missing and chosen.needs & set(TOWER) and reader.tower(reader.base(core)) is None:
+        missing = chosen.needs & set(TOWER)  # the family has towers of several kinds
     if missing:
         raise TypeError(
             f"{type(chosen).__name__} needs {', '.join(sorted(missing))}, which the "
@@ -241,7 +244,10 @@ def reduce(
             hint = did_you_mean(value, get_args(known))
             raise ValueError(f"no {name} {value!r}{hint} (known: {', '.join(get_args(known))})")
     if rule not in reader.positions:
-        raise ValueError(f"positions={rule!r} is not defined for {type(reader).__name__} models")
+        raise ValueError(
+            f"positions={rule!r} is not defined for {type(reader).__name__} models, whose tokens "
+            f"have no single position number: use positions={min(reader.positions)!r}"
+        )
     return Reduction(model, chosen, schedule, reader, rule, logits, seed)
 
 

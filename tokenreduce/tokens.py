@@ -13,10 +13,44 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-EVIDENCE: Mapping[str, str] = {
+DECODER: Mapping[str, str] = {
     "attention": "(b, h, v) attention of the instruction's last token at the layer of the stop",
     "attention_before": "(b, h, v) the same row, one layer earlier",
     "attention_received": "(b, h, v) mean over every query, one layer earlier",
+    "text_attention": "(b, h, t, v) attention of every text token at the layer of the stop",
+    "text_attention_before": "(b, h, t, v) the same rows, one layer earlier",
+    "received_from_text": "(b, v) sum over text queries of the largest head's, one layer earlier",
+    "received_from_visual": "(b, v) mean over visual queries of the same, one layer earlier",
+    "keys": "(b, h, v, e) rotated keys at the layer of the stop",
+    "keys_before": "(b, h, v, e) the same, one layer earlier",
+    "queries": "(b, h, v, e) rotated queries at the layer of the stop",
+    "text_keys_before": "(b, h, t, e) rotated keys of the text tokens, one layer earlier",
+    "text": "(b, t, d) hidden states of the text tokens",
+    "text_valid": "(b, t) True at text tokens, False at filler",
+    "text_behind": "(b, t) True at text tokens behind the sample's first visual token",
+    "normed": "(b, v, d) hidden states through the decoder's last norm",
+    "text_normed": "(b, t, d) the text tokens' through the same norm",
+    "embedding": "(b, o, d) every visual token's input of layer 0, dropped ones included",
+    "embedding_valid": "(b, o) True at these tokens, False at filler",
+    "text_embedding": "(b, t, d) the text tokens' input of layer 0",
+}
+"""Evidence on the decoder: h heads, e head width, t text tokens, o visual tokens at layer 0."""
+
+TOWER: Mapping[str, str] = {
+    "class_attention": "(b, h, v) attention of the vision tower's class token (without one: mean "
+    "over all patches) in the layer whose features are used",
+    "class_attention_first": "(b, h, v) the same in the tower's first layer",
+    "tower_features": "(b, v, e) the features that the projector gets",
+    "tower_keys": "(b, v, e) keys in the layer whose features are used, mean over heads",
+    "class_match": "(b, v) softmax of the class token's query with the patches' keys in the last "
+    "layer of the tower, over the full width as one head",
+    "match_keys": "(b, v, e) these keys",
+}
+"""Evidence on the vision tower, of the patches that a visual token is made of (their mean)."""
+
+EVIDENCE: Mapping[str, str] = {
+    **DECODER,
+    **TOWER,
     "grid": "image, frame, tile, row and column of every token (`Tokens.places`)",
 }
 """What a strategy may name in `needs`, and the shape in which it gets it."""
@@ -112,6 +146,8 @@ class Plan:
             None when the kept tokens stay as they are.
         weight: (b, v) share of each token in its group's mean; None means equal shares.
         how: what a group becomes, the weighted `"mean"` or the elementwise `"max"`.
+        mix: (b, k, v) in place of groups: how much of every token each slot contains, where a token
+            goes to several slots or the weights of a slot do not sum to one.
     """
 
     keep: Tensor
@@ -119,6 +155,12 @@ class Plan:
     group: Tensor | None = None
     weight: Tensor | None = None
     how: Merge = "mean"
+    mix: Tensor | None = None
+
+    @property
+    def merges(self) -> bool:
+        """Whether kept tokens contain others."""
+        return self.group is not None or self.mix is not None
 
     def counts(self) -> Tensor:
         """(b,) kept tokens per sample."""
@@ -132,6 +174,8 @@ class Plan:
 
     def merge(self, x: Tensor) -> Tensor:
         """(b, v, d) -> (b, k, d): what the kept tokens contain (hidden states)."""
+        if self.mix is not None:
+            return self.mix.to(x.dtype) @ x
         if self.group is None:
             return self.take(x)
         b, k = self.keep.shape

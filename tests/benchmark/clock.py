@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.benchmark.sizes import DEVICE
-from tokenreduce.engine.evidence import Handover
+from tokenreduce.engine.handover import Handover
 from tokenreduce.engine.hooks import Hook
 
 

@@ -7,7 +7,7 @@ import torch
 
 import tokenreduce as tr
 from tokenreduce.engine import passes
-from tokenreduce.engine.evidence import Handover
+from tokenreduce.engine.handover import Handover
 from tokenreduce.testing.batches import batch
 from tokenreduce.testing.models import FAMILIES
 

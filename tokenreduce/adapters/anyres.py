@@ -8,6 +8,7 @@ coordinates in place of features, and says of every token where it comes from.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,15 +36,16 @@ def traced(base: Part, size: Any, pack: Pack, *, tiled: bool = True) -> Picture:
 
     Returns:
         Tile 0 is the whole image, tile 1 the grid of tiles, joined and without its padding; a
-        newline ends the row of the token before it.
+        newline ends the row of the token before it. Patches are counted from this image's first.
     """
     vision = base.config.vision_config
     side = vision.image_size // vision.patch_size
     size = torch.as_tensor(size).cpu()
     y, x = (t.flatten() for t in torch.meshgrid(*[torch.arange(side)] * 2, indexing="ij"))
     views = [torch.stack([torch.zeros_like(y), y, x], dim=1)]
+    across = 1
     if tiled:
-        down, across = _tiles(base.config, size)
+        down, across = tiles(base.config, size)
         views += [
             torch.stack([torch.ones_like(y), y + side * i, x + side * j], dim=1)
             for i in range(down)
@@ -51,17 +53,27 @@ def traced(base: Part, size: Any, pack: Pack, *, tiled: bool = True) -> Picture:
         ]
     newline = torch.full((3,), NEWLINE)
     packed, _ = pack([torch.stack(views).float()], size[None], image_newline=newline)
-    return _picture(packed[0])
+    return replace(_picture(packed[0]), patches=_patches(packed[0], side, across)[:, None])
 
 
-def _tiles(config: Any, size: Tensor) -> tuple[int, int]:
+def tiles(config: Any, size: Tensor) -> tuple[int, int]:
     """Rows and columns of tiles that an image is cut into."""
     from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape
 
     rows, columns = get_anyres_image_grid_shape(
         size, config.image_grid_pinpoints, config.vision_config.image_size
     )
-    return rows, columns
+    return int(rows), int(columns)
+
+
+def _patches(packed: Tensor, side: int, across: int) -> Tensor:
+    """(n,) the patch of every token, the nearest where coordinates are fractions; -1 for newlines.
+
+    The tower sees one view after the other, each with `side` rows and columns of patches.
+    """
+    tile, y, x = packed.round().long().unbind(1)
+    view = torch.where(tile == 0, 0, 1 + y // side * across + x // side)
+    return torch.where(tile < 0, -1, (view * side + y % side) * side + x % side)
 
 
 def _picture(packed: Tensor) -> Picture:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any, ClassVar
 
-from tokenreduce.adapter import Adapter, Part, adapters
+from tokenreduce.adapter import Adapter, Part, Tower, adapters
 from tokenreduce.geometry import Picture
+from tokenreduce.tokens import TOWER
 
 
 @adapters.register("llava")
@@ -14,6 +16,7 @@ class Llava(Adapter):
     """LLaVA-1.5: one square grid of patches per image; Pixtral towers have a grid per image."""
 
     families: ClassVar[frozenset[str]] = frozenset({"llava"})
+    evidence: ClassVar[frozenset[str]] = Adapter.evidence | frozenset(TOWER)
 
     def pictures(self, base: Part, call: Mapping[str, Any], output: Any) -> list[Picture]:
         """A grid per image; Pixtral's from `image_sizes` in pixels, CLIP's a square."""
@@ -27,4 +30,22 @@ class Llava(Adapter):
                     found.append(Picture.grid(height, width))
                     continue
             found.append(Picture.unknown(len(image)))
-        return found
+        counts = [0, *accumulate(map(len, found))]
+        return [picture.of(first) for picture, first in zip(found, counts, strict=False)]
+
+    def tower(self, base: Part) -> Tower | None:
+        """CLIP or SigLIP; a Pixtral tower, whose rotary embedding would be missed, has none."""
+        return clip_tower(base)
+
+
+def clip_tower(base: Part) -> Tower | None:
+    """The facts of a CLIP or SigLIP tower, None for another."""
+    config, tower = base.config.vision_config, base.vision_tower
+    if config.model_type not in ("clip_vision_model", "siglip_vision_model"):
+        return None
+    inner = getattr(tower, "vision_model", tower)
+    layers, chosen = inner.encoder.layers, getattr(base.config, "vision_feature_layer", -1)
+    chosen = chosen[-1] if isinstance(chosen, (list, tuple)) else chosen
+    feature = (chosen if chosen >= 0 else len(layers) + 1 + chosen) - 1
+    classes = int(config.model_type == "clip_vision_model")
+    return Tower(layers, feature, config.num_attention_heads, classes)

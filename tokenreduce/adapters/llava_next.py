@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar
 
-from tokenreduce.adapter import Adapter, Part, adapters
-from tokenreduce.adapters.anyres import traced
+from tokenreduce.adapter import Adapter, Part, Tower, adapters
+from tokenreduce.adapters.anyres import tiles, traced
+from tokenreduce.adapters.llava import clip_tower
 from tokenreduce.geometry import WHOLE, Box, Picture
+from tokenreduce.tokens import TOWER
 
 
 @adapters.register("llava_next")
@@ -20,10 +22,15 @@ class LlavaNext(Adapter):
     """
 
     families: ClassVar[frozenset[str]] = frozenset({"llava_next"})
+    evidence: ClassVar[frozenset[str]] = Adapter.evidence | frozenset(TOWER)
 
     def pictures(self, base: Part, call: Mapping[str, Any], output: Any) -> list[Picture]:
         """Coordinates traced through the model's own packing, token by token."""
         return packed_pictures(base, call, output)
+
+    def tower(self, base: Part) -> Tower | None:
+        """CLIP or SigLIP."""
+        return clip_tower(base)
 
     def view(self, processor: Any, width: int, height: int) -> Box:
         """All of it: the whole image is stretched, and the tiles' padding is cut off again."""
@@ -33,9 +40,17 @@ class LlavaNext(Adapter):
 def packed_pictures(base: Part, call: Mapping[str, Any], output: Any) -> list[Picture]:
     """The pictures of one encoder call of LLaVA-NeXT's kind."""
     pack = partial(base.pack_image_features, vision_feature_select_strategy="default")
-    found = []
+    found, first = [], 0
     for size, features in zip(call["image_sizes"], output.pooler_output, strict=True):
         picture = traced(base, size, pack)
         fits = len(picture) == len(features)
-        found.append(picture if fits else Picture.unknown(len(features)))
+        found.append(picture.shifted(first) if fits else Picture.unknown(len(features)))
+        down, across = tiles(base.config, size)
+        first += (1 + down * across) * patches_of(base)
     return found
+
+
+def patches_of(base: Part) -> int:
+    """How many patches one view of an image has."""
+    vision = base.config.vision_config
+    return int(vision.image_size // vision.patch_size) ** 2

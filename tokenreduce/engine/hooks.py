@@ -6,6 +6,7 @@ import inspect
 import threading
 import types
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -60,28 +61,38 @@ class Replaced:
 
 
 class Watched(Replaced):
-    """A method whose every call is reported; not those that another watched method makes."""
+    """A method whose calls pass through somebody; not those that another watched method makes.
+
+    Args:
+        module: whose method it is.
+        name: of the method.
+        through: gets the arguments of a call by name and the call itself, makes it, and returns
+            what it returned.
+    """
 
     _inside = threading.local()
 
     def __init__(
-        self, module: nn.Module, name: str, report: Callable[[dict[str, Any], Any], None]
+        self,
+        module: nn.Module,
+        name: str,
+        through: Callable[[dict[str, Any], Callable[[], Any]], Any],
     ) -> None:
-        super().__init__(module, name, self._reported)
-        self.report = report
+        super().__init__(module, name, self._passed)
+        self.through = through
         self.signature = inspect.signature(self.original)
 
-    def _reported(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _passed(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        call = partial(original, *args, **kwargs)
+        if getattr(self._inside, "module", None) is self.module:
+            return call()
         outer = getattr(self._inside, "module", None)
         self._inside.module = self.module
         try:
-            output = original(*args, **kwargs)
+            bound = self.signature.bind(*args, **kwargs).arguments
+            return self.through({**bound, **bound.get("kwargs", {})}, call)
         finally:
             self._inside.module = outer
-        if outer is not self.module:
-            bound = self.signature.bind(*args, **kwargs).arguments
-            self.report({**bound, **bound.get("kwargs", {})}, output)
-        return output
 
 
 def _plain(module: nn.Module, name: str) -> Any:

@@ -5,7 +5,7 @@ Shapes: b samples, l sequence, r asking tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tokenreduce.adapter import IMAGE, VIDEO, Adapter
 from tokenreduce.engine.sequence import Sequence
-from tokenreduce.geometry import Picture, Runs, assign, places
+from tokenreduce.geometry import Picture, Runs, assign, joined, places
 
 RAW = ("pixel_values", "image_patches", "image_pixel_values")
 
@@ -34,10 +34,16 @@ def merged_kinds(arguments: Mapping[str, Any]) -> set[str]:
 
 @dataclass
 class Album:
-    """The pictures of the latest encoder calls by kind; `used` counts tokens already placed."""
+    """The pictures of the latest encoder calls by kind; `used` counts tokens already placed.
+
+    Where the encoder is given parts of pictures, `joined` makes a picture of those of a run, or
+    `grouped` pictures of those of a sample, by its token ids.
+    """
 
     pictures: dict[str, list[Picture]] = field(default_factory=dict)
     used: dict[str, int] = field(default_factory=dict)
+    joined: Callable[[list[Picture]], Picture] | None = None
+    grouped: Callable[[list[Picture], list[int], list[bool]], list[Picture]] | None = None
 
     def put(self, kind: str, pictures: list[Picture]) -> None:
         """Takes in what an encoder call was about; nothing of it has had its turn."""
@@ -127,10 +133,12 @@ def describe(
     real: Tensor | None,
     asking: Asking,
     album: Album,
+    ids: Tensor | None = None,
 ) -> bool:
     """Fills `seq` with what is known of its visual tokens; False when it has none after all.
 
     `kind` (b, l) is 0 for text, else the number of a kind of picture in `names`, counted from 1.
+    `ids` (b, l) are the token ids, where the model was given any.
     """
     real = None if real is None else real.to(kind.device, torch.bool)
     if real is not None:
@@ -161,6 +169,11 @@ def describe(
         album.used[name] = album.used.get(name, 0) + number
     if found is None:
         found = [[Picture.unknown(n)] if n else [] for n in seq.counts]
+    elif album.joined is not None:
+        found = [joined(x, n, album.joined) for x, n in zip(found, _stretches(visual), strict=True)]
+    elif album.grouped is not None and ids is not None:
+        rows = zip(found, ids.tolist(), visual.tolist(), strict=True)  # sync: once per prompt
+        found = [album.grouped(*row) for row in rows]
     seq.pictures = found
     seq.places = places(found, seq.device)
     seq.separators = max((sum(int(p.separator.sum()) for p in row) for row in found), default=0)
@@ -178,6 +191,11 @@ def _runs(kind: Tensor, names: tuple[str, ...], of_kind: list[list[int]]) -> lis
         [(names[number - 1], len(list(same))) for number, same in groupby(filter(None, row))]
         for row in kind.tolist()
     ]
+
+
+def _stretches(visual: Tensor) -> list[list[int]]:
+    """Per sample, how many visual tokens follow each other (sync: once per prompt)."""
+    return [[sum(same) for yes, same in groupby(row) if yes] for row in visual.tolist()]
 
 
 def _asking(seq: Sequence, asks: Tensor | None, most: int, drafts: int) -> tuple[Tensor, Tensor]:

@@ -13,16 +13,18 @@ from torch import Tensor, nn
 
 from tokenreduce.adapter import Part
 from tokenreduce.engine.cache import Pending, ShortLayer, held, short
-from tokenreduce.engine.evidence import Capture, Handover, LayerView, evidence
+from tokenreduce.engine.evidence import FROM_BEFORE, Capture, evidence
+from tokenreduce.engine.handover import Handover
 from tokenreduce.engine.masks import gathered
 from tokenreduce.engine.positions import rotary
 from tokenreduce.engine.sequence import Layout, Sequence, advance, rows_of
 from tokenreduce.engine.setup import Setup
+from tokenreduce.engine.view import LayerView
 from tokenreduce.strategy import Strategy
 from tokenreduce.tokens import Plan, Tokens
 
-FROM_BEFORE = frozenset({"attention_before", "attention_received"})
-"""Evidence that is captured while the layer before a stop runs."""
+EMBEDDINGS = frozenset({"embedding", "text_embedding"})
+"""Evidence on the input of layer 0, which is then kept for later stops."""
 RESHAPED = ("attention_mask", "position_embeddings", "position_ids")
 """What a layer is given per token, beside the hidden states."""
 
@@ -44,6 +46,8 @@ def enter(
     by_name = not args
     hidden: Tensor = kwargs.pop("hidden_states") if by_name else args[0]
     cached = held(kwargs.get("past_key_values"), i)
+    if not i and setup.strategy.needs & EMBEDDINGS:
+        seq.embedded = hidden.detach()
     if i not in seq.layouts:  # a layer that checkpointing runs again finds its layout here
         if i in setup.stops:
             _decide(setup, i, layer, hidden, kwargs, seq, cached)
@@ -153,12 +157,12 @@ def _decide(
             layer=i,
             seed=setup.seed,
             separators=seq.separators,
-            evidence=evidence(view, capture, setup.strategy.needs),
+            evidence=evidence(view, capture, setup.strategy.needs, setup.decoder),
         )
         plan = setup.strategy.plan(tokens, budget)
     _check(setup.strategy, plan, budget, i)
     seq.layout, seq.steps[i] = advance(seq, before, plan, budget)
-    if view.projected is not None and plan.group is None:
+    if view.projected is not None and not plan.merges:
         keys = rows_of(view.projected, seq.steps[i].rows)
         seq.evidence[i] = Handover(setup.adapter.key_projection(layer), keys)
     seq.plans[i] = plan

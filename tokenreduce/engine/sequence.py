@@ -58,6 +58,7 @@ class Sequence:
         layouts: per layer, once its turn has come; a recomputed layer finds its own again.
         plans: the strategy's decision at every stop; `steps` what it does to the hidden states;
             `kept` the origins (b, k) of what is left, their validity, and the counts.
+        embedded: (b, l, d) the input of layer 0, where a strategy reads it.
         evidence: captures that run for a coming stop, and what is handed to the layer of a stop.
     """
 
@@ -81,6 +82,7 @@ class Sequence:
     kept: dict[int, tuple[Tensor, Tensor, tuple[int, ...]]] = field(default_factory=dict)
     evidence: dict[int, Any] = field(default_factory=dict)
     layout: Layout | None = None
+    embedded: Tensor | None = None
     memo: dict[Hashable, Any] = field(default_factory=dict)
 
     def once(self, key: Hashable, make: Callable[[], T], *alive: Any) -> T:
@@ -96,6 +98,17 @@ class Sequence:
         index, valid = keep_from_mask(self.visual, max(self.counts))
         places = torch.arange(index.shape[1], device=index.device).expand_as(index)
         return Layout(None, None, index, valid, places, self.counts)
+
+    def embedding(self, kind: str) -> Tensor:
+        """(b, n, d) the input of layer 0 at `"visual"` or `"text"` tokens, zeros at filler."""
+        assert self.embedded is not None  # kept where a strategy reads it
+        assert self.visual is not None
+        mask, counts = self.visual, self.counts
+        if kind == "text":
+            mask, counts = ~self.visual, self.texts
+            mask = mask if self.real is None else mask & self.real
+        index, valid = keep_from_mask(mask, max(max(counts), 1))
+        return rows_of(self.embedded, index).masked_fill(~valid[..., None], 0.0)
 
     def order(self, layout: Layout | None) -> Tensor:
         """(b, p) absolute logical index of every token of a layout, -1 for filler."""
@@ -121,7 +134,7 @@ class Step:
 
     def hidden(self, hidden: Tensor) -> Tensor:
         """(b, p_before, d) -> (b, p, d): drops tokens, after merging those that merge."""
-        if self.plan.group is not None:
+        if self.plan.merges:
             visual = rows_of(hidden, self.before.visual)
             merged = self.plan.merge(visual)
             slots = self.before.visual.gather(1, self.plan.keep)

@@ -24,6 +24,7 @@ from tokenreduce.engine.inputs import Album
 from tokenreduce.engine.restore import restore_output, text_rows
 from tokenreduce.engine.sequence import Sequence
 from tokenreduce.engine.setup import Setup
+from tokenreduce.engine.tower import measure, watched
 from tokenreduce.geometry import Picture
 
 KEY = "tokenreduce_sequence"
@@ -50,6 +51,7 @@ class Frame:
             n - 1 drafts that way).
         rows: (b, t) positions whose logits are wanted; None for all.
         found: the kinds of visual tokens and the attention mask that the base was called with.
+        clips, ids: the videos and the token ids that the base was called with.
         marked: the caller's own mask, and its pictures.
         album: the pictures of the latest encoder calls.
         current: the sequence that is passing through the decoder.
@@ -59,6 +61,8 @@ class Frame:
     drafts: int = 0
     rows: Tensor | None = None
     found: tuple[Tensor | None, Any] = (None, None)
+    clips: Any = None
+    ids: Tensor | None = None
     marked: tuple[Tensor, Album] | None = None
     album: Album = field(default_factory=Album)
     current: Sequence | None = None
@@ -106,6 +110,7 @@ class Wiring:
         for i, layer in enumerate(decoder.layers):
             hook = Hook(self._layer_before(i))
             self.handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+        self.tower = setup.adapter.tower(base)
         self.names = tuple(setup.adapter.visual_ids(base.config))
         for name, kind in setup.adapter.encoders.items():
             if hasattr(base, name):
@@ -136,7 +141,12 @@ class Wiring:
     def frame(self) -> Frame:
         """This thread's frame."""
         if not hasattr(self._local, "frame"):
-            self._local.frame = Frame()
+            adapter = self.setup.adapter
+            album = Album(
+                joined=adapter.joined if adapter.runs else None,
+                grouped=adapter.grouped if adapter.tagged else None,
+            )
+            self._local.frame = Frame(album=album)
         frame: Frame = self._local.frame
         return frame
 
@@ -182,22 +192,31 @@ class Wiring:
     def _root_after(self, kwargs: Keywords, output: Any) -> None:
         frame = self.frame
         frame.labels, frame.drafts, frame.rows, frame.found = None, 0, None, (None, None)
+        frame.clips = frame.ids = None
 
     # -- base: which tokens are visual ---------------------------------------------------------
 
-    def _encoded(self, kind: str, call: Keywords, output: Any) -> None:
-        adapter = self.setup.adapter
+    def _encoded(self, kind: str, call: Keywords, run: Callable[[], Any]) -> Any:
+        adapter, clips = self.setup.adapter, self.frame.clips
+        if clips is not None and any(value is clips for value in call.values()):
+            kind = VIDEO  # some families have one encoder for both
+        with watched(self.tower, self.setup.strategy.needs) as watch:
+            output = run()
         read = adapter.clips if kind == VIDEO else adapter.pictures
         pictures = read(self.base, call, output)
+        if watch is not None:
+            pictures = measure(pictures, watch)
         self.frame.album.put(kind, pictures)
         if isinstance(output, dict):  # features may be used later, after other pictures
             setattr(output, PICTURES, (kind, pictures))
+        return output
 
     def _base_before(self, given: Mapping[str, Any], args: Arguments, kwargs: Keywords) -> None:
         for output in (given.get("mm_encoder_outputs") or {}).values():
             known = getattr(output, PICTURES, None)
             if known is not None:
                 self.frame.album.put(*known)
+        self.frame.clips, self.frame.ids = given.get("pixel_values_videos"), given.get("input_ids")
         self.frame.found = (self._visual(given), given.get("attention_mask"))
 
     def _visual(self, given: Mapping[str, Any]) -> Tensor | None:
@@ -224,7 +243,7 @@ class Wiring:
             if frame.marked is not None:
                 names, album = (MARKED,), frame.marked[1]
             asking = inputs.Asking(frame.labels, frame.drafts)
-            inputs.describe(seq, kind.to(x.device), names, real, asking, album)
+            inputs.describe(seq, kind.to(x.device), names, real, asking, album, frame.ids)
         elif not seq.start or (seq.length > 1 and not frame.drafts):
             seq.texts = inputs.lengths(seq, inputs.real_tokens(mask, seq.start, seq.length))
         frame.current = seq

@@ -71,7 +71,7 @@ def generate(config: DictConfig, output: Path) -> dict[str, Any]:
         report, kept = reduction.report.to_dict(), reduction.kept
         views = [_view(reduction, loaded, image) for image in images]
         pictures = [p.inside(v) for p, v in zip(reduction.places[0], views, strict=True)]
-        merged = {layer for layer, plan in reduction.plans.items() if plan.group is not None}
+        merged = {layer for layer, plan in reduction.plans.items() if plan.merges}
         picture = draw(images, pictures, kept, merged, output / "kept.png")
     full = answer(loaded, inputs, config.max_new_tokens)
     chances: dict[str, dict[str, float]] = {}

@@ -19,7 +19,11 @@ from tokenreduce.strategy import Strategy
 from tokenreduce.tokens import EVIDENCE, PLACES, Plan, Tokens
 
 WIDTH, HEADS = 8, 3
-LENGTHS = {"h": HEADS, "d": WIDTH, "l": 11, "e": 4}
+LENGTHS = {"h": HEADS, "d": WIDTH, "l": 11, "e": 4, "t": 6}
+FILLER = 50.0
+"""What stands at padding."""
+SHARES = ("attention", "received", "class_match")
+"""Words in the names of evidence that is a share, hence positive."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ def tokens_of(samples: Sequence[Sample], layer: int = 2, gap: int = 0) -> Tokens
 
 
 def _evidence(samples: Sequence[Sample], v: int) -> Mapping[str, Callable[[], Tensor]]:
-    """Every kind of evidence that has a shape; attention is a positive share."""
+    """Every kind of evidence that has a shape; what is a share is positive."""
     found: dict[str, Callable[[], Tensor]] = {}
     for name in EVIDENCE:
         if _dims(name):
@@ -104,20 +108,22 @@ def _evidence(samples: Sequence[Sample], v: int) -> Mapping[str, Callable[[], Te
 
 def _measured(samples: Sequence[Sample], name: str, dims: tuple[str, ...], v: int) -> Tensor:
     x = _stacked(samples, name, dims, v)
-    return x.sigmoid() if "attention" in name else x
+    if "True" in EVIDENCE[name]:
+        return (x > 0) & (x < FILLER)
+    return x.sigmoid() if any(word in name for word in SHARES) else x
 
 
 def _stacked(samples: Sequence[Sample], name: str, dims: tuple[str, ...], v: int) -> Tensor:
     """(b, *dims) every sample's numbers; what stands at padding is large and means nothing."""
     rows = []
     for sample in samples:
-        own = [len(sample) if dim == "v" else LENGTHS.get(dim, 5) for dim in dims]
+        own = [len(sample) if dim in "vo" else LENGTHS.get(dim, 5) for dim in dims]
         row = sample.draw(name, tuple(own))
         for axis, dim in enumerate(dims):
-            if dim == "v":
+            if dim in "vo":
                 size = list(row.shape)
                 size[axis] = v - len(sample)
-                row = torch.cat([row, torch.full(size, 50.0)], dim=axis)
+                row = torch.cat([row, torch.full(size, FILLER)], dim=axis)
         rows.append(row)
     return torch.stack(rows)
 
@@ -177,6 +183,8 @@ def keeps_exactly_the_budget(strategy: Strategy) -> None:
             assert bool(tokens.valid[i, index].all()), f"{said}: keeps padding in sample {i}"
         if plan.group is not None:
             _groups(said, tokens, plan)
+        if plan.mix is not None:
+            _mixes(said, tokens, plan)
 
 
 def _groups(said: str, tokens: Tokens, plan: Plan) -> None:
@@ -189,6 +197,17 @@ def _groups(said: str, tokens: Tokens, plan: Plan) -> None:
         used = group[group >= 0]
         assert bool((used < len(index)).all()), f"{said}: merges into slots that do not exist"
         assert len(set(used.tolist())) == len(index), f"{said}: leaves slots of sample {i} empty"
+
+
+def _mixes(said: str, tokens: Tokens, plan: Plan) -> None:
+    """Every slot contains something, and nothing of padding."""
+    assert plan.mix is not None
+    k, v = plan.keep.shape[1], tokens.valid.shape[1]
+    assert plan.mix.shape == (len(tokens.counts), k, v), f"{said}: mixes of {plan.mix.shape}"
+    for i, index in enumerate(kept_rows(plan)):
+        mix = plan.mix[i, : len(index)]
+        assert bool((mix[:, ~tokens.valid[i]] == 0).all()), f"{said}: mixes padding"
+        assert bool((mix != 0).any(dim=1).all()), f"{said}: leaves slots of sample {i} empty"
 
 
 def writes_to_nothing(strategy: Strategy) -> None:
@@ -239,6 +258,10 @@ def _same_choice(said: str, plan: Plan, i: int, alone: Plan) -> None:
     if plan.group is not None and alone.group is not None:
         n = min(plan.group.shape[1], alone.group.shape[1])
         assert torch.equal(plan.group[i, :n], alone.group[0, :n]), f"{said}: merges differently"
+    if plan.mix is not None and alone.mix is not None:
+        n, k = min(plan.mix.shape[2], alone.mix.shape[2]), len(mine)
+        gap = (plan.mix[i, :k, :n] - alone.mix[0, :k, :n]).abs().amax() if k else torch.zeros(())
+        assert gap <= 1e-5, f"{said}: mixes differently by {gap:.2e}"
 
 
 def keeping_all_is_the_identity(strategy: Strategy) -> None:
@@ -259,7 +282,7 @@ def separators_follow_their_row(strategy: Strategy) -> None:
     """A separator stays with its row and only with it; one row may go without, for the budget."""
     for tokens, budget in _asked(strategy):
         plan = strategy.plan(tokens, budget)
-        if plan.group is not None:
+        if plan.merges:
             return  # a merged separator stands for several rows
         for i, index in enumerate(kept_rows(plan)):
             line, sign = tokens.places.line[i], tokens.places.separator[i]

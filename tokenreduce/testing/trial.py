@@ -81,7 +81,7 @@ class Outcome:
     @property
     def merges(self) -> bool:
         """Whether kept tokens contain others; hiding the dropped ones is then no reference."""
-        return any(plan.group is not None for plan in self.plans.values())
+        return any(plan.merges for plan in self.plans.values())
 
 
 @dataclass

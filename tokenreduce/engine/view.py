@@ -1,0 +1,235 @@
+"""One decoder layer as far as attention is concerned: queries, keys, and rows of attention.
+
+No l x l map, no second run of a layer: only the projections that a score needs are computed, for
+the rows that it needs. Softmax over the whole visible row, in fp32.
+Shapes: b samples, r rows, p physical tokens, v visual tokens, t text tokens, h heads, e head width.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokenreduce.adapter import Adapter, Rotary
+from tokenreduce.engine.masks import visible
+from tokenreduce.engine.sequence import Layout, Sequence, rows_of
+from tokenreduce.tokens import keep_from_mask
+
+ROWS_AT_ONCE = 256
+"""Query rows per block when every token asks: bounds memory at (h, 256, p) floats per sample."""
+KEYS_AT_ONCE = 512
+"""Tokens per block when keys are made on a CPU: what is made of a block is read from its cache."""
+
+
+@dataclass
+class LayerView:
+    """One decoder layer in one forward pass, as far as attention is concerned.
+
+    Attributes:
+        hidden: (b, p, d) the layer's input; `layout` says which tokens these are.
+        rotary: cos and sin of these tokens.
+        mask: the model's own (logical) mask for this layer.
+        past: keys and their logical order (b, p_past) cached before this pass, if any.
+        handing: whether the layer may be given the projections that a score made of its keys.
+        projected: these projections (b, p, h_kv e), once a score has made them.
+    """
+
+    adapter: Adapter
+    seq: Sequence
+    layer: nn.Module
+    layout: Layout
+    hidden: Tensor
+    rotary: Rotary
+    mask: Any
+    past: tuple[Tensor, Tensor] | None
+    handing: bool = False
+    projected: Tensor | None = None
+
+    def asked(self, projected_keys: Tensor | None = None, queries: Tensor | None = None) -> Tensor:
+        """(b, h, v) attention of the asking tokens, averaged over them."""
+        rows, valid = self._asking()
+        if queries is None:
+            queries = self.queries(rows)
+        products = self._products(queries, projected_keys)
+        return self._visual(self._mean(products, rows, valid))
+
+    def received(
+        self, projected_keys: Tensor | None = None, projected_queries: Tensor | None = None
+    ) -> Tensor:
+        """(b, h, v) attention from all tokens of the sequence, averaged over them."""
+        queries = self.adapter.queries(self.layer, self.hidden, self.rotary, projected_queries)
+        keys = self._all_keys(projected_keys)
+        (b, p), width = self.hidden.shape[:2], keys.shape[2]
+        rows = torch.arange(p, device=keys.device).expand(b, -1)
+        valid = self.seq.order(self.layout) >= 0
+        if self.layout.index is None and self.seq.real is not None:
+            valid = valid & self.seq.real
+        total = torch.zeros(b, queries.shape[1], width, device=keys.device)
+        for at in range(0, p, ROWS_AT_ONCE):
+            part = slice(at, at + ROWS_AT_ONCE)
+            # without a mask attention is causal: later keys get nothing from this block
+            upto = width if isinstance(self.mask, Tensor) else width - max(p - part.stop, 0)
+            share = valid[:, part].sum(dim=1).float()[:, None, None]
+            products = self._dot(queries[:, :, part], keys[:, :, :upto])
+            total[:, :, :upto] += self._mean(products, rows[:, part], valid[:, part]) * share
+        return self._visual(total) / valid.sum(dim=1).clamp(min=1).float()[:, None, None]
+
+    def from_text(
+        self, projected_keys: Tensor | None = None, queries: Tensor | None = None
+    ) -> Tensor:
+        """(b, h, t, v) attention of every text token."""
+        rows = self.text()[0]
+        if queries is None:
+            queries = self.queries(rows)
+        return self._visual(self._share(self._products(queries, projected_keys), rows))
+
+    def largest(
+        self, projected_keys: Tensor | None = None, projected_queries: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(b, v) twice: the largest head's attention, sum of the text rows, mean of the visual."""
+        queries = self.adapter.queries(self.layer, self.hidden, self.rotary, projected_queries)
+        keys = self._all_keys(projected_keys)
+        b, p = self.hidden.shape[:2]
+        rows = torch.arange(p, device=keys.device).expand(b, -1)
+        kinds = self._present(), self._present(visual=True)
+        sums = [torch.zeros(b, keys.shape[2], device=keys.device) for _ in kinds]
+        for at in range(0, p, ROWS_AT_ONCE):
+            part = slice(at, at + ROWS_AT_ONCE)
+            most = self._share(self._dot(queries[:, :, part], keys), rows[:, part]).amax(dim=1)
+            for total, kind in zip(sums, kinds, strict=True):
+                total += (most * kind[:, part, None]).sum(dim=1)
+        text, visual = (self._visual(total[:, None])[:, 0] for total in sums)
+        counts = torch.tensor(self.layout.counts, device=visual.device).clamp(min=1)
+        return text, visual / counts[:, None]
+
+    def keys(self, rows: Tensor, projected: Tensor | None = None) -> Tensor:
+        """(b, h, r, e) keys of the tokens at `rows` (b, r), one for each query head."""
+        x = self.adapter.keys(self.layer, self.hidden, self.rotary, projected)
+        index = rows[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[-1])
+        return x.gather(2, index).repeat_interleave(self.adapter.key_groups(self.layer), dim=1)
+
+    def text(self) -> tuple[Tensor, Tensor]:
+        """(b, t) physical index of the text tokens, and which entries count."""
+        return keep_from_mask(self._present(), max(max(self.seq.texts), 1))
+
+    def behind(self) -> Tensor:
+        """(b, t) True at the text tokens that stand behind the sample's first visual token."""
+        rows, valid = self.text()
+        there = self.layout.visual_valid
+        far = self.hidden.shape[1]
+        first = torch.where(there, self.layout.visual, far).amin(dim=1, keepdim=True)
+        return valid & (rows > first)
+
+    def _present(self, visual: bool = False) -> Tensor:
+        """(b, p) True at the text tokens, or at the visual ones."""
+        b, p = self.hidden.shape[:2]
+        spare = torch.zeros(b, p + 1, dtype=torch.bool, device=self.hidden.device)
+        at = torch.where(self.layout.visual_valid, self.layout.visual, p)
+        shown = spare.scatter(1, at, True)[:, :p]
+        if visual:
+            return shown
+        valid = self.seq.order(self.layout) >= 0
+        if self.layout.index is None and self.seq.real is not None:
+            valid = valid & self.seq.real
+        return valid & ~shown
+
+    def _all_keys(self, projected: Tensor | None) -> Tensor:
+        """(b, h_kv, p_past + p, e) every key that the layer sees."""
+        keys = self.adapter.keys(self.layer, self.hidden, self.rotary, projected)
+        return keys if self.past is None else torch.cat([self.past[0], keys], dim=2)
+
+    def queries(self, rows: Tensor) -> Tensor:
+        """(b, h, r, e) queries of the tokens at `rows` (b, r)."""
+        b = self.hidden.shape[0]
+        rotary = tuple(rows_of(table.expand(b, -1, -1), rows) for table in self.rotary)
+        return self.adapter.queries(self.layer, rows_of(self.hidden, rows), (rotary[0], rotary[1]))
+
+    def asking_queries(self) -> Tensor:
+        """(b, h, r, e) queries of the asking tokens."""
+        return self.queries(self._asking()[0])
+
+    def _asking(self) -> tuple[Tensor, Tensor]:
+        """(b, r) physical index of the asking tokens, and which entries count."""
+        seq = self.seq
+        assert seq.asking is not None  # both are set with `seq.visual`
+        assert seq.asking_valid is not None
+        if self.layout.index is None:
+            return seq.asking, seq.asking_valid
+        order = seq.order(self.layout).contiguous()
+        # an asking token may itself be a dropped image token: then the last one left before it
+        rows = torch.searchsorted(order, seq.asking + seq.start, right=True) - 1
+        return rows.clamp(min=0), seq.asking_valid
+
+    def _products(self, queries: Tensor, projected: Tensor | None) -> Tensor:
+        """(b, h, r, p_past + p) scaled products of `queries` with every key, block by block."""
+        p = self.hidden.shape[1]
+        width = KEYS_AT_ONCE if self.hidden.device.type == "cpu" else p
+        made = [] if self.past is None else [self._dot(queries, self.past[0])]
+        with self._kept_projections() if projected is None and self.handing else nullcontext():
+            for at in range(0, p, width):
+                part = slice(at, at + width)
+                rotary = (self.rotary[0][..., part, :], self.rotary[1][..., part, :])
+                given = None if projected is None else projected[:, part]
+                keys = self.adapter.keys(self.layer, self.hidden[:, part], rotary, given)
+                made.append(self._dot(queries, keys))
+        return made[0] if len(made) == 1 else torch.cat(made, dim=-1)
+
+    @contextmanager
+    def _kept_projections(self) -> Iterator[None]:
+        """Keeps what the key projection returns inside the block."""
+        taken: list[Tensor] = []
+        projection = self.adapter.key_projection(self.layer)
+        handle = projection.register_forward_hook(in_this_thread(taken.append))
+        try:
+            yield
+        finally:
+            handle.remove()
+        if sum(part.shape[1] for part in taken) == self.hidden.shape[1]:
+            self.projected = torch.cat(taken, dim=1)
+
+    def _dot(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """(b, h, r, p) scaled products in fp32."""
+        b, h, r, e = queries.shape
+        groups = keys.shape[1]
+        q = queries.float().reshape(b, groups, h // groups * r, e)
+        products = self.adapter.scores(self.layer, q @ keys.float().transpose(-1, -2))
+        return products.view(b, h, r, -1)
+
+    def _mean(self, products: Tensor, rows: Tensor, valid: Tensor) -> Tensor:
+        """(b, h, p) softmax of the given rows over the first p keys, averaged over valid rows."""
+        share = self._share(products, rows)
+        weight = valid.to(share.dtype) / valid.sum(dim=1, keepdim=True).clamp(min=1)
+        return (share * weight[:, None, :, None]).sum(dim=2)
+
+    def _share(self, products: Tensor, rows: Tensor) -> Tensor:
+        """(b, h, r, p) softmax of the given rows over the first p keys."""
+        seq = self.seq
+        own = seq.order(self.layout)
+        order = own if self.past is None else torch.cat([self.past[1], own], dim=1)
+        order, total = order[:, : products.shape[-1]], seq.start + seq.length
+        seen = visible(self.mask, own.gather(1, rows), order, start=seq.start, total=total)
+        return products.masked_fill(~seen, float("-inf")).softmax(dim=-1).nan_to_num(nan=0.0)
+
+    def _visual(self, share: Tensor) -> Tensor:
+        """(b, h, ..., p_past + p) -> (b, h, ..., v)."""
+        offset = 0 if self.past is None else self.past[1].shape[1]
+        column = self.layout.visual + offset
+        column = column.view(len(column), *[1] * (share.dim() - 2), -1)
+        return share.gather(-1, column.expand(*share.shape[:-1], -1))
+
+
+def in_this_thread(take: Callable[[Tensor], None]) -> Callable[..., None]:
+    """A forward hook that tells `take` the output, of calls that this thread makes."""
+    owner = threading.get_ident()
+
+    def hook(_: nn.Module, __: Any, output: Tensor) -> None:
+        if threading.get_ident() == owner:  # else: another prompt in another thread
+            take(output.detach())
+
+    return hook
