@@ -13,7 +13,8 @@ from tokenreduce.testing.models import END, FAMILIES, IMAGE, START
 
 # heights and widths, and the rows and columns of tiles that the processor cuts them into
 SHAPES = {
-    (30, 30): (1, 1), (30, 60): (1, 2), (60, 30): (2, 1), (128, 64): (4, 2), (96, 160): (3, 5), (160, 96): (5, 3),
+    (30, 30): (1, 1), (30, 60): (1, 2), (60, 30): (2, 1), (128, 64): (4, 2),
+    (96, 160): (3, 5), (160, 96): (5, 3),
     (40, 200): (1, 5), (90, 130): (2, 3), (200, 50): (4, 1), (120, 121): (3, 3),
 }  # fmt: skip
 
