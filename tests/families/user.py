@@ -78,6 +78,21 @@ def check(model: Any, inputs: dict[str, Any], grids: list[list[Grid]], **options
         options: for `generate`.
     """
     counts = [sum(t * h * w for t, h, w in row) for row in grids]
+    reduction = compare(model, inputs, counts, **options)
+    places = reduction.places
+    assert [[grid_of(picture) for picture in row] for row in places] == grids
+    return reduction
+
+
+def compare(model: Any, inputs: dict[str, Any], counts: list[int], **options: Any) -> Any:
+    """Generates with and without a reduction, and holds its report against the visual tokens.
+
+    Args:
+        model: as loaded; it must be as it was afterwards.
+        inputs: of one or several prompts.
+        counts: visual tokens of every prompt.
+        options: for `generate`.
+    """
     with torch.no_grad():
         before = generate(model, inputs, **options)
         with tr.reduce(model, "pyramid_drop", AT) as reduction:
@@ -92,8 +107,6 @@ def check(model: Any, inputs: dict[str, Any], grids: list[list[Grid]], **options
     assert report.flops < report.flops_full
     for layer, keep in zip(AT.layers, AT.keeps, strict=True):
         assert [len(x) for x in reduction.kept[layer]] == [round(n * keep) for n in counts]
-    places = reduction.places
-    assert [[grid_of(picture) for picture in row] for row in places] == grids
     assert (reduced.logits[0] - before.logits[0]).abs().max() > 1e-2  # it did something
     return reduction
 

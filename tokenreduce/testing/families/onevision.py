@@ -32,7 +32,8 @@ MOST = 2
 FRAMES = 3
 
 
-def _pinpoints(tile: int) -> list[list[int]]:
+def pinpoints(tile: int) -> list[list[int]]:
+    """Heights and widths of grids that a picture may be cut by."""
     return [[tile, 2 * tile], [2 * tile, tile], [2 * tile, 2 * tile]]
 
 
@@ -45,7 +46,7 @@ def _onevision(attention: str) -> nn.Module:
         text_config=transformers.Qwen2Config(**text()),
         image_token_index=IMAGE,
         video_token_index=VIDEO,
-        image_grid_pinpoints=_pinpoints(tile),
+        image_grid_pinpoints=pinpoints(tile),
         vision_aspect_ratio=f"anyres_max_{MOST}",
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
@@ -63,7 +64,7 @@ def _next_video(attention: str) -> nn.Module:
         text_config=transformers.LlamaConfig(**text()),
         image_token_index=IMAGE,
         video_token_index=VIDEO,
-        image_grid_pinpoints=_pinpoints(tile),
+        image_grid_pinpoints=pinpoints(tile),
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         tie_word_embeddings=False,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from tokenreduce.testing.kits import glm, qwen_vl
+from tokenreduce.testing.kits import glm, internvl, onevision, perception, qwen_vl
 from tokenreduce.testing.kits.kit import PLAIN, Kit
 
 __all__ = ["KITS", "PLAIN", "Kit"]
 
-KITS: dict[str, Kit] = {kit.family: kit for kit in (*qwen_vl.KITS, *glm.KITS)}
+KITS: dict[str, Kit] = {
+    kit.family: kit
+    for module in (qwen_vl, glm, internvl, onevision, perception)
+    for kit in module.KITS
+}
 """Every kit, by its family's recipe."""
