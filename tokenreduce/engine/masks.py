@@ -6,10 +6,14 @@ it is. Shapes: b samples, q physical queries, k physical keys.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Whether a query may see a key, by (sample, head, query, key): flex attention's `mask_mod`."""
 
 
 def gathered(
@@ -22,11 +26,12 @@ def gathered(
     ragged: bool,
     kind: str,
     dtype: torch.dtype,
-) -> Tensor | None:
+) -> Any:
     """The mask of the tokens that are left.
 
     Args:
-        mask: what the model built: None, (b, 1, l, l_k) bool or float, or (b, l_k) for flash.
+        mask: what the model built: None, (b, 1, l, l_k) bool or float, (b, l_k) for flash, or a
+            `BlockMask` for flex attention.
         queries: (b, q) absolute logical index of every query, -1 for filler.
         keys: (b, k) the same for the keys.
         start: logical index of the first query of this pass.
@@ -43,12 +48,16 @@ def gathered(
             return None
         if "flash" in kind:
             return keys >= 0 if ragged else None
+        if "flex" in kind:
+            return _blocks(_causal, queries, keys, start, total, total)
         seen = (keys[:, None, None, :] <= queries[:, None, :, None]) & (keys >= 0)[:, None, None, :]
         return seen if kind == "sdpa" else _additive(seen, dtype)
+    if hasattr(mask, "mask_mod"):
+        return _blocks(mask.mask_mod, queries, keys, start, total, mask.seq_lengths[1])
     if not isinstance(mask, Tensor):
         raise ValueError(
             f"attention masks of type {type(mask).__name__} cannot be shortened: load the model "
-            "with attn_implementation='sdpa' or 'eager'"
+            "with attn_implementation='sdpa', 'eager' or 'flex_attention'"
         )
     given: Tensor = mask
     return _rows_and_columns(given, queries, keys, start, total)
@@ -76,9 +85,51 @@ def _rows_and_columns(
     return mask.masked_fill(~seen, torch.finfo(mask.dtype).min)
 
 
+def _blocks(rule: Rule, queries: Tensor, keys: Tensor, start: int, total: int, width: int) -> Any:
+    """A flex `BlockMask` (b, 1, q, k) of the tokens that are left.
+
+    Its rule is the model's own, asked about the rows and columns of these tokens.
+
+    Args:
+        rule: of a mask that ends at logical key `total` and is `width` keys wide.
+        queries: (b, q) absolute logical indices.
+        keys: (b, k) likewise, -1 for filler.
+        start: logical index of the first query of this pass.
+        total: logical number of keys.
+        width: of the model's mask.
+    """
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    seen = _seen(rule, queries, keys, start, total - width)
+    b, (q, k) = len(queries), (queries.shape[1], keys.shape[1])
+    return create_block_mask(seen, B=b, H=None, Q_LEN=q, KV_LEN=k, device=str(keys.device))
+
+
+def _seen(rule: Rule, queries: Tensor, keys: Tensor, start: int, first: int) -> Rule:
+    """The rule of a mask over the tokens at `queries` and `keys`; `first` is its first key."""
+    row, column = (queries - start).clamp(min=0), (keys - first).clamp(min=0)
+    inside = (keys >= 0) & (keys >= first)
+
+    def seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return rule(b, h, row[b, q], column[b, k]) & inside[b, k]
+
+    return seen
+
+
+def _causal(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    return k <= q
+
+
 def visible(mask: Any, queries: Tensor, keys: Tensor, *, start: int, total: int) -> Tensor:
     """(b, 1, q, k) True where a query may see a key; the rows that scores are computed for."""
     present = (keys >= 0)[:, None, None, :]
+    if hasattr(mask, "mask_mod"):
+        from torch.nn.attention.flex_attention import create_mask
+
+        rule = _seen(mask.mask_mod, queries, keys, start, total - mask.seq_lengths[1])
+        b, (q, k) = len(queries), (queries.shape[1], keys.shape[1])
+        seen: Tensor = create_mask(rule, B=b, H=None, Q_LEN=q, KV_LEN=k, device=str(keys.device))
+        return seen
     if not isinstance(mask, Tensor) or mask.dim() == 2:
         seen = (keys[:, None, None, :] <= queries[:, None, :, None]) & present
         if isinstance(mask, Tensor):
