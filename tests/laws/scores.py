@@ -48,9 +48,11 @@ def check_scores(family: str, kind: str = "sdpa", training: bool = False) -> Non
             continue
         alone = given.row(i)
         slots = alone.visual[0].nonzero()[:, 0]
-        calls = handed(model, alone.inputs)
+        calls, axes = handed(model, alone.inputs), None
+        if FAMILIES[family].own_positions:
+            axes = model.base_model.get_rope_index(**alone.inputs)[0][:, 0]
         for name, (layer, who) in EXPECTED.items():
-            whole = attention(model, layer, *(x[0] for x in calls[layer]))
+            whole = attention(model, layer, *(x[0] for x in calls[layer]), axes)
             rows = asking(alone, training) if who == "asking" else torch.arange(whole.shape[-1])
             expected = whole[:, rows].mean(dim=1)[:, slots]
             mine = probe.seen[name][i, :, :n]

@@ -27,7 +27,11 @@ def _make(attention: str) -> nn.Module:
     import transformers
 
     config = transformers.Glm4vConfig(
-        text_config=text(rope_parameters=ROPE | {"partial_rotary_factor": 1.0}),
+        text_config=text(
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            rope_parameters=ROPE | {"partial_rotary_factor": 0.5},
+        ),
         vision_config=tower(image_size=32),
         image_token_id=IMAGE,
         video_token_id=VIDEO,
