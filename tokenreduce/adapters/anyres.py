@@ -85,7 +85,7 @@ def _picture(packed: Tensor) -> Picture:
     tile = tile.round().long()
     row, column = torch.zeros_like(tile), torch.zeros_like(tile)
     box = torch.zeros(len(packed), 4)
-    for view in tile.unique().tolist():
+    for view in sorted(set(tile.tolist())):
         here = tile == view
         row[here], column[here] = _rank(y[here]), _rank(x[here])
         rows, columns = int(row[here].max()) + 1, int(column[here].max()) + 1
@@ -96,4 +96,6 @@ def _picture(packed: Tensor) -> Picture:
 
 def _rank(x: Tensor) -> Tensor:
     """(n,) the number of each coordinate among those that occur, from 0."""
-    return torch.unique((x / STEP).round(), return_inverse=True)[1]
+    values, at = (x / STEP).round().sort()
+    number = torch.nn.functional.pad((values.diff() > 0).long().cumsum(dim=0), (1, 0))
+    return torch.empty_like(number).scatter_(0, at, number)

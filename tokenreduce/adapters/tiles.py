@@ -78,14 +78,13 @@ def layouts(thumbnail: Picture, tiles: Sequence[Picture]) -> list[tuple[int, int
     side = math.isqrt(len(thumbnail))
     if side * side != len(thumbnail):
         return []
-    aim = thumbnail.measures[COLOUR].T.unflatten(1, (side, side))
-    parts = torch.stack([one.measures[COLOUR].T.unflatten(1, (side, side)) for one in tiles])
+    aim, *parts = (x.measures[COLOUR].T.reshape(3, side, side) for x in (thumbnail, *tiles))
     near = float(aim.flatten(1).var(dim=1, correction=0).mean()) * NEAR + 1e-6
     off = {}
     for rows in (n for n in range(1, len(tiles) + 1) if len(tiles) % n == 0):
         columns = len(tiles) // rows
-        laid = parts.unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4)
-        laid = laid.reshape(3, side, rows, side, columns).mean(dim=(2, 4))
+        lines = [torch.cat(parts[i : i + columns], dim=2) for i in range(0, len(parts), columns)]
+        laid = torch.cat(lines, dim=1).reshape(3, side, rows, side, columns).mean(dim=(2, 4))
         error = float((laid - aim).square().mean())
         if error <= near:
             off[rows, columns] = error
