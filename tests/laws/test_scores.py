@@ -9,8 +9,10 @@ from tokenreduce.testing.models import FAMILIES
 from tokenreduce.tokens import EVIDENCE
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "attention"),
+    [(name, kind) for name, family in FAMILIES.items() for kind in family.attentions],
+)
 def test_evidence_is_the_attention_of_the_weights(family, attention):
     check_scores(family, attention)
     check_scores(family, attention, training=True)

@@ -110,8 +110,10 @@ def batch(
     samples, at = [], 0
     for i, n in enumerate(images):
         mine, at = shots[at : at + n], at + n
-        ids, answer = [1, *_words(4 + i, generator)], [False] * (5 + i)
-        for shot in mine:
+        first = [token for shot in mine for token in shot.ids] if family.pictures_first else []
+        ids = [*first, 1, *_words(4 + i, generator)]
+        answer = [False] * len(ids)
+        for shot in [] if family.pictures_first else mine:
             ids += shot.ids + _words(2, generator)
             answer += [False] * len(shot.ids) + [True, False]
         ids += _words(3 + 2 * i, generator)

@@ -162,7 +162,12 @@ def cases(
     for name in FAMILIES if families is None else families:
         few = [OWN, "explicit"]
         chosen = scheduled if scheduled is not None else every if FAMILIES[name].main else few
-        found += [Case(name, s, attention) for s in chosen for attention in attentions]
+        found += [
+            Case(name, s, attention)
+            for s in chosen
+            for attention in attentions
+            if attention in FAMILIES[name].attentions
+        ]
     return found
 
 
@@ -177,7 +182,7 @@ def trial(
     strategy: Strategy,
     family: str | Family = "llava",
     scheduler: str | Scheduler | None = None,
-    attention: str = "sdpa",
+    attention: str | None = None,
 ) -> Trial:
     """One trial, for a single law: `dropping_is_masking(trial(Norm(), "llava"))`."""
     if scheduler is None:
@@ -185,4 +190,4 @@ def trial(
     elif isinstance(scheduler, str):
         scheduler = small(scheduler)
     recipe = FAMILIES[family] if isinstance(family, str) else family
-    return Trial(strategy, scheduler, recipe, attention)
+    return Trial(strategy, scheduler, recipe, attention or recipe.attentions[0])

@@ -13,6 +13,7 @@ from tokenreduce.testing.families.recipe import (
     IMAGE,
     LAYERS,
     START,
+    WIDTH,
     Family,
     Inputs,
     Shot,
@@ -24,6 +25,10 @@ from tokenreduce.testing.families.recipe import (
 SIDE = 32
 """Pixels of Gemma 3's pictures: 8 x 8 patches, pooled to 4 x 4 tokens."""
 TOKENS = 16
+SQUARE = 20
+"""Pixels of PaliGemma's pictures: 5 x 5 patches."""
+PROMPT = 3
+"""Words of PaliGemma's prompt; what follows is the answer."""
 WINDOW = 12
 """Tokens that a sliding layer sees; less than a picture has."""
 
@@ -50,14 +55,64 @@ def _gemma3(**options: Any) -> Callable[[str], nn.Module]:
     return make
 
 
+def _paligemma(generation: str, **options: Any) -> Callable[[str], nn.Module]:
+    def make(attention: str) -> nn.Module:
+        import transformers
+
+        decoder = getattr(transformers, f"{generation}Config")(**text(head_dim=8) | options)
+        tower = vision(SQUARE, vision_use_head=False, projection_dim=WIDTH)
+        config = transformers.PaliGemmaConfig(
+            text_config=decoder,
+            vision_config=transformers.SiglipVisionConfig(**tower),
+            image_token_index=IMAGE,
+            projection_dim=WIDTH,
+            hidden_size=WIDTH,
+            tie_word_embeddings=False,
+        )
+        return build("PaliGemmaForConditionalGeneration", config, attention)
+
+    return make
+
+
 def _framed(i: int, generator: torch.Generator) -> Shot:
     pixels = torch.randn(1, 3, SIDE, SIDE, generator=generator)
     return Shot([START, *[IMAGE] * TOKENS, END], {"pixel_values": pixels})
 
 
-def _types(ids: Tensor) -> Inputs:
+def _bare(i: int, generator: torch.Generator) -> Shot:
+    pixels = torch.randn(1, 3, SQUARE, SQUARE, generator=generator)
+    return Shot([IMAGE] * (SQUARE // 4) ** 2, {"pixel_values": pixels})
+
+
+def _pictured(ids: Tensor) -> Inputs:
     """1 at the tokens that see the others of their picture in both directions."""
     return {"token_type_ids": (ids == IMAGE).long()}
 
 
-RECIPES = (Family("gemma3", "gemma3", _gemma3(), _framed, marks=_types, main=True),)
+def _answering(ids: Tensor) -> Inputs:
+    """0 in the prompt, whose tokens all see each other; it ends PROMPT tokens after `<bos>`."""
+    start = (ids == 1).long().argmax(dim=1, keepdim=True)
+    return {"token_type_ids": (torch.arange(ids.shape[1]) > start + PROMPT).long()}
+
+
+RECIPES = (
+    Family("gemma3", "gemma3", _gemma3(), _framed, marks=_pictured, main=True),
+    Family(
+        "paligemma",
+        "paligemma",
+        _paligemma("Gemma", num_key_value_heads=1),
+        _bare,
+        marks=_answering,
+        main=True,
+        pictures_first=True,
+    ),
+    Family(
+        "paligemma2",
+        "paligemma",
+        _paligemma("Gemma2", query_pre_attn_scalar=4, sliding_window=16),
+        _bare,
+        marks=_answering,
+        pictures_first=True,
+        attentions=("eager",),
+    ),
+)

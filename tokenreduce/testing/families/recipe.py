@@ -63,6 +63,7 @@ class Family:
         own_positions: whether the model counts positions in its own way (M-RoPE), so that nobody
             else should.
         attentions: the attention implementations that the family has.
+        pictures_first: whether a sample's pictures come before all of its text.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Family:
     bare: bool = False
     own_positions: bool = False
     attentions: tuple[str, ...] = ("sdpa", "eager")
+    pictures_first: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -83,11 +85,11 @@ class Family:
         """The inputs that follow from `input_ids` (b, l), by name."""
         return {} if self.marks is None else self.marks(ids)
 
-    def model(self, attention: str = "sdpa") -> Any:
+    def model(self, attention: str | None = None) -> Any:
         """The model, fresh: the same weights at every call and for every attention kind."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model: Any = self.make(attention)
+            model: Any = self.make(attention or self.attentions[0])
             _scale(model)
         if model.can_generate():
             model.generation_config.eos_token_id = None
