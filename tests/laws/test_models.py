@@ -22,7 +22,8 @@ def test_logits_spread_and_dropping_shows(family):
     assert len(decoder_of(trial.model).layers) == LAYERS
     assert 0.7 < plain[done.batch.real].std() < 1.4
     rows = [i for i, n in enumerate(done.batch.counts) if n]
-    assert (done.logits - plain)[rows, -1].abs().amax(dim=-1).min() > 0.5
+    # a long row may see little of its pictures at its end: still 25 000 times the laws' tolerance
+    assert (done.logits - plain)[rows, -1].abs().amax(dim=-1).min() > 0.25
     if "compact" in trial.rules:
         other = trial.forward("compact", "right").logits
         assert (other - done.logits)[rows, -1].abs().amax(dim=-1).min() > 1e-2
