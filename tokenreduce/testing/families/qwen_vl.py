@@ -25,7 +25,7 @@ PATCH, MERGE = 4, 2
 """Pixels of a patch's side; patches along a token's side."""
 GRIDS = ((1, 6, 8), (1, 8, 6), (1, 4, 12), (1, 8, 8))
 """Frames, rows and columns in patches of the images, one after the other."""
-CLIPS = ((3, 4, 6), (2, 6, 4))
+CLIPS = ((2, 6, 8), (3, 4, 6))
 """The same of the videos; a frame stands for two pictures of the video."""
 ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
 """Of a head's four turns, how many are by time, row and column."""
