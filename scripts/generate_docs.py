@@ -138,6 +138,49 @@ def evidence() -> str:
     )
 
 
+def conformance() -> str:
+    """How many laws every method is held to on every family, or what is missing there."""
+    from tokenreduce.testing.laws import cases
+    from tokenreduce.testing.models import FAMILIES
+
+    tried: dict[str, tuple[set[str], int]] = {}
+    for case in cases():
+        names, runs = tried.get(case.family, (set(), 0))
+        names = names | {law.__name__ for law in case.laws()}
+        tried[case.family] = (names, runs + len(case.laws()))
+
+    def cell(family: str, kind: type[tr.Strategy]) -> str:
+        missing = kind.needs - tr.adapters[FAMILIES[family].adapter].evidence
+        names, runs = tried[family]
+        return f"no `{min(missing)}`" if missing else f"{len(names)} / {runs}"
+
+    return table(
+        ("model", *(f"`{name}`" for name in tr.strategies)),
+        (
+            (f"`{family}`", *(cell(family, kind) for kind in tr.strategies.values()))
+            for family in tried
+        ),
+    )
+
+
+def law_table() -> str:
+    """Every law of the suite, with the first line of its docstring."""
+    from tokenreduce.testing import choices, laws
+
+    return table(
+        ("law", "what it says", "tried"),
+        (
+            (f"`{law.__name__}`", summary(law).rstrip("."), when)
+            for when, group in (
+                ("every case", laws.ALWAYS),
+                ("the method's own schedule", laws.ONCE),
+                ("made-up tokens", choices.LAWS),
+            )
+            for law in group
+        ),
+    )
+
+
 def plugin(name: str, language: str) -> str:
     """A file of the example plug-in, as a code block."""
     text = (ROOT / "plugins" / "tokenreduce-norm" / name).read_text().strip()
@@ -150,6 +193,8 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "schedulers": schedulers,
     "adapters": adapters,
     "evidence": evidence,
+    "conformance": conformance,
+    "laws": law_table,
     "plugin-strategy": lambda: plugin("tokenreduce_norm/__init__.py", "python"),
     "plugin-tests": lambda: plugin("tests/test_norm.py", "python"),
     "plugin-project": lambda: plugin("pyproject.toml", "toml"),
@@ -166,7 +211,7 @@ def table(head: Row, rows: Iterable[Row]) -> str:
     )
 
 
-def summary(kind: type) -> str:
+def summary(kind: Any) -> str:
     """The first sentence of a class's docstring, on one line."""
     text = " ".join((inspect.getdoc(kind) or "").split("\n\n")[0].split())
     return re.split(r"(?<=\.)\s", text)[0]

@@ -169,7 +169,7 @@ def test_readme_opens_with_the_two_commands() -> None:
     assert block is not None
     main, tests = block[1].strip().splitlines()
     assert main.endswith(".venv/bin/tokenreduce")
-    assert tests.endswith(".venv/bin/pytest")
+    assert tests.endswith(".venv/bin/pytest -n auto")
     assert "$(sed" in (ROOT / ".ci" / "run").read_text()  # CI reads them from there
 
 
