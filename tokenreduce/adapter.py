@@ -17,7 +17,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
-from tokenreduce.geometry import Picture
+from tokenreduce.geometry import WHOLE, Box, Picture
 from tokenreduce.registry import Registry
 from tokenreduce.tokens import DECODER
 
@@ -65,8 +65,8 @@ class Adapter:
       they are watched for the pictures' geometry.
     * `runs`: whether a run of placeholders is one picture, whose parts (tiles) the encoder is given
       one by one; `joined` makes it of them.
-    * `tagged`: whether the tokens around the placeholders say which pictures are tiles of one image;
-      `grouped` reads them.
+    * `tagged`: whether the tokens around the placeholders say which pictures are tiles of one
+      image; `grouped` reads them.
     * `between`: methods of the decoder that add features to its visual tokens between two layers.
     * `interleaved`: whether the rotary embedding turns neighbours of a head, not its two halves.
     """
@@ -136,7 +136,7 @@ class Adapter:
         """The vision tower of a family whose `evidence` has some from there."""
         return None
 
-    def view(self, processor: Any, width: int, height: int) -> tuple[float, float, float, float]:
+    def view(self, processor: Any, width: int, height: int) -> Box:
         """The part of an original picture that the tokens see, as fractions of it.
 
         Args:
@@ -145,13 +145,16 @@ class Adapter:
             width: of the original, in pixels.
             height: likewise.
         """
+        size = getattr(processor, "size", None)
+        if _side(size, "longest_edge") is not None:  # scaled or stretched; padding is of a batch
+            return WHOLE
         if getattr(processor, "do_pad", False):  # to a square, before resizing
             side = max(width, height)
             x, y = (side - width) / 2 / width, (side - height) / 2 / height
             return -x, -y, 1 + x, 1 + y
-        shortest = _side(getattr(processor, "size", None), "shortest_edge")
+        shortest = _side(size, "shortest_edge")
         if not getattr(processor, "do_center_crop", False) or shortest is None:
-            return 0.0, 0.0, 1.0, 1.0
+            return WHOLE
         scale = shortest / min(width, height)
         x = _side(processor.crop_size, "width", shortest) / (width * scale)
         y = _side(processor.crop_size, "height", shortest) / (height * scale)

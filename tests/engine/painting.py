@@ -16,7 +16,7 @@ from torch import Tensor
 import tokenreduce as tr
 from tokenreduce.testing.models import FAMILIES
 
-OUTPUTS = ("out_proj", "projection_layer", "attn.proj.", "fc2")
+OUTPUTS = ("out_proj", "o_proj", "projection_layer", "attn.proj.", "fc2", "down_proj")
 """Names of the projections by which the layers of a tower add to its features."""
 
 Encode = Callable[[Any], tuple[Tensor, tr.Picture]]
@@ -25,8 +25,10 @@ Encode = Callable[[Any], tuple[Tensor, tr.Picture]]
 def local(family: str) -> Any:
     """The tiny model of a recipe, with a vision tower that mixes no patches."""
     model = FAMILIES[family].model()
+    base = model.model
+    tower = base.vision_tower if hasattr(base, "vision_tower") else base.vision_model
     with torch.no_grad():
-        for name, weight in model.model.vision_tower.named_parameters():
+        for name, weight in tower.named_parameters():
             if any(part in name for part in OUTPUTS):
                 weight.zero_()
     return model

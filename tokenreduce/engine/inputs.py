@@ -172,8 +172,8 @@ def describe(
     elif album.joined is not None:
         found = [joined(x, n, album.joined) for x, n in zip(found, _stretches(visual), strict=True)]
     elif album.grouped is not None and ids is not None:
-        rows = zip(found, ids.tolist(), visual.tolist(), strict=True)  # sync: once per prompt
-        found = [album.grouped(*row) for row in rows]
+        both = zip(ids.tolist(), visual.tolist(), strict=True)  # sync: once per prompt
+        found = [album.grouped(x, *row) for x, row in zip(found, both, strict=True)]
     seq.pictures = found
     seq.places = places(found, seq.device)
     seq.separators = max((sum(int(p.separator.sum()) for p in row) for row in found), default=0)
