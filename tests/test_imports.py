@@ -31,6 +31,7 @@ RULES: dict[str, frozenset[str]] = {
     "cost": HEAVY,
     "solve": HEAVY,
     "tokens": ALIVE | {"tokenreduce"},
+    "choice": ALIVE | {"tokenreduce.strategies", "tokenreduce.adapters"},
     "geometry": ALIVE | {"tokenreduce.strategies", "tokenreduce.adapters"},
     "strategy": ALIVE | {"tokenreduce.adapter", "tokenreduce.strategies"},
     "strategies": ALIVE | {"tokenreduce.adapter", "tokenreduce.adapters"},

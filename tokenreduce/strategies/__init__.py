@@ -1,6 +1,7 @@
 """The methods that ship with tokenreduce, one file each."""
 
 from tokenreduce.strategies import (
+    divprune,
     fastervlm,
     fastv,
     none,
@@ -12,6 +13,7 @@ from tokenreduce.strategies import (
 )
 
 __all__ = [
+    "divprune",
     "fastervlm",
     "fastv",
     "none",

@@ -1,0 +1,58 @@
+"""DivPrune: diversity-based visual token pruning (arXiv 2503.02175, CVPR 2025), section 3."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tokenreduce.choice import candidates, cosine, one_by_one
+from tokenreduce.scheduler import Scheduler
+from tokenreduce.schedulers.single import Single
+from tokenreduce.strategy import Strategy, select, strategies
+from tokenreduce.tokens import Plan, Tokens
+
+
+@strategies.register("divprune")
+@dataclass
+class DivPrune(Strategy):
+    """Keep the tokens that are least alike: the smallest distance among them is made large.
+
+    The distance of two tokens is one minus the cosine of their hidden states. The token that is
+    farthest from its nearest neighbour comes first; then, again and again, the one that is farthest
+    from everything chosen so far. The question plays no part, and the tokens of all pictures of a
+    sample are chosen together. O(v² d) for the distances, O(k v) for the choice, k steps.
+
+    Deviation from the original: of tokens that are exactly alike each is chosen once at most (there
+    the same one is chosen again and again, and fewer tokens stay than were asked for).
+    """
+
+    paper: ClassVar[str] = "arXiv 2503.02175"
+
+    def plan(self, tokens: Tokens, budget: Sequence[int]) -> Plan:
+        """The first of the farthest-first order."""
+        order = farthest_first(tokens.hidden, candidates(tokens), max(budget, default=0))
+        return select(order, tokens, budget)
+
+    def scheduler(self) -> Scheduler:
+        """Before the language model, to 9.8 % of the tokens."""
+        return Single(layer=0, keep=0.098)
+
+
+def farthest_first(x: Tensor, among: Tensor, n: int) -> Tensor:
+    """(b, v) scores that rank those `among` the rows of `x` (b, v, d), farthest first."""
+    distance = 1 - cosine(x)
+    alone = torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
+    apart = distance.masked_fill(alone | ~among[:, None], float("inf")).amin(dim=2)
+    chosen: list[Tensor] = []
+
+    def after(pick: Tensor, _: Tensor) -> Tensor:
+        """(b, v) distance to the nearest of the chosen."""
+        row = distance[torch.arange(len(pick), device=pick.device), pick]
+        chosen[:] = [torch.minimum(chosen[0], row) if chosen else row]
+        return chosen[0]
+
+    return one_by_one(apart, among, n, after)
