@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # the same names for type checkers, documentation and editors
     from tokenreduce.schedulers.pyramid import Pyramid
     from tokenreduce.schedulers.single import Single
     from tokenreduce.solve import solve
+    from tokenreduce.strategies.dart import DART
     from tokenreduce.strategies.divprune import DivPrune
     from tokenreduce.strategies.fastervlm import FasterVLM
     from tokenreduce.strategies.fastv import FastV
@@ -59,6 +60,7 @@ _HOMES = {
     "schedulers.pyramid": ("Pyramid",),
     "schedulers.single": ("Single",),
     "solve": ("solve",),
+    "strategies.dart": ("DART",),
     "strategies.divprune": ("DivPrune",),
     "strategies.fastervlm": ("FasterVLM",),
     "strategies.fastv": ("FastV",),

@@ -24,7 +24,11 @@ DECODER: Mapping[str, str] = {
     "keys": "(b, h, v, e) rotated keys at the layer of the stop",
     "keys_before": "(b, h, v, e) the same, one layer earlier",
     "queries": "(b, h, v, e) rotated queries at the layer of the stop",
+    "plain_keys": "(b, h, v, e) keys at the layer of the stop, before rotation",
+    "plain_queries": "(b, h, v, e) queries at the layer of the stop, before rotation",
     "text_keys_before": "(b, h, t, e) rotated keys of the text tokens, one layer earlier",
+    "text_rotation_before": "(b, t, v) scaled product of a query and a key of ones, rotated as "
+    "text and visual tokens are, one layer earlier",
     "text": "(b, t, d) hidden states of the text tokens",
     "text_valid": "(b, t) True at text tokens, False at filler",
     "text_behind": "(b, t) True at text tokens behind the sample's first visual token",

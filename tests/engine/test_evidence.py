@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import tokenreduce as tr
+from tokenreduce.adapter import rotate
 from tokenreduce.testing.batches import Batch, batch
 from tokenreduce.testing.models import FAMILIES
 from tokenreduce.tokens import DECODER, TOWER, Plan, Tokens
@@ -127,6 +128,37 @@ def test_keys_and_queries_give_the_attention(case: Any) -> None:
     assert keys.isfinite().all()
     assert keys.shape[1] == n + len(text)
     assert before.shape[-1] >= keys.shape[1]
+
+
+def test_rotation_counts_from_the_first_token_of_a_sample(case: Any) -> None:
+    """Keys are those of the sample alone, without padding: rotated, plain, and keys of ones."""
+    model, given, seen, plain = case
+    decoder = model.get_decoder()
+    layers, embed = decoder.layers, decoder.rotary_emb
+    assert not bool(given.real.all())
+    for i in range(2):
+        visual, text = rows(given, i)
+        start, n = int(given.real[i].long().argmax()), len(visual)
+        length = int(given.real[i].sum())
+        tables = embed(plain.hidden_states[0], torch.arange(length)[None])
+        for name, layer in (("", LAYER), ("_before", LAYER - 1)):
+            attention = layers[layer].self_attn
+            states = layers[layer].input_layernorm(plain.hidden_states[layer][i, start:])[None]
+            for kind in ("keys", "queries"):
+                x = getattr(attention, f"{kind[0]}_proj")(states)
+                x = x.view(1, length, -1, attention.head_dim)
+                norm = getattr(attention, f"{kind[0]}_norm", None)
+                x = (x if norm is None else norm(x)).transpose(1, 2).detach()
+                x = x.repeat_interleave(seen["queries"].shape[1] // x.shape[1], dim=1)
+                if f"plain_{kind}{name}" in seen:
+                    close(seen[f"plain_{kind}{name}"][i, :, :n], x[0, :, visual - start])
+                for which, at in ((kind, visual), (f"text_{kind}", text)):
+                    if which + name in seen:
+                        mine = seen[which + name][i, :, : len(at)]
+                        close(mine, rotate(x, tables)[0, :, at - start])
+        ones = rotate(torch.ones(1, 1, length, tables[0].shape[-1]), tables)[0, 0]
+        products = ones[text - start] @ ones[visual - start].T / ones.shape[-1] ** 0.5
+        close(seen["text_rotation_before"][i, : len(text), :n], products)
 
 
 def test_evidence_after_a_stop_is_about_what_is_left(case: Any) -> None:

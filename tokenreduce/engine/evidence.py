@@ -19,7 +19,13 @@ from tokenreduce.geometry import measured
 from tokenreduce.tokens import TOWER
 
 KEYS_BEFORE = frozenset(
-    {"attention_before", "text_attention_before", "keys_before", "text_keys_before"}
+    {
+        "attention_before",
+        "text_attention_before",
+        "keys_before",
+        "text_keys_before",
+        "text_rotation_before",
+    }
 )
 QUERIES_BEFORE = frozenset({"attention_received", "received_from_text", "received_from_visual"})
 FROM_BEFORE = KEYS_BEFORE | QUERIES_BEFORE
@@ -85,8 +91,11 @@ def evidence(
         "received_from_visual": lambda: largest()[1],
         "keys": lambda: view.keys(at),
         "keys_before": lambda: before.keys(before.layout.visual, keys),
-        "queries": lambda: view.queries(at),
+        "queries": lambda: view.turned_queries(at),
+        "plain_keys": lambda: view.keys(at, rotated=False),
+        "plain_queries": lambda: view.turned_queries(at, rotated=False),
         "text_keys_before": lambda: before.keys(before.text()[0], keys),
+        "text_rotation_before": before.text_rotation,
         "text": lambda: words(view.hidden),
         "text_valid": lambda: valid,
         "text_behind": view.behind,

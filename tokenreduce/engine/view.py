@@ -67,9 +67,7 @@ class LayerView:
         keys = self._all_keys(projected_keys)
         (b, p), width = self.hidden.shape[:2], keys.shape[2]
         rows = torch.arange(p, device=keys.device).expand(b, -1)
-        valid = self.seq.order(self.layout) >= 0
-        if self.layout.index is None and self.seq.real is not None:
-            valid = valid & self.seq.real
+        valid = self._real()
         total = torch.zeros(b, queries.shape[1], width, device=keys.device)
         for at in range(0, p, ROWS_AT_ONCE):
             part = slice(at, at + ROWS_AT_ONCE)
@@ -108,11 +106,42 @@ class LayerView:
         counts = torch.tensor(self.layout.counts, device=visual.device).clamp(min=1)
         return text, visual / counts[:, None]
 
-    def keys(self, rows: Tensor, projected: Tensor | None = None) -> Tensor:
+    def keys(self, rows: Tensor, projected: Tensor | None = None, rotated: bool = True) -> Tensor:
         """(b, h, r, e) keys of the tokens at `rows` (b, r), one for each query head."""
-        x = self.adapter.keys(self.layer, self.hidden, self.rotary, projected)
+        x = self.adapter.keys(self.layer, self.hidden, self.turned(rotated), projected)
         index = rows[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[-1])
         return x.gather(2, index).repeat_interleave(self.adapter.key_groups(self.layer), dim=1)
+
+    def turned(self, rotated: bool = True) -> Rotary:
+        """(b, p, e) cos and sin, counted from the sample's first token; or those of no rotation.
+
+        What a score reads of single keys must not depend on the padding before a sample, which
+        moves the positions that a model counts by itself; products of queries and keys do not.
+        """
+        cos, sin = (table.expand(len(self.hidden), -1, -1).float() for table in self.rotary)
+        if not rotated:
+            return torch.ones_like(cos), torch.zeros_like(sin)
+        first = self._real().long().argmax(dim=1, keepdim=True)
+        cos0, sin0 = rows_of(cos, first), rows_of(sin, first)
+        size = (cos0**2 + sin0**2).sqrt()
+        return (cos * cos0 + sin * sin0) / size, (sin * cos0 - cos * sin0) / size
+
+    def turned_queries(self, rows: Tensor, rotated: bool = True) -> Tensor:
+        """(b, h, r, e) queries of the tokens at `rows` (b, r), rotated as `keys` are."""
+        cos, sin = (rows_of(table, rows) for table in self.turned(rotated))
+        return self.adapter.queries(self.layer, rows_of(self.hidden, rows), (cos, sin))
+
+    def text_rotation(self) -> Tensor:
+        """(b, t, v) products of a query and a key of ones, rotated as text and visual tokens are.
+
+        Scaled as attention is: for head width e the sum of the cosines over the square root of e.
+        """
+        tables = [table.expand(len(self.hidden), -1, -1).float() for table in self.rotary]
+        rows = self.text()[0]
+        return sum(  # type: ignore[return-value]
+            rows_of(table, rows) @ rows_of(table, self.layout.visual).transpose(1, 2)
+            for table in tables
+        ) * float(tables[0].shape[-1] ** -0.5)
 
     def text(self) -> tuple[Tensor, Tensor]:
         """(b, t) physical index of the text tokens, and which entries count."""
@@ -134,10 +163,14 @@ class LayerView:
         shown = spare.scatter(1, at, True)[:, :p]
         if visual:
             return shown
+        return self._real() & ~shown
+
+    def _real(self) -> Tensor:
+        """(b, p) False at padding and filler."""
         valid = self.seq.order(self.layout) >= 0
         if self.layout.index is None and self.seq.real is not None:
             valid = valid & self.seq.real
-        return valid & ~shown
+        return valid
 
     def _all_keys(self, projected: Tensor | None) -> Tensor:
         """(b, h_kv, p_past + p, e) every key that the layer sees."""

@@ -1,6 +1,7 @@
 """The methods that ship with tokenreduce, one file each."""
 
 from tokenreduce.strategies import (
+    dart,
     divprune,
     fastervlm,
     fastv,
@@ -13,6 +14,7 @@ from tokenreduce.strategies import (
 )
 
 __all__ = [
+    "dart",
     "divprune",
     "fastervlm",
     "fastv",
