@@ -159,6 +159,15 @@ TINY = {
         moe_intermediate_size=20,
         experts_implementation="eager",
     ),
+    "shared experts": lambda: transformers.AriaTextConfig(
+        **COMMON,
+        intermediate_size=20,
+        num_key_value_heads=2,
+        moe_num_experts=6,
+        moe_topk=2,
+        moe_num_shared_experts=3,
+        experts_implementation="eager",
+    ),
 }
 
 

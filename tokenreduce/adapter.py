@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tokenreduce.geometry import WHOLE, Box, Picture
 from tokenreduce.registry import Registry
-from tokenreduce.tokens import DECODER
+from tokenreduce.tokens import DECODER, TOWER
 
 IMAGE, VIDEO = "image", "video"
 """The kinds of pictures, each with placeholders of its own."""
@@ -81,6 +81,21 @@ class Adapter:
     tagged: ClassVar[bool] = False
     between: ClassVar[tuple[str, ...]] = ()
     interleaved: ClassVar[bool] = False
+
+    def unfit(self, model: Part) -> str | None:
+        """Why it cannot read `model` after all; None for a model of one of its `families`."""
+        return None
+
+    def lacks(self, needs: frozenset[str], model: Part) -> frozenset[str]:
+        """The evidence among `needs` that it cannot measure on `model`.
+
+        A family may have towers of several kinds, not all of which tell something.
+        """
+        missing = needs - self.evidence
+        of_tower = needs & set(TOWER)
+        if not missing and of_tower and self.tower(self.base(model)) is None:
+            return of_tower
+        return missing
 
     def base(self, model: Part) -> Part:
         """The module that merges pictures into the text (`model.model` of a `…ForCausalLM`)."""
@@ -214,25 +229,34 @@ class Adapter:
         )
 
 
+GENERIC = "generic"
+"""The adapter for families that have none of their own."""
+
 adapters: Registry[type[Adapter]] = Registry("adapter", "tokenreduce.adapters")
 """Every known model family: name -> adapter class."""
 
 
 def adapter_for(model: Part) -> Adapter:
-    """The adapter of `model`, found by its config's `model_type`.
+    """The adapter of `model`, found by its config's `model_type`, else the generic one.
 
     Raises:
-        ValueError: no adapter reads this family; the supported ones are listed.
+        ValueError: no adapter reads this family, and it is not built as the generic one expects;
+            the supported families are listed, and the check that failed is named.
     """
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     for adapter in adapters.values():
         if kind in adapter.families:
             return adapter()
+    generic = adapters[GENERIC]()
+    reason = generic.unfit(model)
+    if reason is None:
+        return generic
     known = sorted(name for adapter in adapters.values() for name in adapter.families)
     raise ValueError(
-        f"no adapter reads the model family {kind!r} (supported: {', '.join(known)}). To add one, "
-        "subclass tokenreduce.Adapter, state its `families`, and register it with "
-        "@tokenreduce.adapters.register(name); see the page 'Model families' of the documentation"
+        f"no adapter reads the model family {kind!r} (supported: {', '.join(known)}), and the "
+        f"generic one cannot: {reason}. To add one, subclass tokenreduce.Adapter, state its "
+        "`families` and what differs, and register it with @tokenreduce.adapters.register(name); "
+        "see the page 'Model families' of the documentation"
     )
 
 

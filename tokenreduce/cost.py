@@ -269,6 +269,9 @@ def _ffn(part: Any) -> tuple[int, int]:
     experts = next(filter(None, (_read(part, name) for name in _EXPERT_COUNTS)), 0)
     if not experts:
         return _size(part, "intermediate_size", "ffn_dim"), 0
+    if _read(part, "model_type") == "aria_text":  # also equal to torch's counter
+        through = _size(part, "moe_topk") + _size(part, "moe_num_shared_experts")
+        return through * _size(part, "intermediate_size"), experts
     mixed = _read(part, "mlp_only_layers") or (_read(part, "decoder_sparse_step") or 1) > 1
     if mixed or _read(part, "model_type") not in _EXPERTS:
         raise _unlike(part, f"{experts} experts of a layout that is not known here")

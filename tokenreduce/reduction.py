@@ -26,7 +26,7 @@ from tokenreduce.registry import did_you_mean
 from tokenreduce.report import Record, Report, make_report
 from tokenreduce.scheduler import Scheduler, Stop, schedulers
 from tokenreduce.strategy import Positions, Strategy, strategies
-from tokenreduce.tokens import TOWER, Plan
+from tokenreduce.tokens import Plan
 
 Logits = Literal["full", "text"]
 
@@ -228,10 +228,9 @@ def reduce(
     reader = (
         adapter_for(unwrap(model)) if adapter is None else _instance(adapter, adapters, Adapter)
     )
-    missing = chosen.needs - reader.evidence
-    core = unwrap(model)
-    if not missing and chosen.needs & set(TOWER) and reader.tower(reader.base(core)) is None:
-        missing = chosen.needs & set(TOWER)  # the family has towers of several kinds
+    if adapter is not None and (reason := reader.unfit(unwrap(model))):
+        raise ValueError(f"the {type(reader).__name__} adapter cannot read this model: {reason}")
+    missing = reader.lacks(chosen.needs, unwrap(model))
     if missing:
         raise TypeError(
             f"{type(chosen).__name__} needs {', '.join(sorted(missing))}, which the "

@@ -16,7 +16,6 @@ IMAGES = {(48, 96): (2, 4), (96, 24): (4, 1), (24, 24): (4, 4)}
 def loaded(request, tmp_path_factory):
     if request.param == "smolvlm":
         pytest.importorskip("num2words")  # for the processor
-        pytest.importorskip("torchvision")  # for the processor of videos
     return load(request.param, tmp_path_factory.mktemp(request.param))
 
 

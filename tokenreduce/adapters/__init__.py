@@ -3,6 +3,7 @@
 from tokenreduce.adapters import (
     decoder,
     gemma3,
+    generic,
     glm4v,
     idefics3,
     internvl,
@@ -20,6 +21,7 @@ from tokenreduce.adapters import (
 __all__ = [
     "decoder",
     "gemma3",
+    "generic",
     "glm4v",
     "idefics3",
     "internvl",

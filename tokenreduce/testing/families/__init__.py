@@ -5,6 +5,7 @@ from __future__ import annotations
 from tokenreduce.testing.families import (
     decoder,
     gemma,
+    generic,
     glm,
     idefics,
     internvl,
@@ -22,6 +23,7 @@ RECIPES: tuple[Family, ...] = (
     *decoder.RECIPES,
     *llava.RECIPES,
     *gemma.RECIPES,
+    *generic.RECIPES,
     *idefics.RECIPES,
     *mistral.RECIPES,
     *qwen_vl.RECIPES,
