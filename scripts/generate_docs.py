@@ -142,6 +142,7 @@ def conformance() -> str:
     """How many laws every method is held to on every family, or what is missing there."""
     from tokenreduce.testing.laws import cases
     from tokenreduce.testing.models import FAMILIES
+    from tokenreduce.testing.trial import shared_model
 
     tried: dict[str, tuple[set[str], int]] = {}
     for case in cases():
@@ -150,7 +151,8 @@ def conformance() -> str:
         tried[case.family] = (names, runs + len(case.laws()))
 
     def cell(family: str, kind: type[tr.Strategy]) -> str:
-        missing = kind.needs - tr.adapters[FAMILIES[family].adapter].evidence
+        model = shared_model(family, FAMILIES[family].attentions[0])
+        missing = tr.adapters[FAMILIES[family].adapter]().lacks(kind.needs, model)
         names, runs = tried[family]
         return f"no `{min(missing)}`" if missing else f"{len(names)} / {runs}"
 

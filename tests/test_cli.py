@@ -167,7 +167,7 @@ def test_it_is_a_module_too() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["strategy=fastvv"], "no strategy 'fastvv'; did you mean 'fastv'? (known: fastv"),
+        (["strategy=fastvv"], "no strategy 'fastvv'; did you mean 'fastv'? (known: "),
         (["scheduler=pyramyd"], "did you mean 'pyramid'?"),
         (["stratgy=fastv"], "no option 'stratgy'; did you mean 'strategy'?"),
         (["scheduler.ratoi=1"], "no option 'scheduler.ratoi'; did you mean 'scheduler.ratio'?"),

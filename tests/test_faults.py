@@ -14,7 +14,7 @@ import torch
 import tokenreduce as tr
 from tests.laws.scores import check_scores
 from tokenreduce.adapter import Adapter
-from tokenreduce.engine import cache, evidence, passes, restore, wiring
+from tokenreduce.engine import cache, evidence, passes, positions, restore, wiring
 from tokenreduce.testing import choices, laws
 from tokenreduce.testing.trial import shared_model
 
@@ -149,7 +149,7 @@ def no_layer_norm_before_the_score(patch):
 
 @noticed_by(scores)
 def no_rotary_embedding_in_the_score(patch):
-    patch.setattr("tokenreduce.adapter.rotate", lambda x, rotary: x)
+    patch.setattr("tokenreduce.adapter.rotate", lambda x, *given: x)
 
 
 @noticed_by(scores)
@@ -267,24 +267,24 @@ def padding_is_merged(patch):
 
 @noticed_by(renumbering)
 def positions_kept_where_they_should_be_compact(patch):
-    rotary = passes._rotary
+    rotary = passes.rotary
     patch.setattr(
         passes,
-        "_rotary",
+        "rotary",
         lambda setup, *given: rotary(replace(setup, positions="keep"), *given),
     )
 
 
 @noticed_by(renumbering)
 def decode_positions_unshifted(patch):
-    shifted = passes._shifted
+    shifted = positions._shifted
 
-    def unshifted(setup, hidden, ids, seq, shifts):
+    def unshifted(setup, layer, hidden, ids, seq, shifts):
         zeros = {id(shift): torch.zeros_like(shift) for shift in shifts if shift is not None}
-        made = shifted(setup, hidden, ids, seq, list(zeros.values()))
+        made = shifted(setup, layer, hidden, ids, seq, list(zeros.values()))
         return {key: made[id(zero)] for key, zero in zeros.items()}
 
-    patch.setattr(passes, "_shifted", unshifted)
+    patch.setattr(positions, "_shifted", unshifted)
 
 
 @noticed_by(masking)

@@ -131,7 +131,8 @@ class Case:
         import tokenreduce
 
         tried = self.trial(strategy)
-        missing = strategy.needs - tokenreduce.adapters[FAMILIES[self.family].adapter].evidence
+        adapter = tokenreduce.adapters[FAMILIES[self.family].adapter]()
+        missing = adapter.lacks(strategy.needs, tried.model)
         if missing:
             refused(tried, TypeError, min(missing))
             return
