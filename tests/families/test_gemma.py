@@ -83,7 +83,6 @@ def test_images_before_the_text(paligemma):
     processor, model = paligemma
     for n in (1, 2):
         inputs = described(processor, IMAGES[:n])
-        inputs.pop("labels")
         ids = inputs["input_ids"][0].tolist()
         assert ids[: 25 * n + 1] == [IMAGE] * (25 * n) + [1]
         reduction = check(model, inputs, [[SQUARE] * n])
@@ -93,7 +92,6 @@ def test_images_before_the_text(paligemma):
 def test_two_prompts(paligemma):
     processor, model = paligemma
     inputs = described(processor, IMAGES[:1], IMAGES[1:])
-    inputs.pop("labels")
     check(model, inputs, [[SQUARE]] * 2)
 
 

@@ -153,6 +153,18 @@ def _qwen3_5():
     return transformers.Qwen3_5ForConditionalGeneration(config)
 
 
+def _glm46v():
+    """Its own adapter aside, GLM-4.1V's successor has M-RoPE."""
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
+    tower = {"depth": 2, "hidden_size": 32, "num_heads": 4, "intermediate_size": 48}
+    config = transformers.Glm46VConfig(
+        text_config=text(rope_parameters=rope),
+        vision_config=tower | {"out_hidden_size": 32, "patch_size": 4, "image_size": 32},
+        image_token_id=IMAGE,
+    )
+    return transformers.Glm46VForConditionalGeneration(config)
+
+
 def _cohere():
     """Rotary embeddings turn neighbours, and some layers have none."""
     config = transformers.Cohere2VisionConfig(
@@ -184,6 +196,7 @@ REFUSED = {
     "blip2": (_blip2, "input_layernorm"),
     "llama4": (_llama4, "get_decoder"),
     "qwen3_5": (_qwen3_5, "self_attn.q_proj"),
+    "glm46v": (_glm46v, "mrope_section"),
     "cohere2": (_cohere, "other keys"),
     "t5": (_t5, "encoder"),
     "gpt2": (_gpt2, "get_decoder"),

@@ -90,6 +90,8 @@ def _merging(adapter: Adapter, model: Part) -> str | None:
 def _stack(decoder: Part) -> str | None:
     """Why the decoder or its layers are not of the usual build."""
     name = type(decoder).__name__
+    if "mrope_section" in (getattr(decoder.config, "rope_parameters", None) or {}):
+        return f"positions in {name} have several axes (mrope_section)"
     if odd := _parameters(decoder) - STACK:
         return f"its decoder, {name}, takes {', '.join(sorted(odd))}"
     for i, layer in enumerate(decoder.layers):
