@@ -19,6 +19,9 @@ from tokenreduce.testing.trial import STEPS, Outcome, Trial, everything, generat
 
 TOLERANCE = 1e-5
 """In logits, which have a standard deviation of about 1, in fp32."""
+OTHER_SHAPES = 2e-5
+"""The same where the two runs have other shapes (a row alone, decoding with a cache): fp32 sums are
+then taken in another order, over the depth of the model."""
 
 
 def keeping_all_is_the_plain_model(trial: Trial) -> None:
@@ -60,14 +63,28 @@ def decoding_is_recomputing(trial: Trial) -> None:
     for rule in trial.rules:
         done = trial.generated(rule)
         again = trial.replay(done, rule)
-        close(f"law 3: decoding is recomputing ({rule})", trial, done.logits, again)
+        close(
+            f"law 3: decoding is recomputing ({rule})",
+            trial,
+            done.logits,
+            again,
+            None,
+            OTHER_SHAPES,
+        )
         if rule == "keep" and not done.merges:
             given = done.batch
             counted = {} if trial.family.own_positions else {"position_ids": given.positions()}
             with torch.no_grad(), oracle.masked(trial.model, given.visual, done.kept):
                 hidden = given.run(trial.model, use_cache=False, **counted)
             steps = hidden.logits[:, -STEPS:]
-            close("laws 2, 3: decoding sees what was kept", trial, done.logits, steps)
+            close(
+                "laws 2, 3: decoding sees what was kept",
+                trial,
+                done.logits,
+                steps,
+                None,
+                OTHER_SHAPES,
+            )
 
 
 def compacting_is_renumbering(trial: Trial) -> None:
@@ -111,7 +128,8 @@ def rows_stand_alone(trial: Trial) -> None:
             has = alone.counts[0] > 0
             for done in sides:
                 mine = done.logits[i, done.batch.real[i]]
-                close(f"law 4: sample {i} alone", trial, mine, logits, _behind(alone, reduction))
+                behind = _behind(alone, reduction)
+                close(f"law 4: sample {i} alone", trial, mine, logits, behind, OTHER_SHAPES)
                 if has:
                     _same_choice(trial, i, done, reduction.kept)
 
@@ -216,14 +234,19 @@ def same(law: str, trial: Trial, mine: Tensor, expected: Tensor) -> None:
 
 
 def close(
-    law: str, trial: Trial, mine: Tensor, expected: Tensor, where: Tensor | None = None
+    law: str,
+    trial: Trial,
+    mine: Tensor,
+    expected: Tensor,
+    where: Tensor | None = None,
+    tolerance: float = TOLERANCE,
 ) -> None:
     """Equal within the tolerance, or an AssertionError that says by how much not."""
     assert mine.shape == expected.shape, f"{law}: {trial} gave {mine.shape}, not {expected.shape}"
     off = (mine - expected).abs().nan_to_num(nan=float("inf"))
     off = off if where is None else off[where]
     worst = off.max().item() if off.numel() else 0.0
-    assert worst <= TOLERANCE, f"{law}: {trial} is off by {worst:.2g} (at most {TOLERANCE:g})"
+    assert worst <= tolerance, f"{law}: {trial} is off by {worst:.2g} (at most {tolerance:g})"
 
 
 def refused(trial: Trial, error: type[Exception], reason: str, **options: Any) -> None:
