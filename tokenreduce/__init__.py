@@ -27,10 +27,12 @@ if TYPE_CHECKING:  # the same names for type checkers, documentation and editors
     from tokenreduce.registry import Registry, UnknownName
     from tokenreduce.scheduler import Scheduler, Stop, schedulers
     from tokenreduce.schedulers.cosine import Cosine
+    from tokenreduce.schedulers.curriculum import Curriculum
     from tokenreduce.schedulers.explicit import Explicit
     from tokenreduce.schedulers.linear import Linear
     from tokenreduce.schedulers.pyramid import Pyramid
     from tokenreduce.schedulers.single import Single
+    from tokenreduce.schedulers.stochastic import Stochastic
     from tokenreduce.solve import solve
     from tokenreduce.strategies.dart import DART
     from tokenreduce.strategies.divprune import DivPrune
@@ -55,10 +57,12 @@ _HOMES = {
     "registry": ("Registry", "UnknownName"),
     "scheduler": ("Scheduler", "Stop", "schedulers"),
     "schedulers.cosine": ("Cosine",),
+    "schedulers.curriculum": ("Curriculum",),
     "schedulers.explicit": ("Explicit",),
     "schedulers.linear": ("Linear",),
     "schedulers.pyramid": ("Pyramid",),
     "schedulers.single": ("Single",),
+    "schedulers.stochastic": ("Stochastic",),
     "solve": ("solve",),
     "strategies.dart": ("DART",),
     "strategies.divprune": ("DivPrune",),

@@ -18,7 +18,7 @@ import tokenreduce
 from tokenreduce import plugins
 from tokenreduce.adapter import Adapter, adapters
 from tokenreduce.registry import Registry
-from tokenreduce.scheduler import schedulers
+from tokenreduce.scheduler import Scheduler, schedulers
 from tokenreduce.strategy import strategies
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _described(entry: object, registry: Registry[Any]) -> dict[str, Any]:
     name = _name(entry, registry)
     known = inspect.signature(type(entry)).parameters
     try:
-        options = {option: getattr(entry, option) for option in known}
+        options = {option: _plain(getattr(entry, option)) for option in known}
         options = json.loads(json.dumps(options, allow_nan=False))
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(
@@ -105,6 +105,14 @@ def _described(entry: object, registry: Registry[Any]) -> dict[str, Any]:
             "option in an attribute of its name, as plain numbers, strings, lists or None"
         ) from error
     return {"name": name, "options": options}
+
+
+def _plain(value: Any) -> Any:
+    """An option as JSON can hold it; a scheduler inside another by its name and options."""
+    if not isinstance(value, Scheduler):
+        return value
+    inner = _described(value, schedulers)
+    return {"name": inner["name"], **inner["options"]}
 
 
 def _name(entry: object, registry: Registry[Any]) -> str:

@@ -4,7 +4,8 @@ import pytest
 
 import tokenreduce as tr
 from tokenreduce.testing import laws
-from tokenreduce.testing.models import FAMILIES
+from tokenreduce.testing.models import FAMILIES, LAYERS
+from tokenreduce.testing.trial import small
 
 STRATEGIES = list(tr.strategies)
 CASES = laws.cases()
@@ -42,12 +43,18 @@ def test_the_matrix_has_everything_that_is_registered():
     expected = {
         (adapter, scheduler, attention)
         for adapter in tr.adapters
-        for scheduler in [laws.OWN, *tr.schedulers]
+        for scheduler in [laws.OWN, *laws.distinct()]
         for attention in ("sdpa", "eager")
     }
     assert covered == expected, "an adapter without a tiny model in tokenreduce.testing.models?"
     assert {case.family for case in CASES} == set(FAMILIES)
     assert len(CASES) >= 56
+
+
+def test_every_scheduler_is_in_the_matrix_or_gives_the_stops_of_one_that_is():
+    stops = {small(name).stops(LAYERS) for name in laws.distinct()}
+    assert {small(name).stops(LAYERS) for name in tr.schedulers} == stops
+    assert set(laws.distinct()) == set(tr.schedulers) - {"curriculum", "stochastic"}
 
 
 def test_every_case_runs_under_a_schedule_that_reduces():

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from tokenreduce.scheduler import Scheduler
+from tokenreduce.scheduler import Scheduler, Stop
 from tokenreduce.strategy import Strategy
 from tokenreduce.testing.choices import check as check_choices
 from tokenreduce.testing.model_laws import (
@@ -36,7 +36,7 @@ from tokenreduce.testing.model_laws import (
     refused,
     rows_stand_alone,
 )
-from tokenreduce.testing.models import FAMILIES, Family
+from tokenreduce.testing.models import FAMILIES, LAYERS, Family
 from tokenreduce.testing.state_laws import (
     asking_without_getting_is_loud,
     calls_agree,
@@ -62,6 +62,7 @@ __all__ = [
     "compacting_is_renumbering",
     "decoding_is_recomputing",
     "decoding_stores_what_is_left",
+    "distinct",
     "dropping_is_masking",
     "generations_do_not_disturb_each_other",
     "keeping_all_is_the_plain_model",
@@ -148,17 +149,16 @@ def cases(
 ) -> list[Case]:
     """What a strategy is tried on.
 
-    By default one family per adapter under every registered scheduler and the strategy's own, and
-    the other families under the strategy's own and one that begins before layer 0.
+    By default one family per adapter under every registered scheduler (`distinct`) and the
+    strategy's own, and the other families under the strategy's own and one that begins before
+    layer 0.
 
     Args:
         families: names of `models.FAMILIES`; all of them.
         scheduled: names of schedulers, or `"own"`; all that are registered, and `"own"`.
         attentions: attention implementations of transformers.
     """
-    import tokenreduce
-
-    every = [OWN, *tokenreduce.schedulers]
+    every = [OWN, *distinct()]
     found = []
     for name in FAMILIES if families is None else families:
         few = [OWN, "explicit"]
@@ -170,6 +170,19 @@ def cases(
             if attention in FAMILIES[name].attentions
         ]
     return found
+
+
+def distinct() -> list[str]:
+    """Names of the registered schedulers, one for each row of stops that they give at inference.
+
+    A schedule that only training tells from another (an annealed one) is no case of its own.
+    """
+    import tokenreduce
+
+    found: dict[tuple[Stop, ...], str] = {}
+    for name in tokenreduce.schedulers:
+        found.setdefault(small(name).stops(LAYERS), name)
+    return list(found.values())
 
 
 def check(strategy: Strategy, among: Iterable[Case] | None = None) -> None:

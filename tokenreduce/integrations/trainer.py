@@ -1,0 +1,184 @@
+"""A reduction inside `transformers.Trainer` and what is built on it (TRL's `SFTTrainer`).
+
+    reduction = tr.reduce(model, "pyramid_drop")
+    trainer = Trainer(model=model, ...)
+    follow(trainer, reduction)
+    trainer.train()
+
+The first line alone trains with reduced tokens. `follow` adds what only a trainer knows: schedulers
+see how far training is, what the reduction does goes to the logs, and every checkpoint has the
+reduction beside it for `tokenreduce.load`.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from tokenreduce.reduction import Reduction
+from tokenreduce.report import Report
+
+PREFIX = "tokenreduce/"
+"""In front of every name in the logs."""
+
+
+@dataclass
+class Tally:
+    """Sums over the forward passes since the last log.
+
+    Attributes:
+        tokens: text and visual tokens, without padding.
+        visual_in, visual_out: visual tokens in front of the first layer and in the last.
+        visual_layers, visual_full: visual tokens summed over layers, reduced and not.
+        flops, flops_full: of the decoder's forward passes (`Report.flops`).
+    """
+
+    tokens: float = 0.0
+    visual_in: float = 0.0
+    visual_out: float = 0.0
+    visual_layers: float = 0.0
+    visual_full: float = 0.0
+    flops: float = 0.0
+    flops_full: float = 0.0
+
+    def add(self, report: Report) -> None:
+        """Counts one forward pass."""
+        layers = [sum(row) for row in report.tokens_per_layer]
+        visual = sum(report.visual_tokens)
+        first = [sum(stop["kept"]) for stop in report.stops if stop["layer"] == 0]
+        text = layers[0] - (first[0] if first else visual)
+        self.tokens += text + visual
+        self.visual_in += visual
+        self.visual_out += layers[-1] - text
+        self.visual_layers += sum(layers) - text * len(layers)
+        self.visual_full += visual * len(layers)
+        self.flops += report.flops
+        self.flops_full += report.flops_full
+
+    def summed(self, device: torch.device) -> Tally:
+        """The sums over all processes."""
+        if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+            return self
+        values = torch.tensor(list(vars(self).values()), dtype=torch.float64, device=device)
+        torch.distributed.all_reduce(values)
+        return Tally(*values.tolist())
+
+    def logs(self, seconds: float) -> dict[str, float]:
+        """What goes to the logs, for a stretch of so many seconds."""
+        found = {
+            "tokens_per_second": self.tokens / max(seconds, 1e-9),
+            "visual_tokens_in": self.visual_in,
+            "visual_tokens_out": self.visual_out,
+            "forward_tflops": self.flops / 1e12,
+        }
+        if self.visual_full:  # text alone has no share
+            found["kept_share"] = self.visual_layers / self.visual_full
+            found["flops_share"] = self.flops / self.flops_full
+        return {PREFIX + name: value for name, value in found.items()}
+
+
+class ReductionCallback(TrainerCallback):  # type: ignore[misc]  # transformers' types are loose
+    """Steps a reduction's schedule with training, logs what it does, saves it with checkpoints.
+
+    Before every optimiser step, `reduction.progress` is the share of `max_steps` that is done;
+    after training it is 1. An evaluation in between runs under the schedule of that moment.
+
+    Logged at every log of training, over all processes since the last one: `tokens_per_second`
+    (text and visual, before the reduction), `visual_tokens_in` and `visual_tokens_out` (in front of
+    the first layer, and in the last), `kept_share` (visual tokens, mean over layers),
+    `forward_tflops` and `flops_share` of the decoder. Each name begins with `tokenreduce/`.
+
+    Callbacks of `report_to` that run before this one do not see these numbers: `follow(trainer,
+    reduction)` puts it first.
+    """
+
+    def __init__(self, reduction: Reduction) -> None:
+        self.reduction = reduction
+        self._tally = Tally()
+        self._since = time.monotonic()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Starts to count."""
+        self._tally, self._since = Tally(), time.monotonic()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Tells the schedule how far training is."""
+        self.reduction.progress = state.global_step / max(state.max_steps, 1)
+
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Counts a micro-batch."""
+        self._tally.add(self.reduction.report)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Counts the last micro-batch of a step."""
+        self._tally.add(self.reduction.report)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Adds the numbers to the logs of training."""
+        if logs is None or "loss" not in logs:
+            return  # of an evaluation, or of the whole training
+        now = time.monotonic()
+        found = self._tally.summed(args.device).logs(now - self._since)
+        self._tally, self._since = Tally(), now
+        logs.update(found)
+        if state.log_history:  # has a copy of the logs already
+            state.log_history[-1].update(found)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Writes the reduction beside the checkpoint."""
+        if state.is_world_process_zero:
+            self.reduction.save(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """From now on the schedule is that of inference."""
+        self.reduction.progress = 1.0
+
+
+def follow(trainer: Trainer, reduction: Reduction) -> ReductionCallback:
+    """Lets a reduction follow the progress of `trainer`, in front of every other callback.
+
+    Returns:
+        the callback, already added.
+
+    Raises:
+        ValueError: the trainer's model is not the one that is reduced, or another reduction is
+            followed already.
+    """
+    from tokenreduce.reduction import unwrap
+
+    if unwrap(trainer.model) is not unwrap(reduction.model):
+        raise ValueError(
+            f"the trainer trains a {type(unwrap(trainer.model)).__name__} that is not the model "
+            "under this reduction: reduce the model that you hand to the trainer"
+        )
+    callbacks = trainer.callback_handler.callbacks
+    if any(isinstance(callback, ReductionCallback) for callback in callbacks):
+        raise ValueError("this trainer follows a reduction already")
+    callback = ReductionCallback(reduction)
+    callbacks.insert(0, callback)
+    return callback

@@ -1,0 +1,63 @@
+"""A schedule that training grows into."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from tokenreduce.registry import did_you_mean
+from tokenreduce.scheduler import Scheduler, Stop, schedulers, share
+from tokenreduce.schedulers.wrapped import TARGET, named, towards
+
+Shape = Literal["linear", "cosine"]
+
+
+@schedulers.register("curriculum")
+@dataclass(frozen=True)
+class Curriculum(Scheduler):
+    """Anneals another schedule in training: from keeping every token to the shares of `target`.
+
+    Up to the progress `begin` all tokens stay, from `end` on the target's shares hold, and in
+    between every share falls in a straight line or along half a cosine wave. At inference
+    (progress 1) it is the target.
+
+    Args:
+        target: a scheduler, its name, or a mapping with its `name` and options.
+        begin: share of training, 0 to 1.
+        end: share of training; not before `begin`.
+        shape: `"linear"` or `"cosine"`.
+
+    Raises:
+        ValueError: `begin` behind `end`, a value outside 0 to 1, an unknown shape.
+    """
+
+    target: Scheduler | Mapping[str, Any] | str = TARGET
+    begin: float = 0.0
+    end: float = 0.5
+    shape: Shape = "linear"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "target", named(self.target))
+        if share(self.begin, "begin") > share(self.end, "end"):
+            raise ValueError(
+                f"begin={self.begin!r} lies behind end={self.end!r}: shares fall between them"
+            )
+        if self.shape not in get_args(Shape):
+            known = get_args(Shape)
+            hint = did_you_mean(self.shape, known)
+            raise ValueError(f"no shape {self.shape!r}{hint} (known: {', '.join(known)})")
+
+    def stops(self, depth: int, progress: float = 1.0) -> tuple[Stop, ...]:
+        """The target's stops, as far on their way down as training is."""
+        return towards(named(self.target).stops(depth, progress), self.part(progress))
+
+    def part(self, progress: float) -> float:
+        """How much of the way from keeping everything (0) to the target (1) is done."""
+        if progress >= self.end:
+            return 1.0
+        if progress <= self.begin:
+            return 0.0
+        way = (progress - self.begin) / (self.end - self.begin)
+        return way if self.shape == "linear" else (1 - math.cos(math.pi * way)) / 2
