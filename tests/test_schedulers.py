@@ -56,6 +56,12 @@ def test_rounding_reaches_every_stop(name, rounding):
     assert {stop.rounding for stop in scheduler.stops(32)} == {rounding}
 
 
+def test_shares_of_the_depth_may_meet_in_a_shallow_decoder():
+    scheduler = Explicit((0.0, 0.1, 0.2, 0.5), (0.9, 0.8, 0.7, 0.6))
+    assert scheduler.stops(6) == (Stop(0, 0.8), Stop(1, 0.7), Stop(3, 0.6))
+    assert [stop.layer for stop in scheduler.stops(40)] == [0, 4, 8, 20]
+
+
 def test_pyramid_is_the_papers_default():
     assert counts(Pyramid(), 576) == [(8, 288), (16, 144), (24, 72)]
     assert counts(Pyramid(), 2880) == [(8, 1440), (16, 720), (24, 360)]
@@ -163,6 +169,11 @@ REFUSED = {
     "growing keeps": (lambda: Explicit([8, 16], [0.2, 0.5]), "do not come back.*0.5 at layer 16"),
     "layers out of order": (lambda: Explicit([16, 8], [0.5, 0.2]), "layer 8 follows layer 16"),
     "one layer twice": (lambda: Explicit([8, 0.25], [0.5, 0.5]).stops(32), "8 follows layer 8"),
+    "one layer twice, numbered": (
+        lambda: Explicit([8, 8], [0.5, 0.4]).stops(32),
+        "8 follows layer 8",
+    ),
+    "growing within a layer": (lambda: Explicit([0.2, 0.21], [0.2, 0.5]).stops(6), "1 follows"),
     "first after last": (lambda: Linear(first=24, last=8).stops(32), "first=24.*last=8"),
     "shares that meet": (lambda: Cosine(first=0.5, last=0.51).stops(32), "layer 16 .*layer 16"),
     "no step": (lambda: Cosine(every=0), "every.*at least 1, not 0"),

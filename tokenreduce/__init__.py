@@ -38,11 +38,16 @@ if TYPE_CHECKING:  # the same names for type checkers, documentation and editors
     from tokenreduce.strategies.divprune import DivPrune
     from tokenreduce.strategies.fastervlm import FasterVLM
     from tokenreduce.strategies.fastv import FastV
+    from tokenreduce.strategies.fitprune import FitPrune
     from tokenreduce.strategies.none import Keep
+    from tokenreduce.strategies.pact import PACT
     from tokenreduce.strategies.pooling import Pooling
     from tokenreduce.strategies.pyramid_drop import PyramidDrop
     from tokenreduce.strategies.random import Random
+    from tokenreduce.strategies.sparsevlm import SparseVLM
     from tokenreduce.strategies.stride import Stride
+    from tokenreduce.strategies.visionzip import VisionZip
+    from tokenreduce.strategies.vispruner import VisPruner
     from tokenreduce.strategies.vtw import VTW
     from tokenreduce.strategy import Scorer, Strategy, select, strategies
     from tokenreduce.tokens import Places, Plan, Tokens
@@ -68,11 +73,16 @@ _HOMES = {
     "strategies.divprune": ("DivPrune",),
     "strategies.fastervlm": ("FasterVLM",),
     "strategies.fastv": ("FastV",),
+    "strategies.fitprune": ("FitPrune",),
     "strategies.none": ("Keep",),
+    "strategies.pact": ("PACT",),
     "strategies.pooling": ("Pooling",),
     "strategies.pyramid_drop": ("PyramidDrop",),
     "strategies.random": ("Random",),
+    "strategies.sparsevlm": ("SparseVLM",),
     "strategies.stride": ("Stride",),
+    "strategies.visionzip": ("VisionZip",),
+    "strategies.vispruner": ("VisPruner",),
     "strategies.vtw": ("VTW",),
     "strategy": ("Scorer", "Strategy", "select", "strategies"),
     "tokens": ("Places", "Plan", "Tokens"),

@@ -5,18 +5,42 @@ Shapes: b samples, v visual tokens, n picks, d width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tokenreduce.tokens import Tokens
+from tokenreduce.tokens import Plan, Tokens, keep_from_mask
 
 
 def candidates(tokens: Tokens) -> Tensor:
     """(b, v) True at the tokens that carry picture: neither filler nor separators."""
     return tokens.valid & ~tokens.places.separator
+
+
+def kept(plan: Plan, tokens: Tokens) -> Tensor:
+    """(b, v) True at the tokens that `plan` keeps."""
+    b, v = tokens.valid.shape
+    spare = torch.zeros(b, v + 1, dtype=torch.bool, device=plan.keep.device)
+    index = plan.keep if plan.valid is None else torch.where(plan.valid, plan.keep, v)
+    return spare.scatter(1, index, True)[:, :v]
+
+
+def packed(mask: Tensor, tokens: Tokens, budget: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    """`keep` and `valid` of a plan that keeps `mask` (b, v), exactly the budget of every sample."""
+    counts = [min(k, n) for k, n in zip(budget, tokens.counts, strict=True)]
+    keep, valid = keep_from_mask(mask, max(counts, default=0))
+    return keep, None if len(set(counts)) <= 1 else valid
+
+
+def elsewhere(tokens: Tokens, index: Tensor) -> Tensor:
+    """(b, v, n) True where a token is of another picture (or frame, or tile) than the `index`-th.
+
+    `index` is (b, n): which tokens these are.
+    """
+    grid = tokens.places.grid
+    return grid[:, :, None] != grid.gather(1, index)[:, None]
 
 
 def cosine(x: Tensor) -> Tensor:

@@ -38,7 +38,11 @@ DECODER: Mapping[str, str] = {
     "embedding_valid": "(b, o) True at these tokens, False at filler",
     "text_embedding": "(b, t, d) the text tokens' input of layer 0",
 }
-"""Evidence on the decoder: h heads, e head width, t text tokens, o visual tokens at layer 0."""
+"""Evidence on the decoder: h heads, e head width, t text tokens, o visual tokens at layer 0.
+
+With labels, text tokens and queries are those in front of the sample's first answer: no choice may
+depend on what it has to predict. (The rows of `attention` are the tokens before every answer.)
+"""
 
 TOWER: Mapping[str, str] = {
     "class_attention": "(b, h, v) attention of the vision tower's class token (without one: mean "

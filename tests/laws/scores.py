@@ -36,6 +36,12 @@ def asking(alone: Batch, training: bool) -> torch.Tensor:
     return torch.tensor(spans if training else [len(labels) - 1])
 
 
+def question(alone: Batch, training: bool) -> torch.Tensor:
+    """Positions before the first answer, which alone may decide in training."""
+    answers = (alone.labels[0] != -100).nonzero()
+    return torch.arange(int(answers[0]) if training else alone.labels.shape[1])
+
+
 def check_scores(family: str, kind: str = "sdpa", training: bool = False) -> None:
     model, given = shared_model(family, kind), batch(FAMILIES[family], (1, 0, 2), "right")
     probe = Probe()
@@ -53,7 +59,7 @@ def check_scores(family: str, kind: str = "sdpa", training: bool = False) -> Non
             axes = model.base_model.get_rope_index(**alone.inputs)[0][:, 0]
         for name, (layer, who) in EXPECTED.items():
             whole = attention(model, layer, *(x[0] for x in calls[layer]), axes)
-            rows = asking(alone, training) if who == "asking" else torch.arange(whole.shape[-1])
+            rows = asking(alone, training) if who == "asking" else question(alone, training)
             expected = whole[:, rows].mean(dim=1)[:, slots]
             mine = probe.seen[name][i, :, :n]
             worst = (mine - expected).abs().max().item()

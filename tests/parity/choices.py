@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -31,6 +32,8 @@ from .cases import GOLDEN
 
 IMAGE = 30
 """The image token of `llava`."""
+TEXT = 2
+"""Text tokens before the picture in `prompt`."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,13 @@ class Choice:
         return CLIPModel.from_pretrained(weights, attn_implementation="sdpa").eval()
 
     def projector(self) -> nn.Sequential:
-        """The projector that was recorded: one linear layer, or two with a GELU between."""
+        """The projector that was recorded: one linear layer, or two with a GELU between.
+
+        Where the original stopped before its projector, one that changes nothing.
+        """
         state = {n[10:]: x for n, x in self.tensors.items() if n.startswith("projector.")}
+        if not state:
+            return nn.Sequential(nn.Identity())
         if "weight" in state:
             state = {f"0.{name}": x for name, x in state.items()}
         shapes = {int(n.split(".")[0]): x.shape for n, x in state.items() if x.dim() == 2}
@@ -132,3 +140,28 @@ def prompt(case: Choice, tokens: int = 576) -> dict[str, Tensor]:
     pixels = case.tensors["pixel_values"]
     row = torch.tensor([1, 2, *[IMAGE] * tokens, 3, 4, 5])
     return {"input_ids": row.expand(len(pixels), -1), "pixel_values": pixels}
+
+
+def tower(case: Choice) -> Any:
+    """What the recorded tower says of the recorded pictures: every layer's output."""
+    with torch.no_grad():
+        vision = case.clip().vision_model
+        return vision(case.tensors["pixel_values"], output_hidden_states=True)
+
+
+def entering(model: LlavaForConditionalGeneration, inputs: dict[str, Tensor], k: int) -> Tensor:
+    """(b, k, d) the visual tokens that the first layer of a reduced `llava` is given."""
+    given: list[Tensor] = []
+    handle = (
+        model.get_decoder().layers[0].register_forward_pre_hook(_taken(given), with_kwargs=True)
+    )
+    model(**inputs)
+    handle.remove()
+    return given[0][:, TEXT : TEXT + k]
+
+
+def _taken(into: list[Tensor]) -> Callable[..., None]:
+    def take(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        into.append(args[0] if args else kwargs["hidden_states"])
+
+    return take

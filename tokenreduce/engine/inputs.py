@@ -148,6 +148,8 @@ def describe(
     if labels is not None and labels.shape == visual.shape:
         asks = before_answers(labels.to(visual.device))
         asks = asks if real is None else asks & real
+        answered = labels.to(visual.device) != -100
+        seq.question = answered.cumsum(dim=1) == 0
     rows = [visual.sum(1)]
     rows.append(rows[0].new_full(rows[0].shape, seq.length) if real is None else real.sum(1))
     rows.append(rows[0].new_zeros(rows[0].shape) if asks is None else asks.sum(1))

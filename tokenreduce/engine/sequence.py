@@ -51,6 +51,8 @@ class Sequence:
         real: (b, l) False at padding; None when there is none.
         asking: (b, r) index of the tokens whose attention scores the visual ones, and
             `asking_valid` (b, r), False where a sample has fewer.
+        question: (b, l) False from the sample's first answer on, which no choice may depend on;
+            None without labels.
         counts: visual tokens per sample; `texts`: other real tokens per sample (host).
         places: where the visual tokens stand; `pictures` the same per sample, on the host.
         separators: the largest number of separator tokens in a sample (host).
@@ -70,6 +72,7 @@ class Sequence:
     real: Tensor | None = None
     asking: Tensor | None = None
     asking_valid: Tensor | None = None
+    question: Tensor | None = None
     counts: tuple[int, ...] = ()
     texts: tuple[int, ...] = ()
     places: Places | None = None
@@ -100,13 +103,17 @@ class Sequence:
         return Layout(None, None, index, valid, places, self.counts)
 
     def embedding(self, kind: str) -> Tensor:
-        """(b, n, d) the input of layer 0 at `"visual"` or `"text"` tokens, zeros at filler."""
+        """(b, n, d) the input of layer 0 at `"visual"` or `"text"` tokens, zeros at filler.
+
+        Text is that of the question.
+        """
         assert self.embedded is not None  # kept where a strategy reads it
         assert self.visual is not None
         mask, counts = self.visual, self.counts
         if kind == "text":
             mask, counts = ~self.visual, self.texts
-            mask = mask if self.real is None else mask & self.real
+            for also in (self.real, self.question):
+                mask = mask if also is None else mask & also
         index, valid = keep_from_mask(mask, max(max(counts), 1))
         return rows_of(self.embedded, index).masked_fill(~valid[..., None], 0.0)
 

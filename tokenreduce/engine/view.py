@@ -62,12 +62,12 @@ class LayerView:
     def received(
         self, projected_keys: Tensor | None = None, projected_queries: Tensor | None = None
     ) -> Tensor:
-        """(b, h, v) attention from all tokens of the sequence, averaged over them."""
+        """(b, h, v) attention from all tokens of the question, averaged over them."""
         queries = self.adapter.queries(self.layer, self.hidden, self.rotary, projected_queries)
         keys = self._all_keys(projected_keys)
         (b, p), width = self.hidden.shape[:2], keys.shape[2]
         rows = torch.arange(p, device=keys.device).expand(b, -1)
-        valid = self._real()
+        valid = self._question()
         total = torch.zeros(b, queries.shape[1], width, device=keys.device)
         for at in range(0, p, ROWS_AT_ONCE):
             part = slice(at, at + ROWS_AT_ONCE)
@@ -95,7 +95,7 @@ class LayerView:
         keys = self._all_keys(projected_keys)
         b, p = self.hidden.shape[:2]
         rows = torch.arange(p, device=keys.device).expand(b, -1)
-        kinds = self._present(), self._present(visual=True)
+        kinds = self._present(), self._present(visual=True) & self._question()
         sums = [torch.zeros(b, keys.shape[2], device=keys.device) for _ in kinds]
         for at in range(0, p, ROWS_AT_ONCE):
             part = slice(at, at + ROWS_AT_ONCE)
@@ -103,8 +103,7 @@ class LayerView:
             for total, kind in zip(sums, kinds, strict=True):
                 total += (most * kind[:, part, None]).sum(dim=1)
         text, visual = (self._visual(total[:, None])[:, 0] for total in sums)
-        counts = torch.tensor(self.layout.counts, device=visual.device).clamp(min=1)
-        return text, visual / counts[:, None]
+        return text, visual / kinds[1].sum(dim=1, keepdim=True).clamp(min=1)
 
     def keys(self, rows: Tensor, projected: Tensor | None = None, rotated: bool = True) -> Tensor:
         """(b, h, r, e) keys of the tokens at `rows` (b, r), one for each query head."""
@@ -144,7 +143,7 @@ class LayerView:
         ) * float(tables[0].shape[-1] ** -0.5)
 
     def text(self) -> tuple[Tensor, Tensor]:
-        """(b, t) physical index of the text tokens, and which entries count."""
+        """(b, t) physical index of the question's text tokens, and which entries count."""
         return keep_from_mask(self._present(), max(max(self.seq.texts), 1))
 
     def behind(self) -> Tensor:
@@ -156,14 +155,22 @@ class LayerView:
         return valid & (rows > first)
 
     def _present(self, visual: bool = False) -> Tensor:
-        """(b, p) True at the text tokens, or at the visual ones."""
+        """(b, p) True at the question's text tokens, or at the visual ones."""
         b, p = self.hidden.shape[:2]
         spare = torch.zeros(b, p + 1, dtype=torch.bool, device=self.hidden.device)
         at = torch.where(self.layout.visual_valid, self.layout.visual, p)
         shown = spare.scatter(1, at, True)[:, :p]
         if visual:
             return shown
-        return self._real() & ~shown
+        return self._question() & ~shown
+
+    def _question(self) -> Tensor:
+        """(b, p) True at what a choice may depend on: real tokens before the first answer."""
+        real, question = self._real(), self.seq.question
+        if question is None:
+            return real
+        at = (self.seq.order(self.layout) - self.seq.start).clamp(min=0)
+        return real & question.gather(1, at)
 
     def _real(self) -> Tensor:
         """(b, p) False at padding and filler."""

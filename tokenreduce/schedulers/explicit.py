@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 
 from tokenreduce.scheduler import (
     Rounding,
@@ -23,7 +24,8 @@ from tokenreduce.scheduler import (
 class Explicit(Scheduler):
     """Reduces at each of `layers` to the share of the original tokens beside it in `keeps`.
 
-    Entries of `layers` are layers, or shares of the depth below 1. Lists are as good as tuples.
+    Entries of `layers` are layers, or shares of the depth below 1. Lists are as good as tuples. Of
+    several shares of the depth that are one layer of a shallow decoder, the last counts.
 
     Source of the defaults: the scripts of PyramidDrop (Cooperx521/PyramidDrop), `--layer_list
     '[8,16,24]' --image_token_ratio_list '[0.5,0.25,0.125]'`.
@@ -54,7 +56,11 @@ class Explicit(Scheduler):
 
     def stops(self, depth: int, progress: float = 1.0) -> tuple[Stop, ...]:
         """One stop for each pair of a layer and a share."""
-        return ordered(
-            Stop(layer_at(where, depth), keep, self.rounding)
-            for where, keep in zip(self.layers, self.keeps, strict=True)
-        )
+        layers = [layer_at(where, depth) for where in self.layers]
+        rows = zip(self.layers, layers, self.keeps, strict=True)
+        stops: list[Stop] = []
+        for where, group in groupby(rows, key=lambda row: (isinstance(row[0], float), row[1])):
+            keeps = [keep for _, _, keep in group]
+            once = keeps[-1:] if where[0] and keeps == sorted(keeps, reverse=True) else keeps
+            stops += [Stop(where[1], keep, self.rounding) for keep in once]
+        return ordered(stops)

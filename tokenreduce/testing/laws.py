@@ -38,6 +38,7 @@ from tokenreduce.testing.model_laws import (
 )
 from tokenreduce.testing.models import FAMILIES, LAYERS, Family
 from tokenreduce.testing.state_laws import (
+    answers_change_no_choice,
     asking_without_getting_is_loud,
     calls_agree,
     checkpointing_changes_nothing,
@@ -53,6 +54,7 @@ __all__ = [
     "OWN",
     "TOLERANCE",
     "Case",
+    "answers_change_no_choice",
     "asking_without_getting_is_loud",
     "calls_agree",
     "cases",
@@ -89,6 +91,7 @@ ONCE: tuple[Law, ...] = (
     keeping_all_is_the_plain_model,
     checkpointing_changes_nothing,
     text_logits_give_the_same_loss,
+    answers_change_no_choice,
     the_model_is_left_as_it_was,
     calls_agree,
     generations_do_not_disturb_each_other,

@@ -9,7 +9,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,11 +18,14 @@ from torch import Tensor, nn
 
 from tokenreduce.scheduler import Stop
 from tokenreduce.strategy import Strategy
-from tokenreduce.testing.batches import Batch, batch
+from tokenreduce.testing.batches import IGNORED, Batch, batch
 from tokenreduce.testing.model_laws import close, refusal, refused, same
 from tokenreduce.testing.oracle import decoder_of
 from tokenreduce.testing.trial import STEPS, Replay, Stops, Trial
 from tokenreduce.tokens import Plan, Tokens
+
+FIRST_WORD = 10
+"""An id that no family uses for anything but a word."""
 
 
 def checkpointing_changes_nothing(trial: Trial) -> None:
@@ -120,6 +123,42 @@ def text_logits_give_the_same_loss(trial: Trial) -> None:
         last.append(out.logits[:, -1])
     close("text logits, loss", trial, losses[1], losses[0])
     close("text logits, last token", trial, last[1], last[0])
+
+
+def answers_change_no_choice(trial: Trial) -> None:
+    """In training, what is kept does not depend on what the answer says."""
+    given = trial.batch("right")
+    others = _answered_otherwise(given)
+    kept = []
+    for batch_ in (given, others):
+        labels = torch.where(_last_answer(given), given.labels, IGNORED)
+        with trial.reduce() as reduction, torch.no_grad():
+            batch_.run(trial.model, reduction, use_cache=False, labels=labels)
+            kept.append(reduction.kept)
+    for layer, rows in kept[0].items():
+        for mine, theirs in zip(rows, kept[1][layer], strict=True):
+            assert torch.equal(mine, theirs), f"{trial} chooses at layer {layer} by the answers"
+
+
+def _last_answer(given: Batch) -> Tensor:
+    """(b, l) True at the answer that ends each sample."""
+    behind = given.real & (given.labels == IGNORED)
+    position = torch.arange(behind.shape[1]).expand_as(behind)
+    last = torch.where(behind, position, -1).amax(dim=1, keepdim=True)
+    return given.real & (position > last)
+
+
+def _answered_otherwise(given: Batch) -> Batch:
+    """The batch with other words in the last answers."""
+    name = "inputs_embeds" if given.bare else "input_ids"
+    there, inputs = _last_answer(given), dict(given.inputs)
+    assert bool(there.any(dim=1).all())
+    x = inputs[name]
+    inputs[name] = torch.where(there[..., None] if given.bare else there, x.roll(1, 0), x)
+    if not given.bare:
+        words = torch.where(x == FIRST_WORD, FIRST_WORD + 1, FIRST_WORD)
+        inputs[name] = torch.where(there, words, x)
+    return replace(given, inputs=inputs)
 
 
 def the_model_is_left_as_it_was(trial: Trial) -> None:

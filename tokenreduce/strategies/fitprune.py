@@ -1,0 +1,49 @@
+"""FitPrune: fit and prune (arXiv 2409.10197, AAAI 2025), section 3."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import ClassVar
+
+from torch import Tensor
+
+from tokenreduce.scheduler import Scheduler
+from tokenreduce.schedulers.explicit import Explicit
+from tokenreduce.strategy import Scorer, strategies
+from tokenreduce.tokens import Tokens
+
+
+@strategies.register("fitprune")
+@dataclass
+class FitPrune(Scorer):
+    """Drop, behind almost every layer, what text and picture alike attend to least.
+
+    The score is the attention that a token got from the text times what it got from the visual
+    tokens, each of the largest head, in the layer before the stop. (The original drops between a
+    layer's attention and its MLP: what is left is the same at the next layer's input.) Pictures of
+    a sample share its budget. Cost: O(h l^2 e) for the attention of all l tokens, in blocks.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"received_from_text", "received_from_visual"})
+    reads_text: ClassVar[bool] = True
+    paper: ClassVar[str] = "arXiv 2409.10197"
+
+    def score(self, tokens: Tokens) -> Tensor:
+        """(b, v) attention from the text times attention from the picture."""
+        return tokens["received_from_text"].float() * tokens["received_from_visual"].float()
+
+    def scheduler(self) -> Scheduler:
+        """The authors' recipe for LLaVA-1.5 at 60 % less computation, stretched to the depth."""
+        left = [TOKENS - n for n in accumulate(DROPPED)]
+        stops = [(i + 1, n) for i, n in enumerate(left) if DROPPED[i]]
+        layers, counts = zip(*stops, strict=True)
+        return Explicit(tuple(i / 32 for i in layers), tuple(n / TOKENS for n in counts))
+
+
+TOKENS = 576
+DROPPED = (
+    14, 33, 89, 36, 36, 20, 55, 21, 18, 4, 7, 5, 2, 5, 7, 4,
+    26, 5, 11, 24, 4, 18, 2, 1, 0, 0, 1, 0, 1, 0, 0, 0,
+)  # fmt: skip
+"""Tokens dropped behind each of 32 layers, of 576: what their calibration gives at 60 %."""

@@ -1,0 +1,113 @@
+"""PACT: pruning and clustering-based token reduction (arXiv 2504.08966, CVPR 2025), section 3."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tokenreduce.choice import cosine, one_by_one
+from tokenreduce.scheduler import Scheduler
+from tokenreduce.schedulers.single import Single
+from tokenreduce.strategy import Strategy, strategies
+from tokenreduce.tokens import Plan, Tokens, keep_from_mask
+
+
+@strategies.register("pact")
+@dataclass
+class PACT(Strategy):
+    """Set unimportant tokens aside, and merge the others into clusters of bounded width.
+
+    1. Importance: the softmax of the mean query over the keys (both before rotation), mean
+       over heads, times the norm of the hidden state. The share `important` goes on, or as many as
+       the budget where that is more.
+    2. Distance-bounded density peaks: the densest token farther than `cutoff` (one minus cosine of
+       rotated keys) from every centre becomes one, until none is. A token joins its nearest centre
+       within `reach` times the cutoff, whether it went on or was set aside; further ones leave. A
+       cluster becomes the mean of its tokens, in the place of its centre.
+
+    In the paper the cutoff decides how many clusters there are. Here the budget does: where it ends
+    first, the densest centres stand; where centres run out, the tokens farthest from them follow.
+    Keys are those of the stop's own layer; separators are tokens like any other, and pictures of a
+    sample share its budget. The paper also adds the logarithm of a cluster's size to attention,
+    which plans cannot say. Cost: O(v^2 d) for keys d wide, and O(k v) one centre at a time.
+
+    Raises:
+        ValueError: a share outside 0 to 1, a cutoff or a reach below 0.
+    """
+
+    important: float = 0.55
+    cutoff: float = 0.21
+    reach: float = 1.5
+
+    needs: ClassVar[frozenset[str]] = frozenset({"plain_queries", "plain_keys", "keys"})
+    paper: ClassVar[str] = "arXiv 2504.08966"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.important <= 1 or self.cutoff < 0 or self.reach < 0:
+            raise ValueError(
+                f"important={self.important}, cutoff={self.cutoff} and reach={self.reach} must be "
+                "a share between 0 and 1, and two numbers of at least 0"
+            )
+
+    def score(self, tokens: Tokens) -> Tensor:
+        """(b, v) how much the mean query sees of every token, times the token's norm."""
+        there = tokens.valid[:, None, :, None]
+        queries = torch.where(there, tokens["plain_queries"].float(), 0.0)
+        keys = tokens["plain_keys"].float()
+        number = tokens.valid.sum(dim=1).clamp(min=1)[:, None, None, None]
+        mean = queries.sum(dim=2, keepdim=True) / number
+        product = (mean * keys).sum(dim=3) * keys.shape[-1] ** -0.5
+        share = product.masked_fill(~tokens.valid[:, None], float("-inf")).softmax(dim=-1)
+        importance: Tensor = share.mean(dim=1) * tokens.hidden.detach().float().norm(dim=-1)
+        return importance
+
+    def plan(self, tokens: Tokens, budget: Sequence[int]) -> Plan:
+        """Clusters, one for each kept place."""
+        counts = [min(k, n) for k, n in zip(budget, tokens.counts, strict=True)]
+        pairs = zip(counts, tokens.counts, strict=True)
+        onward = [max(k, int(n * self.important)) for k, n in pairs]
+        chosen = _best(self.score(tokens), tokens.valid, onward)
+
+        far = 1 - cosine(tokens["keys"].transpose(1, 2).flatten(2))
+        far = far.clamp(min=0).diagonal_scatter(torch.zeros_like(far[..., 0]), dim1=1, dim2=2)
+        density = torch.where(chosen[:, None], (-((far / 2) ** 2)).exp(), 0.0).sum(dim=2)
+        scores = self.centres(density, far, chosen, max(counts))
+        centre = _best(scores, chosen, counts)
+
+        keep, valid = keep_from_mask(centre, max(counts))
+        width, nearest = far.masked_fill(~centre[:, None], float("inf")).min(dim=2)
+        place = torch.arange(far.shape[1], device=far.device)
+        nearest = torch.where(centre, place, nearest)
+        joins = tokens.valid & ((width <= self.reach * self.cutoff) | centre)
+        slot = centre.long().cumsum(dim=1) - 1
+        group = torch.where(joins, slot.gather(1, nearest), -1)
+        return Plan(keep, None if len(set(counts)) <= 1 else valid, group)
+
+    def centres(self, density: Tensor, far: Tensor, among: Tensor, n: int) -> Tensor:
+        """(b, v) scores that rank the first `n` centres in the order in which they are found."""
+        nearest = torch.full_like(density, float("inf"))
+
+        def after(pick: Tensor, _: Tensor) -> Tensor:
+            nonlocal nearest
+            column = pick[:, None, None].expand(-1, far.shape[1], 1)
+            nearest = torch.minimum(nearest, far.gather(2, column)[..., 0])
+            # no distance is above 2: who is covered comes behind all who are not
+            return torch.where(nearest > self.cutoff, 4 + density, nearest)
+
+        return one_by_one(4 + density, among, n, after)
+
+    def scheduler(self) -> Scheduler:
+        """At the authors' layer, to what they are left with on LLaVA-OneVision."""
+        return Single(layer=4, keep=0.287)
+
+
+def _best(score: Tensor, among: Tensor, counts: Sequence[int]) -> Tensor:
+    """(b, v) the `counts[i]` best of `among` in sample i."""
+    order = score.masked_fill(~among, float("-inf")).argsort(dim=1, descending=True, stable=True)
+    limit = torch.tensor(counts, device=score.device)[:, None]
+    place = torch.arange(score.shape[1], device=score.device)
+    return torch.zeros_like(among).scatter(1, order, place < limit) & among
