@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # the same names for type checkers, documentation and editors
     from tokenreduce import cost
     from tokenreduce.adapter import Adapter, adapters
     from tokenreduce.checkpoint import load
+    from tokenreduce.encoder import EncoderReduction
     from tokenreduce.geometry import Picture
     from tokenreduce.reduction import Reduction, ReductionWarning, reduce, unwrap
     from tokenreduce.registry import Registry, UnknownName
@@ -46,10 +47,11 @@ if TYPE_CHECKING:  # the same names for type checkers, documentation and editors
     from tokenreduce.strategies.random import Random
     from tokenreduce.strategies.sparsevlm import SparseVLM
     from tokenreduce.strategies.stride import Stride
+    from tokenreduce.strategies.tome import ToMe
     from tokenreduce.strategies.visionzip import VisionZip
     from tokenreduce.strategies.vispruner import VisPruner
     from tokenreduce.strategies.vtw import VTW
-    from tokenreduce.strategy import Scorer, Strategy, select, strategies
+    from tokenreduce.strategy import Scorer, Strategy, TowerStrategy, select, strategies
     from tokenreduce.tokens import Places, Plan, Tokens
 
 __version__ = "0.1.0"
@@ -57,6 +59,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "adapter": ("Adapter", "adapters"),
     "checkpoint": ("load",),
+    "encoder": ("EncoderReduction",),
     "geometry": ("Picture",),
     "reduction": ("Reduction", "ReductionWarning", "reduce", "unwrap"),
     "registry": ("Registry", "UnknownName"),
@@ -83,8 +86,9 @@ _HOMES = {
     "strategies.stride": ("Stride",),
     "strategies.visionzip": ("VisionZip",),
     "strategies.vispruner": ("VisPruner",),
+    "strategies.tome": ("ToMe",),
     "strategies.vtw": ("VTW",),
-    "strategy": ("Scorer", "Strategy", "select", "strategies"),
+    "strategy": ("Scorer", "Strategy", "TowerStrategy", "select", "strategies"),
     "tokens": ("Places", "Plan", "Tokens"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

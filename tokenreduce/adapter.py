@@ -31,19 +31,24 @@ Part = Any
 
 @dataclass(frozen=True)
 class Tower:
-    """The facts of a vision tower whose attention projects queries and keys by two matrices.
+    """The facts of a vision tower; the methods' defaults hold for CLIP and SigLIP.
+
+    A layer is pre-norm: `x + attention(norm(x))`, then `x + mlp(norm(x))`. A subclass states
+    what differs.
 
     Attributes:
         layers: its layers, in order.
         feature: the layer whose output the projector gets.
         heads: attention heads.
-        classes: class tokens before the patches.
+        classes: class tokens before the patches (distillation and register tokens too).
+        mask: the parameter of a layer's forward that is added to its attention scores.
     """
 
     layers: Sequence[Part]
     feature: int
     heads: int
     classes: int = 0
+    mask: ClassVar[str] = "attention_mask"
 
     def projections(self, layer: Part) -> tuple[Part, Part]:
         """The query and the key projection of a layer."""
@@ -52,6 +57,27 @@ class Tower:
     def scaling(self, width: int) -> float:
         """The factor on query-key products of heads `width` wide."""
         return float(width**-0.5)
+
+    def key_module(self, layer: Part) -> Part:
+        """The module whose output is the keys of a layer, in the form that `keys` reads."""
+        return self.projections(layer)[1]
+
+    def keys(self, output: Tensor) -> Tensor:
+        """(n, h, p, e) the keys, from the output of `key_module` (n, p, h e)."""
+        return output.view(*output.shape[:-1], self.heads, -1).transpose(1, 2)
+
+    def entrance(self, layer: Part) -> Part:
+        """The norm in front of a layer's attention, which gets the layer's input as it is."""
+        return layer.layer_norm1
+
+    def mlp(self, layer: Part) -> tuple[Part, Part]:
+        """The norm in front of a layer's MLP, which gets the sum behind the attention; the MLP."""
+        return layer.layer_norm2, layer.mlp
+
+    def adds_mask(self) -> bool:
+        """Whether the attention that is in use can add a (n, 1, 1, p) mask to its scores."""
+        attention = self.layers[0].self_attn
+        return attention.config._attn_implementation in ("sdpa", "eager")
 
 
 class Adapter:
@@ -234,6 +260,32 @@ GENERIC = "generic"
 
 adapters: Registry[type[Adapter]] = Registry("adapter", "tokenreduce.adapters")
 """Every known model family: name -> adapter class."""
+
+
+class Encoder:
+    """How a plain vision encoder is read: a model that is a tower and no decoder."""
+
+    @staticmethod
+    def reads(model: Part) -> bool:
+        """Whether `model` is one of these."""
+        raise NotImplementedError
+
+    @staticmethod
+    def tower(model: Part) -> Tower:
+        """Its facts."""
+        raise NotImplementedError
+
+
+encoders: Registry[type[Encoder]] = Registry("encoder", "tokenreduce.adapters")
+"""Every known kind of plain vision encoder: name -> class."""
+
+
+def encoder_tower(model: Part) -> Tower | None:
+    """The facts of a plain vision encoder; None for any other model."""
+    for encoder in encoders.values():
+        if encoder.reads(model):
+            return encoder.tower(model)
+    return None
 
 
 def adapter_for(model: Part) -> Adapter:

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from tokenreduce import plugins
-from tokenreduce.adapter import Adapter, adapter_for, adapters
+from tokenreduce.adapter import Adapter, Tower, adapter_for, adapters, encoder_tower
 from tokenreduce.cost import shape_of
 from tokenreduce.engine.sequence import Sequence
 from tokenreduce.engine.setup import Setup
@@ -202,7 +202,9 @@ def reduce(
     class stay what they were; hooks do the work.
 
     Args:
-        model: a transformers vision-language model or causal LM, also wrapped by PEFT or DDP.
+        model: a transformers vision-language model or causal LM, also wrapped by PEFT or DDP; or a
+            plain vision encoder (CLIP, SigLIP, ViT, DeiT, timm's VisionTransformer), for which an
+            `EncoderReduction` is returned.
         strategy: which tokens stay: a registered name, or an instance.
         scheduler: where and how many; None means the strategy's own.
         adapter: how the family is read; None finds it by `config.model_type`.
@@ -225,6 +227,11 @@ def reduce(
     schedule = (
         chosen.scheduler() if scheduler is None else _instance(scheduler, schedulers, Scheduler)
     )
+    tower = encoder_tower(unwrap(model)) if adapter is None else None
+    if tower is not None:
+        own = None if scheduler is None else schedule
+        inside: Reduction = _in_encoder(model, tower, chosen, own, positions, logits, seed)
+        return inside
     reader = (
         adapter_for(unwrap(model)) if adapter is None else _instance(adapter, adapters, Adapter)
     )
@@ -248,6 +255,26 @@ def reduce(
             f"have no single position number: use positions={min(reader.positions)!r}"
         )
     return Reduction(model, chosen, schedule, reader, rule, logits, seed)
+
+
+def _in_encoder(
+    model: nn.Module,
+    tower: Tower,
+    strategy: Strategy,
+    scheduler: Scheduler | None,
+    positions: Positions | None,
+    logits: Logits,
+    seed: int,
+) -> Any:
+    """An `EncoderReduction`: no decoder, and so no positions and no logits of one."""
+    from tokenreduce.encoder import EncoderReduction
+
+    if positions is not None or logits != "full":
+        raise ValueError(
+            "positions and logits are of a language model, which a plain vision encoder does not "
+            "have"
+        )
+    return EncoderReduction(unwrap(model), tower, strategy, scheduler, seed)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -67,6 +67,31 @@ class Scorer(Strategy):
         return Pyramid()
 
 
+class TowerStrategy(Strategy):
+    """A strategy that can also work inside a vision tower, between a layer's attention and MLP.
+
+    There its `plan` merges (every token has a group), leaves the first `tokens.fixed` tokens alone,
+    and is given `tokens.size`; `tokens["keys"]` are those of the layer's attention.
+    """
+
+    site: ClassVar[str] = "vision tower, decoder layer"
+
+    @property
+    @abstractmethod
+    def proportional(self) -> bool:
+        """Whether a token that stands for n patches weighs n times in the tower's attention."""
+
+    @abstractmethod
+    def counts(self, depth: int, tokens: int, fixed: int = 0) -> tuple[int, ...]:
+        """How many tokens are left behind each layer of a tower of `depth` layers.
+
+        Args:
+            depth: layers of the tower.
+            tokens: that the tower begins with, class tokens included.
+            fixed: class tokens among them.
+        """
+
+
 strategies: Registry[type[Strategy]] = Registry("strategy", "tokenreduce.strategies")
 """Every known strategy: name -> class."""
 

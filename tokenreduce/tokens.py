@@ -82,6 +82,12 @@ class Places:
     line: Tensor
     separator: Tensor
 
+    @staticmethod
+    def unknown(shape: Tensor) -> Places:
+        """Nothing known of where the tokens of `shape` (b, v) stand: one row of one picture."""
+        zero = torch.zeros_like(shape, dtype=torch.long)
+        return Places(zero, zero, zero, zero, zero, zero, zero.bool())
+
     def gather(self, index: Tensor) -> Places:
         """The places of the tokens at `index` (b, k)."""
         return Places(*(getattr(self, name).gather(1, index) for name in PLACES))
@@ -109,6 +115,10 @@ class Tokens:
         layer: the decoder layer at whose input the tokens are reduced.
         seed: the reduction's seed; equal for every sample, whatever its batch mates.
         separators: the largest number of separator tokens in a sample at layer 0 (host).
+        fixed: how many tokens in front stay alone and never leave (a tower's class tokens).
+        size: (b, v) how many patches each token stands for; None where each is one.
+        ordered: False where a plan's `keep` may be in any order (a tower, whose attention knows no
+            order, and where the order of earlier plans is what the method goes on from).
         evidence: named measurements, computed when first asked for: `tokens["attention"]`.
     """
 
@@ -121,6 +131,9 @@ class Tokens:
     layer: int = 0
     seed: int = 0
     separators: int = 0
+    fixed: int = 0
+    size: Tensor | None = None
+    ordered: bool = True
     evidence: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
 
     @property
@@ -148,7 +161,8 @@ class Plan:
     """Which tokens stay, and what the kept ones contain. Data: comparable, storable, drawable.
 
     Attributes:
-        keep: (b, k) indices into the tokens of the stop, ascending along k where `valid`.
+        keep: (b, k) indices into the tokens of the stop, ascending along k where `valid` (unless
+            the tokens are not `ordered`).
         valid: (b, k) False for filler; None when every entry counts.
         group: (b, v) the slot (0..k-1) into which each token is merged, -1 where it is dropped;
             None when the kept tokens stay as they are.
@@ -199,6 +213,13 @@ class Plan:
         share = weight.new_zeros(b, k + 1).scatter_add(1, slot, weight)
         mean = total[:, :k] / share[:, :k, None].clamp(min=torch.finfo(x.dtype).tiny)
         return torch.where(share[:, :k, None] > 0, mean, self.take(x))
+
+    def unmerge(self, x: Tensor) -> Tensor:
+        """(b, k, ...) -> (b, v, ...): what every token's group contains, zero if dropped."""
+        if self.group is None:
+            raise ValueError("only a plan with groups says of every token where it went")
+        gone = (self.group < 0).view(*self.group.shape, *[1] * (x.dim() - 2))
+        return gather(x, self.group.clamp(min=0)).masked_fill(gone, 0)
 
 
 def gather(x: Tensor, index: Tensor) -> Tensor:

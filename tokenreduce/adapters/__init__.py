@@ -16,6 +16,8 @@ from tokenreduce.adapters import (
     perception_lm,
     qwen2_vl,
     qwen3_vl,
+    timm_vit,
+    vision,
 )
 
 __all__ = [
@@ -34,4 +36,6 @@ __all__ = [
     "perception_lm",
     "qwen2_vl",
     "qwen3_vl",
+    "timm_vit",
+    "vision",
 ]

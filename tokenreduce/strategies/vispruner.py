@@ -18,6 +18,8 @@ from tokenreduce.tokens import Plan, Tokens
 
 ROUND = 8
 """Tokens that leave in one round."""
+HALVINGS = 6
+"""Rounds in which a queue of fewer than two rounds' tokens is gone, and one for a count rounded."""
 
 
 @strategies.register("vispruner")
@@ -69,7 +71,10 @@ class VisPruner(Strategy):
         size = (picture.sum(dim=1, keepdim=True) - first).clamp(min=0)
         sizes = [(n - m, k - m) for n, k, m in zip(tokens.counts, budget, important, strict=True)]
         alike = _alike(tokens["tower_features"])
-        diverse = _diverse(alike, queue, size, (limit - first).clamp(min=0), sizes)
+        # the host does not know how many of a sample's tokens are separators: with some of them a
+        # queue may be shorter than its bound, and lose less than eight in its last rounds
+        spare = HALVINGS if tokens.separated else 0
+        diverse = _diverse(alike, queue, size, (limit - first).clamp(min=0), sizes, spare)
         chosen = (rank < first) | diverse
         return select(chosen * 2.0 * rank.shape[1] - rank, tokens, budget)
 
@@ -90,7 +95,12 @@ def _alike(x: Tensor) -> Tensor:
 
 
 def _diverse(
-    likeness: Tensor, queue: Tensor, size: Tensor, target: Tensor, most: list[tuple[int, int]]
+    likeness: Tensor,
+    queue: Tensor,
+    size: Tensor,
+    target: Tensor,
+    most: list[tuple[int, int]],
+    spare: int,
 ) -> Tensor:
     """(b, v) True at the tokens that are left when queues have shrunk to `target`.
 
@@ -100,12 +110,16 @@ def _diverse(
         size: how many there are.
         target: (b, 1) how many shall be left.
         most: per sample an upper bound of both, known on the host.
+        spare: rounds beyond those of the bounds; a queue that has shrunk loses nothing more.
     """
     sample = torch.arange(len(queue), device=queue.device)[:, None, None]
     size = torch.where(target > 0, size, 0)
     most = [(n if k > 0 else k, k) for n, k in most]
-    while any(n > k for n, k in most):
+    while (rounds := any(n > k for n, k in most)) or spare:
+        spare -= not rounds
         width = max(n for n, _ in most)
+        if width < 2:
+            break
         at = torch.arange(width, device=queue.device)
         held, others = queue[:, :width:2], queue[:, 1:width:2]
         waits, stays = at[::2] < size, at[1::2] < size

@@ -1,0 +1,70 @@
+"""Plain vision encoders of transformers: CLIP, SigLIP, ViT, DeiT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenreduce.adapter import Encoder, Part, Tower, encoders
+
+
+@encoders.register("clip")
+class ClipVision(Encoder):
+    """CLIP's and SigLIP's vision models, by themselves, with a head, or beside their text model."""
+
+    @staticmethod
+    def reads(model: Part) -> bool:
+        """By the config's `model_type`."""
+        kind = getattr(getattr(model, "config", None), "model_type", None)
+        return kind in ("clip", "clip_vision_model", "siglip", "siglip_vision_model") and (
+            hasattr(getattr(model, "vision_model", model), "encoder")
+        )
+
+    @staticmethod
+    def tower(model: Part) -> Tower:
+        """A class token for CLIP, none for SigLIP."""
+        inner: Part = getattr(model, "vision_model", model)
+        layers, config = inner.encoder.layers, inner.config
+        classes = int(config.model_type == "clip_vision_model")
+        return Tower(layers, len(layers) - 1, config.num_attention_heads, classes)
+
+
+@dataclass(frozen=True)
+class ViTTower(Tower):
+    """A layer of ViT: other names, the same order."""
+
+    def projections(self, layer: Part) -> tuple[Part, Part]:
+        """The query and the key projection of a layer."""
+        return layer.attention.q_proj, layer.attention.k_proj
+
+    def entrance(self, layer: Part) -> Part:
+        """The norm in front of a layer's attention."""
+        return layer.layernorm_before
+
+    def mlp(self, layer: Part) -> tuple[Part, Part]:
+        """The norm in front of a layer's MLP, and the MLP."""
+        return layer.layernorm_after, layer.mlp
+
+    def adds_mask(self) -> bool:
+        """Whether the attention in use adds masks."""
+        attention = self.layers[0].attention
+        return attention.config._attn_implementation in ("sdpa", "eager")
+
+
+@encoders.register("vit")
+class ViT(Encoder):
+    """ViT and DeiT, with or without a head."""
+
+    @staticmethod
+    def reads(model: Part) -> bool:
+        """By the config's `model_type`."""
+        return getattr(getattr(model, "config", None), "model_type", None) in ("vit", "deit")
+
+    @staticmethod
+    def tower(model: Part) -> Tower:
+        """One class token; DeiT has a distillation token behind it."""
+        kind = model.config.model_type
+        inner: Part = getattr(model, kind, model)
+        classes = 2 if kind == "deit" else 1
+        return ViTTower(
+            inner.layers, len(inner.layers) - 1, model.config.num_attention_heads, classes
+        )

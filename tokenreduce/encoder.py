@@ -1,0 +1,188 @@
+"""A reduction inside a plain vision encoder: a classifier, or a tower without a language model.
+
+Shapes: n pictures, o tokens that the encoder begins with (class tokens first), k left at its end.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from tokenreduce.adapter import Tower
+from tokenreduce.engine.merging import Merged, Merging
+from tokenreduce.scheduler import Scheduler, Stop
+from tokenreduce.strategy import Strategy, TowerStrategy
+from tokenreduce.tokens import Plan
+
+
+@dataclass(frozen=True)
+class EncoderReport:
+    """Tokens of the latest pass, per picture; class tokens are counted.
+
+    Attributes:
+        pictures: in the batch.
+        tokens: that the encoder begins with.
+        tokens_per_layer: behind each layer.
+        flops, flops_full: of the layers, all pictures, with and without the reduction.
+        applied: whether tokens were merged.
+    """
+
+    pictures: int
+    tokens: int
+    tokens_per_layer: list[int]
+    flops: int
+    flops_full: int
+    applied: bool
+    convention: str = "matmul FLOPs (2 per multiply-add) of the layers, full attention square"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        behind = " ".join(str(n) for n in self.tokens_per_layer)
+        share = self.flops / self.flops_full if self.flops_full else 1.0
+        return (
+            f"tokens            {self.tokens} in each of {self.pictures} pictures\n"
+            f"behind the layers {behind}\n"
+            f"FLOPs             {self.flops:.4g} of {self.flops_full:.4g} ({share:.1%})"
+        )
+
+
+class EncoderReduction:
+    """A strategy at work inside a plain vision encoder. A context manager; made by `reduce()`.
+
+    Raises:
+        TypeError: a strategy that cannot work inside a tower.
+        ValueError: a stop beyond the encoder, or an encoder that is reduced already.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tower: Tower,
+        strategy: Strategy,
+        scheduler: Scheduler | None = None,
+        seed: int = 0,
+    ) -> None:
+        if not isinstance(strategy, TowerStrategy):
+            raise TypeError(
+                f"{type(strategy).__name__} reduces at the input of decoder layers, and "
+                f"{type(model).__name__} has none: inside a vision encoder a strategy must be a "
+                "TowerStrategy, such as 'tome'"
+            )
+        self.model, self.tower, self.strategy = model, tower, strategy
+        self.scheduler, self.seed = scheduler, seed
+        self._latest: Merged | None = None
+        self._applied = False
+        depth = len(tower.layers)
+        self._stops = () if scheduler is None else scheduler.stops(depth)
+        self._check(depth)
+        self._merging = Merging(tower, strategy, self.counts, self._remember, seed)
+
+    def counts(self, tokens: int) -> tuple[int, ...]:
+        """Tokens behind each layer, for an encoder that begins with so many; nothing runs.
+
+        The strategy's own counts, or those of the scheduler: shares of the patches.
+        """
+        depth, fixed = len(self.tower.layers), self.tower.classes
+        if self.scheduler is None:
+            return self.strategy.counts(depth, tokens, fixed)
+        left, counts = tokens, []
+        shares = {stop.layer: stop for stop in self._stops}
+        for i in range(depth):
+            if i in shares:
+                left = min(left, fixed + max(shares[i].count(tokens - fixed), 1))
+            counts.append(left)
+        return tuple(counts)
+
+    @property
+    def stops(self) -> tuple[Stop, ...]:
+        """The scheduler's stops: between attention and MLP of these layers. None of its own."""
+        return self._stops
+
+    @property
+    def plans(self) -> dict[int, Plan]:
+        """The plan of every layer that merged tokens in the latest pass."""
+        return dict(self._passed().plans)
+
+    @property
+    def group(self) -> Tensor:
+        """(n, o) for every original token, the last layer's token that it is in (latest pass)."""
+        return self._passed().group
+
+    @property
+    def size(self) -> Tensor:
+        """(n, k) how many original tokens each of the last layer's stands for (latest pass)."""
+        return self._passed().size
+
+    @property
+    def report(self) -> EncoderReport:
+        """Tokens behind every layer, and FLOPs, of the latest pass."""
+        merged = self._passed()
+        n, o = merged.group.shape
+        short, whole = (
+            sum(map(self._flops, self.tower.layers, [o, *counts], counts))
+            for counts in (merged.counts, (o,) * len(merged.counts))
+        )
+        tokens = list(merged.counts)
+        return EncoderReport(n, o, tokens, n * short, n * whole, bool(merged.plans))
+
+    def remove(self) -> None:
+        """Takes every hook off: the model is as it was. Warns when nothing was ever merged."""
+        from tokenreduce.reduction import ReductionWarning
+
+        if self._merging.remove() and not self._applied and self._asks():
+            warnings.warn(
+                "the reduction was removed without having reduced anything: no picture passed "
+                "through the encoder, or none had tokens to merge",
+                ReductionWarning,
+                stacklevel=2,
+            )
+
+    def __enter__(self) -> EncoderReduction:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if error is not None:
+            self._applied = True  # the error says enough
+        self.remove()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EncoderReduction:
+        return self
+
+    def __repr__(self) -> str:
+        state = "" if self._merging.handles else ", removed"
+        return f"EncoderReduction({self.strategy}, {self.scheduler}{state})"
+
+    def _asks(self) -> bool:
+        many = 1 << 16
+        return self.counts(many)[-1] < many
+
+    def _check(self, depth: int) -> None:
+        for stop in self._stops:
+            if not 0 <= stop.layer < depth:
+                raise ValueError(
+                    f"layer {stop.layer} is outside an encoder of {depth} layers: "
+                    f"use 0 to {depth - 1}"
+                )
+
+    def _flops(self, layer: Any, entering: int, leaving: int) -> int:
+        mlp = self.tower.mlp(layer)[1]
+        within = sum(x.numel() for x in mlp.parameters() if x.dim() == 2)
+        rest = sum(x.numel() for x in layer.parameters() if x.dim() == 2) - within
+        width = int(self.tower.mlp(layer)[0].weight.shape[0])
+        total: int = rest * entering + 2 * entering**2 * width + within * leaving
+        return 2 * total
+
+    def _passed(self) -> Merged:
+        if self._latest is None:
+            raise RuntimeError("no picture has passed through the encoder under this reduction")
+        return self._latest
+
+    def _remember(self, merged: Merged) -> None:
+        self._applied = self._applied or bool(merged.plans)
+        self._latest = merged
