@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # the same names for type checkers, documentation and editors
     from tokenreduce.schedulers.single import Single
     from tokenreduce.schedulers.stochastic import Stochastic
     from tokenreduce.solve import solve
+    from tokenreduce.strategies.cdpruner import CDPruner
     from tokenreduce.strategies.dart import DART
     from tokenreduce.strategies.divprune import DivPrune
     from tokenreduce.strategies.fastervlm import FasterVLM
@@ -43,6 +44,7 @@ if TYPE_CHECKING:  # the same names for type checkers, documentation and editors
     from tokenreduce.strategies.none import Keep
     from tokenreduce.strategies.pact import PACT
     from tokenreduce.strategies.pooling import Pooling
+    from tokenreduce.strategies.prumerge import PruMerge
     from tokenreduce.strategies.pyramid_drop import PyramidDrop
     from tokenreduce.strategies.random import Random
     from tokenreduce.strategies.sparsevlm import SparseVLM
@@ -72,6 +74,7 @@ _HOMES = {
     "schedulers.single": ("Single",),
     "schedulers.stochastic": ("Stochastic",),
     "solve": ("solve",),
+    "strategies.cdpruner": ("CDPruner",),
     "strategies.dart": ("DART",),
     "strategies.divprune": ("DivPrune",),
     "strategies.fastervlm": ("FasterVLM",),
@@ -80,6 +83,7 @@ _HOMES = {
     "strategies.none": ("Keep",),
     "strategies.pact": ("PACT",),
     "strategies.pooling": ("Pooling",),
+    "strategies.prumerge": ("PruMerge",),
     "strategies.pyramid_drop": ("PyramidDrop",),
     "strategies.random": ("Random",),
     "strategies.sparsevlm": ("SparseVLM",),

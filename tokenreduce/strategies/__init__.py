@@ -1,6 +1,7 @@
 """The methods that ship with tokenreduce, one file each."""
 
 from tokenreduce.strategies import (
+    cdpruner,
     dart,
     divprune,
     fastervlm,
@@ -9,6 +10,7 @@ from tokenreduce.strategies import (
     none,
     pact,
     pooling,
+    prumerge,
     pyramid_drop,
     random,
     sparsevlm,
@@ -20,6 +22,7 @@ from tokenreduce.strategies import (
 )
 
 __all__ = [
+    "cdpruner",
     "dart",
     "divprune",
     "fastervlm",
@@ -28,6 +31,7 @@ __all__ = [
     "none",
     "pact",
     "pooling",
+    "prumerge",
     "pyramid_drop",
     "random",
     "sparsevlm",

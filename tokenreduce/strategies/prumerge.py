@@ -1,0 +1,100 @@
+"""LLaVA-PruMerge: adaptive token reduction (arXiv 2403.15388, ICCV 2025), section 3; PruMerge+."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize, one_hot
+
+from tokenreduce.choice import candidates, elsewhere, kept, packed
+from tokenreduce.scheduler import Scheduler
+from tokenreduce.schedulers.single import Single
+from tokenreduce.strategy import Strategy, select, strategies
+from tokenreduce.tokens import Plan, Tokens, gather
+
+NEAR = 32
+"""Neighbours whose contents a kept token takes in."""
+
+
+@strategies.register("prumerge")
+@dataclass
+class PruMerge(Strategy):
+    """Keep what the class token matches best; add neighbours to each, and the rest as one token.
+
+    A patch's weight is the softmax of the class token's query with the patches' keys in the last
+    layer of the tower, over its full width. The best weighted patches stay; each becomes itself
+    plus the weighted sum of the 32 patches of its picture (tile, frame) whose keys are most like
+    its own. One more token is the weighted sum of all that do not stay. `plus=True` is PruMerge+:
+    half of those that stay are evenly spaced instead.
+
+    The budget counts the one more token, and is one for a sample, whatever its number of pictures.
+    Cost: O(k v d), for the likeness of keys and the mixing of hidden states.
+
+    Deviations from the original: its count follows from outliers of the weights, here the budget
+    does. The sum of the rest stands where the best weighted of them stood (there, behind all
+    others), and tokens stay in reading order (there, by weight). Tokens are merged as the language
+    model gets them (there, before the projector). Evenly spaced tokens that stay anyway are
+    replaced by the next best (there, they stay twice).
+    """
+
+    plus: bool = False
+
+    needs: ClassVar[frozenset[str]] = frozenset({"class_match", "match_keys"})
+    paper: ClassVar[str] = "arXiv 2403.15388"
+
+    def plan(self, tokens: Tokens, budget: Sequence[int]) -> Plan:
+        """The kept tokens with their neighbours, and the sum of the rest."""
+        counts = list(zip(budget, tokens.counts, strict=True))
+        more = [int(1 < k < n) for k, n in counts]
+        picture = candidates(tokens)
+        weight = tokens["class_match"].float().masked_fill(~picture, 0.0)
+        single = [k - one for k, one in zip(budget, more, strict=True)]
+        own = kept(select(self.score(weight, picture, single), tokens, single), tokens)
+
+        one = torch.tensor(more, device=own.device)[:, None] > 0
+        rest = picture & ~own & one
+        best = weight.masked_fill(~rest, -1.0).argmax(dim=1)
+        total = rest & (one_hot(best, rest.shape[1]) > 0)
+        # where separators alone are left, one of them takes the place
+        spare = tokens.valid & ~picture & ~own & one & ~rest.any(dim=1, keepdim=True)
+        spare = spare & (spare.cumsum(dim=1) == 1)
+
+        keep, valid = packed(own | total | spare, tokens, budget)
+        merging = torch.tensor([k < n for k, n in counts], device=own.device)[:, None, None]
+        itself = one_hot(keep, own.shape[1]).to(weight.dtype)
+        around = self.near(tokens, keep, picture) * weight[:, None]
+        alone = gather(picture, keep)[..., None] & merging
+        mix = itself + torch.where(alone, around, 0.0)
+        summed = (weight * rest)[:, None].expand_as(mix)
+        return Plan(keep, valid, mix=torch.where(gather(total, keep)[..., None], summed, mix))
+
+    def score(self, weight: Tensor, picture: Tensor, counts: Sequence[int]) -> Tensor:
+        """(b, v) weights; with `plus`, the better half and evenly spaced tokens come first."""
+        if not self.plus:
+            return weight
+        half = torch.tensor([(k + 1) // 2 for k in counts], device=weight.device)[:, None]
+        spaced = torch.tensor([k // 2 for k in counts], device=weight.device)[:, None]
+        order = weight.masked_fill(~picture, -1.0).argsort(dim=1, descending=True, stable=True)
+        best = order.argsort(dim=1) < half
+        place = picture.long().cumsum(dim=1) - 1
+        step = (picture.sum(dim=1, keepdim=True) // spaced.clamp(min=1)).clamp(min=1)
+        even = (place % step == 0) & (place // step < spaced)
+        return weight + (picture & (best | even))  # a weight is a share: below 1
+
+    def near(self, tokens: Tokens, index: Tensor, picture: Tensor) -> Tensor:
+        """(b, k, v) True at the patches most like each of the tokens at `index` (b, k)."""
+        keys = normalize(tokens["match_keys"].float(), dim=-1)
+        likeness = gather(keys, index) @ keys.transpose(1, 2)
+        other = elsewhere(tokens, index).transpose(1, 2) | ~picture[:, None]
+        other = other | (one_hot(index, keys.shape[1]) > 0)
+        likeness = likeness.masked_fill(other, float("-inf"))
+        most = likeness.topk(min(NEAR, keys.shape[1]), dim=2)
+        return torch.zeros_like(other).scatter(2, most.indices, most.values.isfinite())
+
+    def scheduler(self) -> Scheduler:
+        """Before the language model, to a quarter, as PruMerge+ has it on average."""
+        return Single(layer=0, keep=0.25)
