@@ -177,6 +177,19 @@ class Adapter:
         """The vision tower of a family whose `evidence` has some from there."""
         return None
 
+    def tower_module(self, base: Part) -> Part:
+        """The vision tower as the multimodal module calls it."""
+        return base.vision_tower
+
+    def merging(self, base: Part) -> frozenset[str]:
+        """What the language model may get where tokens are merged inside its vision tower.
+
+        `"spread"`: as many tokens as ever; the tower's layers are in the order that `Tower` says,
+        and who uses what leaves it reads its `hidden_states` or `last_hidden_state`. `"merged"`:
+        every group once; a visual token is made of one patch, which its picture names.
+        """
+        return frozenset()
+
     def view(self, processor: Any, width: int, height: int) -> Box:
         """The part of an original picture that the tokens see, as fractions of it.
 

@@ -6,50 +6,17 @@ Shapes: n pictures, o tokens that the encoder begins with (class tokens first), 
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
 from tokenreduce.adapter import Tower
 from tokenreduce.engine.merging import Merged, Merging
+from tokenreduce.report import EncoderReport
 from tokenreduce.scheduler import Scheduler, Stop
 from tokenreduce.strategy import Strategy, TowerStrategy
 from tokenreduce.tokens import Plan
-
-
-@dataclass(frozen=True)
-class EncoderReport:
-    """Tokens of the latest pass, per picture; class tokens are counted.
-
-    Attributes:
-        pictures: in the batch.
-        tokens: that the encoder begins with.
-        tokens_per_layer: behind each layer.
-        flops, flops_full: of the layers, all pictures, with and without the reduction.
-        applied: whether tokens were merged.
-    """
-
-    pictures: int
-    tokens: int
-    tokens_per_layer: list[int]
-    flops: int
-    flops_full: int
-    applied: bool
-    convention: str = "matmul FLOPs (2 per multiply-add) of the layers, full attention square"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        behind = " ".join(str(n) for n in self.tokens_per_layer)
-        share = self.flops / self.flops_full if self.flops_full else 1.0
-        return (
-            f"tokens            {self.tokens} in each of {self.pictures} pictures\n"
-            f"behind the layers {behind}\n"
-            f"FLOPs             {self.flops:.4g} of {self.flops_full:.4g} ({share:.1%})"
-        )
 
 
 class EncoderReduction:
@@ -67,6 +34,7 @@ class EncoderReduction:
         strategy: Strategy,
         scheduler: Scheduler | None = None,
         seed: int = 0,
+        tell: Callable[[Merged], None] | None = None,
     ) -> None:
         if not isinstance(strategy, TowerStrategy):
             raise TypeError(
@@ -77,6 +45,7 @@ class EncoderReduction:
         self.model, self.tower, self.strategy = model, tower, strategy
         self.scheduler, self.seed = scheduler, seed
         self._latest: Merged | None = None
+        self._tell = tell
         self._applied = False
         depth = len(tower.layers)
         self._stops = () if scheduler is None else scheduler.stops(depth)
@@ -118,6 +87,11 @@ class EncoderReduction:
     def size(self) -> Tensor:
         """(n, k) how many original tokens each of the last layer's stands for (latest pass)."""
         return self._passed().size
+
+    @property
+    def ran(self) -> bool:
+        """Whether any picture has passed through the encoder under this reduction."""
+        return self._latest is not None
 
     @property
     def report(self) -> EncoderReport:
@@ -186,3 +160,5 @@ class EncoderReduction:
     def _remember(self, merged: Merged) -> None:
         self._applied = self._applied or bool(merged.plans)
         self._latest = merged
+        if self._tell is not None:
+            self._tell(merged)

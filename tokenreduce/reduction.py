@@ -11,21 +11,25 @@ import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
 from tokenreduce import plugins
-from tokenreduce.adapter import Adapter, Tower, adapter_for, adapters, encoder_tower
+from tokenreduce.adapter import Adapter, Part, Tower, adapter_for, adapters, encoder_tower
 from tokenreduce.cost import shape_of
+from tokenreduce.encoder import EncoderReduction
+from tokenreduce.engine.hooks import parameters
+from tokenreduce.engine.inside import Inside
 from tokenreduce.engine.sequence import Sequence
 from tokenreduce.engine.setup import Setup
-from tokenreduce.engine.wiring import Wiring, parameters
+from tokenreduce.engine.wiring import Wiring
 from tokenreduce.geometry import Picture
 from tokenreduce.registry import did_you_mean
 from tokenreduce.report import Record, Report, make_report
 from tokenreduce.scheduler import Scheduler, Stop, schedulers
-from tokenreduce.strategy import Positions, Strategy, strategies
+from tokenreduce.strategy import Positions, Strategy, TowerStrategy, strategies
 from tokenreduce.tokens import Plan
 
 Logits = Literal["full", "text"]
@@ -61,6 +65,13 @@ class Reduction:
         self._wiring = Wiring(
             roots, adapter.base(core), self._setup, logits == "text", self._remember
         )
+        self._inside: EncoderReduction | None = None
+        if isinstance(strategy, TowerStrategy) and strategy.tower is not None:
+            try:
+                self._inside = self._shorten_tower(adapter.base(core), strategy)
+            except ValueError:
+                self._wiring.remove()
+                raise
 
     # -- what a caller reads -------------------------------------------------------------------
 
@@ -78,6 +89,8 @@ class Reduction:
     def progress(self, value: float) -> None:
         depth = len(self.decoder.layers)
         stops = self.scheduler.stops(depth, value) if self.strategy.reduces else ()
+        if self._setup.inside is not None:  # how many groups there are, the tower says
+            stops = (Stop(0, 1.0),) if self._setup.grouped else ()
         for stop in stops:
             if not 0 <= stop.layer < depth:
                 raise ValueError(
@@ -92,7 +105,18 @@ class Reduction:
         """Tokens per layer, FLOPs and cache bytes of the latest prompt."""
         value = next(self.decoder.parameters())
         shape = shape_of(self.decoder.config)
-        return make_report(self._latest(), self._setup.stops, shape, value.element_size())
+        record, stops = self._latest(), dict(self._setup.stops)
+        if self._setup.grouped and any(record.counts):
+            share = sum(record.budgets.get(0, record.counts)) / sum(record.counts)
+            stops = {0: Stop(0, share)}
+        report = make_report(record, stops, shape, value.element_size())
+        inside = self._inside
+        return report if inside is None or not inside.ran else replace(report, tower=inside.report)
+
+    @property
+    def tower(self) -> EncoderReduction | None:
+        """What is merged inside the vision tower: plans, groups, sizes; None where nothing is."""
+        return self._inside
 
     @property
     def kept(self) -> dict[int, list[Tensor]]:
@@ -136,6 +160,10 @@ class Reduction:
     def remove(self) -> None:
         """Takes every hook off: the model is as it was. Warns when nothing was ever reduced."""
         asked = any(stop.keep < 1 for stop in self._setup.stops.values())
+        if self._inside is not None:
+            self._inside.remove()
+            assert self._setup.inside is not None  # set with it
+            self._setup.inside.remove()
         if self._wiring.remove() and asked and not self._applied:
             warnings.warn(
                 "the reduction was removed without having reduced anything: no forward pass had "
@@ -150,6 +178,8 @@ class Reduction:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if error is not None:
             self._applied = True  # the error says enough
+        if self._inside is not None:
+            self._inside.__exit__(kind, error, trace)
         self.remove()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Reduction:
@@ -167,6 +197,21 @@ class Reduction:
         from tokenreduce.checkpoint import save
 
         return save(self, directory)
+
+    def _shorten_tower(self, base: Part, strategy: TowerStrategy) -> EncoderReduction:
+        """Merges inside the vision tower, and at layer 0 where its groups come once."""
+        tower = self.adapter.tower(base)
+        assert tower is not None  # `reduce` asked the adapter
+        module = self.adapter.tower_module(base)
+        within = Inside(module, tower, strategy.tower == "spread")
+        try:
+            found = EncoderReduction(module, tower, strategy, None, self.seed, within.passed)
+        except ValueError:
+            within.remove()
+            raise
+        self._setup.inside = within
+        self.progress = self._progress
+        return found
 
     def _remember(self, seq: Sequence, cache: Any) -> None:
         self._applied = self._applied or bool(seq.steps)
@@ -244,6 +289,20 @@ def reduce(
             f"{type(reader).__name__} adapter cannot measure (it has: "
             f"{', '.join(sorted(reader.evidence)) or 'nothing'})"
         )
+    inside_tower = chosen.tower if isinstance(chosen, TowerStrategy) else None
+    if inside_tower is not None:
+        allowed = reader.merging(reader.base(unwrap(model)))
+        if inside_tower not in allowed:
+            raise ValueError(
+                f"tower={inside_tower!r} is not possible for {type(unwrap(model)).__name__}: the "
+                f"{type(reader).__name__} adapter "
+                + (
+                    f"knows {', '.join(sorted(allowed))}"
+                    if allowed
+                    else "cannot merge in its tower"
+                )
+                + "; tower=None merges at decoder layers"
+            )
     rule = positions or (chosen.positions if chosen.positions in reader.positions else "keep")
     for name, value, known in (("positions", rule, Positions), ("logits", logits, Logits)):
         if value not in get_args(known):
@@ -267,8 +326,6 @@ def _in_encoder(
     seed: int,
 ) -> Any:
     """An `EncoderReduction`: no decoder, and so no positions and no logits of one."""
-    from tokenreduce.encoder import EncoderReduction
-
     if positions is not None or logits != "full":
         raise ValueError(
             "positions and logits are of a language model, which a plain vision encoder does not "

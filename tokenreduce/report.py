@@ -74,6 +74,40 @@ def _beside(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor,
 
 
 @dataclass(frozen=True)
+class EncoderReport:
+    """Tokens of the latest pass, per picture; class tokens are counted.
+
+    Attributes:
+        pictures: in the batch.
+        tokens: that the encoder begins with.
+        tokens_per_layer: behind each layer.
+        flops, flops_full: of the layers, all pictures, with and without the reduction.
+        applied: whether tokens were merged.
+    """
+
+    pictures: int
+    tokens: int
+    tokens_per_layer: list[int]
+    flops: int
+    flops_full: int
+    applied: bool
+    convention: str = "matmul FLOPs (2 per multiply-add) of the layers, full attention square"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        behind = " ".join(str(n) for n in self.tokens_per_layer)
+        share = self.flops / self.flops_full if self.flops_full else 1.0
+        return (
+            f"tokens            {self.tokens} in each of {self.pictures} pictures\n"
+            f"behind the layers {behind}\n"
+            f"FLOPs             {self.flops:.4g} of {self.flops_full:.4g} ({share:.1%})"
+        )
+
+
+@dataclass(frozen=True)
 class Report:
     """Tokens, FLOPs and cache bytes of the latest prompt, with and without the reduction.
 
@@ -85,6 +119,7 @@ class Report:
         convention: how FLOPs are counted (`tokenreduce.cost`).
         kv_bytes, kv_bytes_full: keys and values of the prompt, all layers and samples.
         applied: per sample, whether tokens were dropped.
+        tower: of the latest pass through the vision tower, where it merges tokens.
     """
 
     visual_tokens: list[int]
@@ -98,6 +133,7 @@ class Report:
     convention: str = field(
         default="matmul FLOPs (2 per multiply-add) of the decoder layers, full attention square"
     )
+    tower: EncoderReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -112,6 +148,11 @@ class Report:
             for stop in self.stops
         ]
         lines.append(f"prefill FLOPs     {self.flops:.4g} of {self.flops_full:.4g} ({share:.1%})")
+        if self.tower is not None:
+            behind = " ".join(str(n) for n in self.tower.tokens_per_layer)
+            lines.append(
+                f"vision tower      {self.tower.tokens} tokens, behind its layers {behind}"
+            )
         lines.append(
             f"KV cache          {self.kv_bytes:,} of {self.kv_bytes_full:,} bytes ({bytes_:.1%})"
         )

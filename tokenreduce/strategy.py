@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tokenreduce.scheduler import Scheduler
 
 Positions = Literal["keep", "compact"]
+Handed = Literal["merged", "spread"]
 
 
 class Strategy(ABC):
@@ -75,6 +76,10 @@ class TowerStrategy(Strategy):
     """
 
     site: ClassVar[str] = "vision tower, decoder layer"
+    tower: Handed | None = None
+    """In a vision-language model: None works at decoder layers. `"merged"` and `"spread"` work in
+    its vision tower; the language model then gets every group once, or at every place of its
+    tokens."""
 
     @property
     @abstractmethod

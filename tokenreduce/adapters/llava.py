@@ -37,6 +37,10 @@ class Llava(Adapter):
         """CLIP or SigLIP; a Pixtral tower, whose rotary embedding would be missed, has none."""
         return clip_tower(base)
 
+    def merging(self, base: Part) -> frozenset[str]:
+        """All of it, where the tower is CLIP or SigLIP."""
+        return clip_merging(base)
+
 
 def clip_tower(base: Part) -> Tower | None:
     """The facts of a CLIP or SigLIP tower, None for another."""
@@ -49,3 +53,12 @@ def clip_tower(base: Part) -> Tower | None:
     feature = (chosen if chosen >= 0 else len(layers) + 1 + chosen) - 1
     classes = int(config.model_type == "clip_vision_model")
     return Tower(layers, feature, config.num_attention_heads, classes)
+
+
+def clip_merging(base: Part) -> frozenset[str]:
+    """What the language model may get: a class token that it is given is no patch of a picture."""
+    tower = clip_tower(base)
+    if tower is None:
+        return frozenset()
+    shown = tower.classes and base.config.vision_feature_select_strategy != "default"
+    return frozenset({"spread"} if shown else {"spread", "merged"})

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from tokenreduce.adapter import Adapter, Part, Tower, adapters
 from tokenreduce.adapters.anyres import tiles, traced
-from tokenreduce.adapters.llava import clip_tower
+from tokenreduce.adapters.llava import clip_merging, clip_tower
 from tokenreduce.geometry import WHOLE, Box, Picture
 from tokenreduce.tokens import TOWER
 
@@ -31,6 +31,10 @@ class LlavaNext(Adapter):
     def tower(self, base: Part) -> Tower | None:
         """CLIP or SigLIP."""
         return clip_tower(base)
+
+    def merging(self, base: Part) -> frozenset[str]:
+        """All of it."""
+        return clip_merging(base)
 
     def view(self, processor: Any, width: int, height: int) -> Box:
         """All of it: the whole image is stretched, and the tiles' padding is cut off again."""

@@ -100,6 +100,11 @@ def _plain(module: nn.Module, name: str) -> Any:
     return types.MethodType(getattr(type(module), name), module)
 
 
+def parameters(module: nn.Module) -> tuple[str, ...]:
+    """The names of the parameters of a module's forward, after self."""
+    return tuple(inspect.signature(module.forward).parameters)
+
+
 def bind(names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments of a call by name; `names` are the parameters after self."""
     return {**dict(zip(names, args, strict=False)), **kwargs}

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenreduce.adapter import Part, Tower
-from tokenreduce.engine.hooks import Hook, bind
-from tokenreduce.engine.wiring import parameters
+from tokenreduce.engine.hooks import Hook, bind, parameters
 from tokenreduce.strategy import TowerStrategy
 from tokenreduce.tokens import Places, Plan, Tokens
 
@@ -53,6 +52,16 @@ class Merged:
     def began(self) -> int:
         """Tokens that the tower began with."""
         return self.group.shape[1]
+
+    def behind(self, layer: int) -> Tensor:
+        """(n, o) the token behind `layer` that each original one is in."""
+        o = self.began
+        group = torch.arange(o, device=self.group.device).expand_as(self.group)
+        for i in sorted(self.plans):
+            plan = self.plans[i].group
+            if i <= layer and plan is not None:
+                group = plan.gather(1, group)
+        return group
 
     def after(self, layer: int, plan: Plan) -> Merged:
         """What is merged behind `layer`."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenreduce.adapter import Part
+from tokenreduce.engine import inside
 from tokenreduce.engine.cache import Pending, ShortLayer, held, short
 from tokenreduce.engine.evidence import FROM_BEFORE, Capture, evidence
 from tokenreduce.engine.handover import Handover
@@ -130,6 +131,9 @@ def _decide(
 ) -> None:
     """Asks the strategy at a stop, and moves the sequence to the layout of its plan."""
     before = seq.layout or seq.once("first", seq.first)
+    if setup.grouped:
+        _merge_as_the_tower(seq, i, before)
+        return
     capture: Capture | None = seq.evidence.pop(i, None)
     stop = setup.stops[i]
     budget = tuple(
@@ -167,6 +171,18 @@ def _decide(
         seq.evidence[i] = Handover(setup.adapter.key_projection(layer), keys)
     seq.plans[i] = plan
     seq.kept[i] = (seq.layout.origin, seq.layout.visual_valid, budget)
+
+
+def _merge_as_the_tower(seq: Sequence, i: int, before: Layout) -> None:
+    """Tokens that became one in the vision tower become one here."""
+    plan, budget = inside.plan(seq.pictures, before.visual_valid)
+    if budget == before.counts:
+        plan = Plan(plan.keep, before.visual_valid)
+        seq.kept[i] = (before.origin, before.visual_valid, budget)
+    else:
+        seq.layout, seq.steps[i] = advance(seq, before, plan, budget)
+        seq.kept[i] = (seq.layout.origin, seq.layout.visual_valid, budget)
+    seq.plans[i] = plan
 
 
 def _check(strategy: Strategy, plan: Plan, budget: tuple[int, ...], layer: int) -> None:

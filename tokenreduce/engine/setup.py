@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tokenreduce.adapter import Adapter, Part
+from tokenreduce.engine.inside import Inside
 from tokenreduce.scheduler import Stop
 from tokenreduce.strategy import Positions, Strategy
 
@@ -21,3 +22,9 @@ class Setup:
     positions: Positions
     seed: int
     names: tuple[str, ...]  # parameters of a decoder layer's forward, after self
+    inside: Inside | None = None  # where the vision tower merges
+
+    @property
+    def grouped(self) -> bool:
+        """Whether the plan of layer 0 is what the tower has merged, and no strategy's."""
+        return self.inside is not None and not self.inside.spread

@@ -7,10 +7,9 @@ Shapes: b samples, l sequence, t positions whose logits are wanted.
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from tokenreduce.adapter import VIDEO, Part
 from tokenreduce.engine import inputs, passes
-from tokenreduce.engine.hooks import Hook, Replaced, Watched, bind
+from tokenreduce.engine.hooks import Hook, Replaced, Watched, bind, parameters
 from tokenreduce.engine.inputs import Album
 from tokenreduce.engine.restore import restore_output, text_rows
 from tokenreduce.engine.sequence import Sequence
@@ -200,12 +199,18 @@ class Wiring:
         adapter, clips = self.setup.adapter, self.frame.clips
         if clips is not None and any(value is clips for value in call.values()):
             kind = VIDEO  # some families have one encoder for both
-        with watched(self.tower, self.setup.strategy.needs) as watch:
+        within = self.setup.inside
+        groups: AbstractContextManager[list[Tensor]] = nullcontext([])
+        if within is not None:
+            groups = within.encoding()
+        with watched(self.tower, self.setup.strategy.needs) as watch, groups as passes:
             output = run()
         read = adapter.clips if kind == VIDEO else adapter.pictures
         pictures = read(self.base, call, output)
         if watch is not None:
             pictures = measure(pictures, watch)
+        if within is not None:
+            pictures = within.grouped(pictures, passes)
         self.frame.album.put(kind, pictures)
         if isinstance(output, dict):  # features may be used later, after other pictures
             setattr(output, PICTURES, (kind, pictures))
@@ -279,11 +284,6 @@ class Wiring:
             return passes.enter(self.setup, i, layer, args, kwargs, seq)
 
         return before
-
-
-def parameters(module: nn.Module) -> tuple[str, ...]:
-    """The names of the parameters of a module's forward, after self."""
-    return tuple(inspect.signature(module.forward).parameters)
 
 
 def _tokens(given: Mapping[str, Any]) -> Tensor:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor
 
+from tokenreduce.registry import did_you_mean
 from tokenreduce.scheduler import Scheduler, sequence, whole
 from tokenreduce.schedulers.single import Single
-from tokenreduce.strategy import TowerStrategy, strategies
+from tokenreduce.strategy import Handed, TowerStrategy, strategies
 from tokenreduce.tokens import Plan, Tokens
 
 
@@ -32,8 +33,10 @@ class ToMe(TowerStrategy):
         inflect: how `r` changes over the layers, -1 to 1: they start at r (1 - inflect) and end at
             r (1 + inflect). 0 is constant.
         prop_attn: a token that stands for n patches weighs n times in the tower's attention.
-
-    In a decoder the schedule decides how many leave, and attention stays as it is.
+        tower: where it works in a vision-language model. None: at decoder layers, where the
+            schedule decides how many leave, and attention stays as it is. Else in the vision tower,
+            where `r` decides and no schedule is asked: `"merged"` hands every group to the language
+            model once, `"spread"` at every place of its tokens.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"keys"})
@@ -42,8 +45,12 @@ class ToMe(TowerStrategy):
     r: int | Sequence[int] = 8
     inflect: float = 0.0
     prop_attn: bool = True
+    tower: Handed | None = None
 
     def __post_init__(self) -> None:
+        if self.tower not in (None, *get_args(Handed)):
+            hint = did_you_mean(str(self.tower), get_args(Handed))
+            raise ValueError(f"no tower {self.tower!r}{hint} (known: None, merged, spread)")
         if isinstance(self.r, Integral):
             whole(self.r, "r", least=0)
         else:
