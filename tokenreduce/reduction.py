@@ -282,27 +282,7 @@ def reduce(
     )
     if adapter is not None and (reason := reader.unfit(unwrap(model))):
         raise ValueError(f"the {type(reader).__name__} adapter cannot read this model: {reason}")
-    missing = reader.lacks(chosen.needs, unwrap(model))
-    if missing:
-        raise TypeError(
-            f"{type(chosen).__name__} needs {', '.join(sorted(missing))}, which the "
-            f"{type(reader).__name__} adapter cannot measure (it has: "
-            f"{', '.join(sorted(reader.evidence)) or 'nothing'})"
-        )
-    inside_tower = chosen.tower if isinstance(chosen, TowerStrategy) else None
-    if inside_tower is not None:
-        allowed = reader.merging(reader.base(unwrap(model)))
-        if inside_tower not in allowed:
-            raise ValueError(
-                f"tower={inside_tower!r} is not possible for {type(unwrap(model)).__name__}: the "
-                f"{type(reader).__name__} adapter "
-                + (
-                    f"knows {', '.join(sorted(allowed))}"
-                    if allowed
-                    else "cannot merge in its tower"
-                )
-                + "; tower=None merges at decoder layers"
-            )
+    _check_fit(chosen, reader, unwrap(model))
     rule = positions or (chosen.positions if chosen.positions in reader.positions else "keep")
     for name, value, known in (("positions", rule, Positions), ("logits", logits, Logits)):
         if value not in get_args(known):
@@ -314,6 +294,27 @@ def reduce(
             f"have no single position number: use positions={min(reader.positions)!r}"
         )
     return Reduction(model, chosen, schedule, reader, rule, logits, seed)
+
+
+def _check_fit(strategy: Strategy, reader: Adapter, model: Part) -> None:
+    """Refuses a strategy whose evidence, or whose work in the tower, the adapter cannot provide."""
+    missing = reader.lacks(strategy.needs, model)
+    if missing:
+        raise TypeError(
+            f"{type(strategy).__name__} needs {', '.join(sorted(missing))}, which the "
+            f"{type(reader).__name__} adapter cannot measure (it has: "
+            f"{', '.join(sorted(reader.evidence)) or 'nothing'})"
+        )
+    wanted = strategy.tower if isinstance(strategy, TowerStrategy) else None
+    if wanted is None:
+        return
+    allowed = reader.merging(reader.base(model))
+    if wanted not in allowed:
+        known = f"knows {', '.join(sorted(allowed))}" if allowed else "cannot merge in its tower"
+        raise ValueError(
+            f"tower={wanted!r} is not possible for {type(model).__name__}: the "
+            f"{type(reader).__name__} adapter {known}; tower=None merges at decoder layers"
+        )
 
 
 def _in_encoder(
