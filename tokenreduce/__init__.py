@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # the same names for type checkers, documentation and editors
     from tokenreduce.strategies.fastervlm import FasterVLM
     from tokenreduce.strategies.fastv import FastV
     from tokenreduce.strategies.fitprune import FitPrune
+    from tokenreduce.strategies.hired import HiRED
     from tokenreduce.strategies.none import Keep
     from tokenreduce.strategies.pact import PACT
     from tokenreduce.strategies.pooling import Pooling
@@ -80,6 +81,7 @@ _HOMES = {
     "strategies.fastervlm": ("FasterVLM",),
     "strategies.fastv": ("FastV",),
     "strategies.fitprune": ("FitPrune",),
+    "strategies.hired": ("HiRED",),
     "strategies.none": ("Keep",),
     "strategies.pact": ("PACT",),
     "strategies.pooling": ("Pooling",),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from tokenreduce.tokens import Places
+from tokenreduce.tokens import SPAN, Places
 
 Box = tuple[float, float, float, float]
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
@@ -240,17 +240,17 @@ def places(samples: Sequence[Sequence[Picture]], device: torch.device) -> Places
     """The places of a batch's visual tokens, (b, v) each, from every sample's pictures."""
     rows = [_sample(list(pictures)) for pictures in samples]
     width = max((row.shape[1] for row in rows), default=0)
-    table = torch.zeros(len(rows), 7, width, dtype=torch.long)
+    table = torch.zeros(len(rows), 9, width, dtype=torch.long)
     for table_row, row in zip(table, rows, strict=True):
         table_row[:, : row.shape[1]] = row
-    image, frame, tile, row, column, line, separator = table.to(device).unbind(1)
-    return Places(image, frame, tile, row, column, line, separator.bool())
+    image, frame, tile, row, column, line, separator, x, y = table.to(device).unbind(1)
+    return Places(image, frame, tile, row, column, line, separator.bool(), x, y)
 
 
 def _sample(pictures: list[Picture]) -> Tensor:
-    """(7, v) image, frame, tile, row, column, line and separator of one sample's tokens."""
+    """(9, v) image, frame, tile, row, column, line, separator, x and y of a sample's tokens."""
     if not pictures:
-        return torch.zeros(7, 0, dtype=torch.long)
+        return torch.zeros(9, 0, dtype=torch.long)
     image = torch.cat([torch.full((len(p),), i) for i, p in enumerate(pictures)])
     frame, tile, row, column, separator = (
         torch.cat([getattr(p, name).long() for p in pictures]) for name in FIELDS[:5]
@@ -259,7 +259,10 @@ def _sample(pictures: list[Picture]) -> Tensor:
     key = torch.stack([image, frame, tile, row])
     line = (key[:, 1:] != key[:, :-1]).any(dim=0).long().cumsum(dim=0)
     line = torch.nn.functional.pad(line, (1, 0))
-    return torch.stack([image, frame, tile, row, column, line, separator])
+    box = torch.cat([p.box for p in pictures])
+    centre = ((box[:, :2] + box[:, 2:]) / 2 * SPAN).round().long()
+    x, y = torch.where((box[:, 2:] > box[:, :2]).all(dim=1, keepdim=True), centre, -1).T
+    return torch.stack([image, frame, tile, row, column, line, separator, x, y])
 
 
 def measured(samples: Sequence[Sequence[Picture]], name: str) -> Tensor:

@@ -64,6 +64,10 @@ EVIDENCE: Mapping[str, str] = {
 """What a strategy may name in `needs`, and the shape in which it gets it."""
 
 
+SPAN = 1 << 16
+"""The width and the height of a picture, in the units of `Places.x` and `Places.y`."""
+
+
 @dataclass(frozen=True)
 class Places:
     """Where visual tokens stand in their pictures. Every field is (b, v).
@@ -71,7 +75,8 @@ class Places:
     `row` and `column` count within a tile, `tile` within a frame, `frame` within a picture (0 but
     for videos), `image` numbers the pictures of a sample; `line` numbers the rows of a sample (one
     number for each image, frame, tile and row) from 0. `separator` marks tokens that end a row and
-    carry no picture (LLaVA-NeXT's newline).
+    carry no picture (LLaVA-NeXT's newline). `x` and `y` are a token's centre in its picture, in
+    `SPAN`ths of its width and height; -1 where nobody knows.
     """
 
     image: Tensor
@@ -81,12 +86,14 @@ class Places:
     column: Tensor
     line: Tensor
     separator: Tensor
+    x: Tensor
+    y: Tensor
 
     @staticmethod
     def unknown(shape: Tensor) -> Places:
         """Nothing known of where the tokens of `shape` (b, v) stand: one row of one picture."""
         zero = torch.zeros_like(shape, dtype=torch.long)
-        return Places(zero, zero, zero, zero, zero, zero, zero.bool())
+        return Places(zero, zero, zero, zero, zero, zero, zero.bool(), zero - 1, zero - 1)
 
     def gather(self, index: Tensor) -> Places:
         """The places of the tokens at `index` (b, k)."""

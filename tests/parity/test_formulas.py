@@ -93,3 +93,66 @@ def test_they_work_on_ragged_batches(name: str) -> None:
     strategy = tr.strategies.build(name)
     plan = strategy.plan(tokens_of(GRIDS), [5, 0, 4, 1])
     assert plan.counts().tolist() == [5, 0, 4, 1]
+
+
+def tiled(rows: int, columns: int) -> tr.Tokens:
+    """A whole picture of 2 x 2, then a grid of crops of 2 x 2, laid out `rows` x `columns`."""
+    from tokenreduce.geometry import Picture
+    from tokenreduce.testing.choices import Sample
+
+    whole, crops = Picture.grid(2, 2), Picture.grid(2 * rows, 2 * columns, tile=1)
+    return tokens_of([Sample([Picture.join([whole, crops])], 1)])
+
+
+def asked(given: tr.Tokens, first: list[float], later: Tensor) -> tr.Tokens:
+    from dataclasses import replace
+
+    early = torch.zeros(1, 1, len(later))
+    early[0, 0, :4] = torch.tensor(first)
+    evidence = {
+        "class_attention_first": lambda: early,
+        "class_attention": lambda: later[None, None],
+    }
+    return replace(given, evidence=evidence)
+
+
+def test_hired_gives_crops_what_the_whole_picture_says() -> None:
+    """Of four places the upper two are attended to early: the lower crops get nothing."""
+    given = tiled(2, 2)
+    later = torch.linspace(0, 0.9, 20)  # the later a token, the better
+    plan = tr.HiRED(whole=0.5).plan(asked(given, [0.4, 0.3, 0.2, 0.1], later), [8])
+    at = given.places
+    kept = plan.keep[0]
+    rows, tile = at.row[0, kept], at.tile[0, kept]
+    assert int((tile == 0).sum()) == 4
+    crops = [(int(r), int(c)) for r, c in zip(rows, at.column[0, kept], strict=True)][4:]
+    # two for each upper crop, the best of each: its lower row
+    assert crops == [(1, 0), (1, 1), (1, 2), (1, 3)]
+
+
+def test_hired_shares_in_proportion_and_meets_the_budget() -> None:
+    given = tiled(1, 2)
+    later = torch.linspace(0, 0.9, 12)
+    strategy = tr.HiRED(whole=0.25)  # three places count: two on the left, one on the right
+    plan = strategy.plan(asked(given, [0.4, 0.1, 0.3, 0.2], later), [8])
+    columns = given.places.column[0, plan.keep[0]][given.places.tile[0, plan.keep[0]] == 1]
+    assert len(plan.keep[0]) == 8
+    assert int((given.places.tile[0, plan.keep[0]] == 0).sum()) == 2
+    assert (columns < 2).sum() == 4  # two thirds of six
+    assert (columns >= 2).sum() == 2
+
+
+def test_hired_without_crops_keeps_the_best() -> None:
+    from tokenreduce.geometry import Picture
+    from tokenreduce.testing.choices import Sample
+
+    given = tokens_of([Sample([Picture.grid(4, 4)], 1)])
+    later = torch.rand(16, generator=torch.Generator().manual_seed(0))
+    plan = tr.HiRED().plan(asked(given, [0.1] * 4, later), [5])
+    assert set(plan.keep[0].tolist()) == set(later.topk(5).indices.tolist())
+
+
+@pytest.mark.parametrize("whole", [-0.5, 2.0])
+def test_hired_refuses_what_is_no_share(whole: float) -> None:
+    with pytest.raises(ValueError, match=str(whole)):
+        tr.HiRED(whole=whole)

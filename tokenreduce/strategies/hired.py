@@ -1,0 +1,135 @@
+"""HiRED: attention-guided token dropping within a budget (arXiv 2408.10945, AAAI 2025), section 4."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tokenreduce.choice import candidates
+from tokenreduce.scheduler import Scheduler, share
+from tokenreduce.schedulers.single import Single
+from tokenreduce.strategy import Strategy, select, strategies
+from tokenreduce.tokens import SPAN, Plan, Tokens
+
+
+@strategies.register("hired")
+@dataclass
+class HiRED(Strategy):
+    """Give every part of a high-resolution picture its share of the budget, then keep the best.
+
+    The parts are the crops that the vision tower sees, and the whole picture at low resolution.
+    The share `whole` of the budget is for the whole picture. The rest is shared among the crops as
+    the places are that the class token attends to most in the tower's first layer on the whole
+    picture: as many of its tokens count as the share that is left. Within a part the tokens stay
+    that the class token attends to most in the layer whose features are used.
+
+    Where there are no crops, the best of all tokens stay. What rounding leaves over goes to the
+    best of those that are left, so that the budget is met. Pictures of a sample share its budget.
+    O(v²) comparisons, to find what of the whole picture a token shows.
+
+    Deviation from the original: crops are told apart by their places in the picture; where padding
+    was cut off, all crops of a row or column lose alike.
+
+    Raises:
+        ValueError: a share outside 0 to 1.
+    """
+
+    whole: float = 0.5
+
+    needs: ClassVar[frozenset[str]] = frozenset(
+        {"class_attention", "class_attention_first", "grid"}
+    )
+    paper: ClassVar[str] = "arXiv 2408.10945"
+
+    def __post_init__(self) -> None:
+        share(self.whole, "whole")
+
+    def plan(self, tokens: Tokens, budget: Sequence[int]) -> Plan:
+        """The best tokens of every part, as many as its share says."""
+        picture = candidates(tokens)
+        part, overview = parts(tokens, picture)
+        attention = tokens["class_attention"].mean(dim=1).float()
+        early = tokens["class_attention_first"].mean(dim=1).float()
+        size = torch.tensor(budget, device=part.device)[:, None]
+        low = torch.where((picture & ~overview).any(dim=1, keepdim=True), self.whole, 1.0)
+        first = (size * low).round().long()
+
+        counted = (overview.sum(dim=1, keepdim=True) * (1 - low)).round().long()
+        seen = _rank(early, overview) < counted
+        shown = _shown(tokens, overview, seen) & picture & ~overview
+        by_part = shown.new_zeros(shown.shape, dtype=torch.long)
+        by_part = by_part.scatter_add(1, part, shown.long())
+        total = by_part.sum(dim=1, keepdim=True).clamp(min=1)
+        limit = ((size - first) * by_part // total).gather(1, part)
+        limit = torch.where(overview, first, limit)
+        return select(attention + (_rank_in(attention, part, picture) < limit), tokens, budget)
+
+    def scheduler(self) -> Scheduler:
+        """Before the language model, to a fifth."""
+        return Single(layer=0, keep=0.2)
+
+
+def parts(tokens: Tokens, picture: Tensor) -> tuple[Tensor, Tensor]:
+    """(b, v) the number of each token's part, and whether that is the whole picture.
+
+    A crop is as large as the whole picture's own grid: larger grids are several crops.
+    """
+    at = tokens.places
+    overview = picture & (at.tile == 0)
+    view, image, crop = _dense(at.grid), _dense(at.image), torch.zeros_like(at.row)
+    for along in (at.row, at.column):
+        side = _most(along + 1, image, overview).gather(1, image).clamp(min=1)
+        length = _most(along + 1, view, picture).gather(1, view).clamp(min=1)
+        number = -(-length // side)
+        crop = crop * SPAN + (along * number // length).clamp(max=SPAN - 1)
+    one = torch.where(overview, 0, view * SPAN * SPAN + crop + 1)
+    return _dense(torch.where(picture, one, 0)), overview
+
+
+def _most(x: Tensor, group: Tensor, among: Tensor) -> Tensor:
+    """(b, v) the largest `x` in the group of each number, 0 where there is none."""
+    values = torch.where(among, x, 0)
+    return torch.zeros_like(x).scatter_reduce(1, group, values, "amax")
+
+
+def _dense(key: Tensor) -> Tensor:
+    """(b, v) the number of each key among those that occur in the sample, from 0."""
+    values, at = key.sort(dim=1, stable=True)
+    number = torch.nn.functional.pad((values.diff(dim=1) > 0).long().cumsum(dim=1), (1, 0))
+    return torch.zeros_like(key).scatter(1, at, number[:, : key.shape[1]])
+
+
+def _rank(score: Tensor, among: Tensor) -> Tensor:
+    """(b, v) the place of each token in the order of the scores, those `among` it first."""
+    order = score.masked_fill(~among, float("-inf")).argsort(dim=1, descending=True, stable=True)
+    place = torch.arange(score.shape[1], device=score.device).expand_as(order)
+    rank = torch.empty_like(order).scatter_(1, order, place)
+    return torch.where(among, rank, score.shape[1])
+
+
+def _rank_in(score: Tensor, part: Tensor, among: Tensor) -> Tensor:
+    """(b, v) the place of each token in the order of the scores of its part."""
+    better = _rank(score, among)
+    order = better.argsort(dim=1, stable=True)
+    order = order.gather(1, part.gather(1, order).argsort(dim=1, stable=True))
+    place = torch.arange(score.shape[1], device=score.device).expand_as(order)
+    rank = torch.empty_like(order).scatter_(1, order, place)
+    start = torch.full_like(rank, rank.shape[1]).scatter_reduce(1, part, rank, "amin")
+    return torch.where(among, rank - start.gather(1, part), score.shape[1])
+
+
+def _shown(tokens: Tokens, overview: Tensor, seen: Tensor) -> Tensor:
+    """(b, v) whether a token's place is one of the whole picture's that are `seen`."""
+    at = tokens.places
+    known = at.x >= 0
+    image = _dense(at.image)
+    same = overview[:, None] & (image[:, :, None] == image[:, None])
+    for where, along in ((at.y, at.row), (at.x, at.column)):
+        side = _most(along + 1, image, overview).gather(1, image)
+        cell = (where * side // SPAN).clamp(min=0)
+        same = same & (cell[:, :, None] == along[:, None])
+    return known & (same & seen[:, None]).any(dim=2)
