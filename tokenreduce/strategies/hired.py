@@ -1,4 +1,4 @@
-"""HiRED: attention-guided token dropping within a budget (arXiv 2408.10945, AAAI 2025), section 4."""
+"""HiRED: attention-guided token dropping in a budget (arXiv 2408.10945, AAAI 2025), section 4."""
 
 from __future__ import annotations
 
