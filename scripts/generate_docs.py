@@ -85,7 +85,7 @@ def methods() -> str:
                 f"`{name}`",
                 link(kind, "reference/strategies.md"),
                 ", ".join(f"`{need}`" for need in sorted(kind.needs)) or "none",
-                str(getattr(kind, "site", "decoder layer")),
+                kind.site,
                 "yes" if kind.reads_text else "no",
                 f"`{kind.positions}`",
                 schedule(kind),

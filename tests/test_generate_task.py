@@ -107,7 +107,10 @@ def test_times_are_taken_in_turn(loaded: Loaded, inputs: Any) -> None:
         return nullcontext()
 
     full, reduced = prefill_times(
-        loaded.model, inputs, (lambda: context("full"), lambda: context("reduced")), runs=3
+        loaded.model,
+        (inputs, inputs),
+        (lambda: context("full"), lambda: context("reduced")),
+        runs=3,
     )
     assert order == ["full", "reduced"] * 4
     assert len(full) == len(reduced) == 3

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # the same names for type checkers, documentation and editors
     from tokenreduce import cost
     from tokenreduce.adapter import Adapter, adapters
     from tokenreduce.checkpoint import load
+    from tokenreduce.downsample import Downsampled, downsample
     from tokenreduce.encoder import EncoderReduction
     from tokenreduce.geometry import Picture
     from tokenreduce.reduction import Reduction, ReductionWarning, reduce, unwrap
@@ -38,6 +39,7 @@ if TYPE_CHECKING:  # the same names for type checkers, documentation and editors
     from tokenreduce.strategies.cdpruner import CDPruner
     from tokenreduce.strategies.dart import DART
     from tokenreduce.strategies.divprune import DivPrune
+    from tokenreduce.strategies.downsample import Downsample
     from tokenreduce.strategies.fastervlm import FasterVLM
     from tokenreduce.strategies.fastv import FastV
     from tokenreduce.strategies.fitprune import FitPrune
@@ -62,6 +64,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "adapter": ("Adapter", "adapters"),
     "checkpoint": ("load",),
+    "downsample": ("Downsampled", "downsample"),
     "encoder": ("EncoderReduction",),
     "geometry": ("Picture",),
     "reduction": ("Reduction", "ReductionWarning", "reduce", "unwrap"),
@@ -78,6 +81,7 @@ _HOMES = {
     "strategies.cdpruner": ("CDPruner",),
     "strategies.dart": ("DART",),
     "strategies.divprune": ("DivPrune",),
+    "strategies.downsample": ("Downsample",),
     "strategies.fastervlm": ("FasterVLM",),
     "strategies.fastv": ("FastV",),
     "strategies.fitprune": ("FitPrune",),

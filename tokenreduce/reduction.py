@@ -298,6 +298,11 @@ def reduce(
 
 def _check_fit(strategy: Strategy, reader: Adapter, model: Part) -> None:
     """Refuses a strategy whose evidence, or whose work in the tower, the adapter cannot provide."""
+    if strategy.site == "pictures":
+        raise TypeError(
+            f"{type(strategy).__name__} acts on pictures, before the processor: make the model's "
+            "inputs of tokenreduce.downsample(processor, images, keep).images"
+        )
     missing = reader.lacks(strategy.needs, model)
     if missing:
         raise TypeError(

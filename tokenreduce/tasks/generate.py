@@ -23,8 +23,10 @@ from rich.console import Console
 from torch import Tensor
 
 import tokenreduce as tr
+from tokenreduce.adapter import adapter_for
 from tokenreduce.config import build_scheduler, build_strategy
 from tokenreduce.data.images import load_image
+from tokenreduce.downsample import shrunk
 from tokenreduce.embedded import checkpoint_dir
 from tokenreduce.tasks import tasks
 from tokenreduce.tasks.loading import Loaded, load
@@ -53,12 +55,16 @@ def generate(config: DictConfig, output: Path) -> dict[str, Any]:
     images = [load_image(path) for path in question.paths]
     strategy, scheduler = build_strategy(config), build_scheduler(config)
     loaded = load(config)
-    inputs = encode(loaded, question.text, images)
+    inputs = small = encode(loaded, question.text, images)
+    if strategy.site == "pictures":  # smaller ones; in the model nothing is left to do
+        keep = only_share(scheduler, loaded)
+        made = tr.downsample(loaded.processor, images, keep)
+        small = encode(loaded, question.text, made.images)
 
     def reduced() -> tr.Reduction:
         return tr.reduce(
             loaded.model,
-            strategy,
+            "none" if strategy.site == "pictures" else strategy,
             scheduler,
             positions=config.positions,
             logits=config.logits,
@@ -66,21 +72,24 @@ def generate(config: DictConfig, output: Path) -> dict[str, Any]:
         )
 
     with reduced() as reduction:  # first, so that what cannot be reduced is refused at once
-        short = answer(loaded, inputs, config.max_new_tokens)
-        prefill(loaded.model, inputs)
-        report, kept = reduction.report.to_dict(), reduction.kept
+        short = answer(loaded, small, config.max_new_tokens)
+        prefill(loaded.model, small)
+        report, kept = reduction.report, reduction.kept
         views = [_view(reduction, loaded, image) for image in images]
         pictures = [p.inside(v) for p, v in zip(reduction.places[0], views, strict=True)]
         merged = {layer for layer, plan in reduction.plans.items() if plan.merges}
         picture = draw(images, pictures, kept, merged, output / "kept.png")
+        if small is not inputs:
+            prefill(loaded.model, inputs)
+            report = shrunk(report, reduction.report)
     full = answer(loaded, inputs, config.max_new_tokens)
     chances: dict[str, dict[str, float]] = {}
-    for name, context in (("full", nullcontext), ("reduced", reduced)):
+    for name, prompt, context in (("full", inputs, nullcontext), ("reduced", small, reduced)):
         with context():
             chances[name] = {
-                loaded.text(ids): likelihood(loaded.model, inputs, ids) for ids in (full, short)
+                loaded.text(ids): likelihood(loaded.model, prompt, ids) for ids in (full, short)
             }
-    times = prefill_times(loaded.model, inputs, (nullcontext, reduced), config.task.runs)
+    times = prefill_times(loaded.model, (inputs, small), (nullcontext, reduced), config.task.runs)
     numbers = {
         "question": question.text,
         "images": list(question.paths),
@@ -91,12 +100,28 @@ def generate(config: DictConfig, output: Path) -> dict[str, Any]:
         "probability": chances,
         "prefill_ms": dict(zip(("full", "reduced"), times, strict=True)),
         "prefill_ratio": ratio(times[1], times[0]),
-        "report": report,
+        "report": report.to_dict(),
         "kept": {str(layer): rows[0].tolist() for layer, rows in kept.items()},
         "picture": str(picture),
     }
     Console().print(comparison(numbers, f"{config.strategy.name}, {config.scheduler.name}"))
     return numbers
+
+
+def only_share(scheduler: tr.Scheduler, loaded: Loaded) -> float:
+    """The share of the tokens that a schedule lets into the language model.
+
+    Raises:
+        ValueError: a schedule that reduces elsewhere than before the first layer.
+    """
+    model = tr.unwrap(loaded.model)
+    stops = scheduler.stops(len(adapter_for(model).decoder(model).layers))
+    if len(stops) != 1 or stops[0].layer != 0:
+        raise ValueError(
+            "smaller pictures have fewer tokens from layer 0 on, but the schedule stops at layers "
+            f"{[stop.layer for stop in stops]}: use scheduler=input scheduler.keep=..."
+        )
+    return stops[0].keep
 
 
 def read_question(config: DictConfig) -> Question:

@@ -21,16 +21,16 @@ def prefill(model: Any, inputs: Mapping[str, Any]) -> Any:
 
 
 def prefill_times(
-    model: Any, inputs: Mapping[str, Any], contexts: Sequence[Context], runs: int
+    model: Any, prompts: Sequence[Mapping[str, Any]], contexts: Sequence[Context], runs: int
 ) -> list[list[float]]:
-    """Milliseconds of `runs` prefills within each context, in turn, after one that warms up.
+    """Milliseconds of `runs` prefills of each prompt within its context, after one that warms up.
 
     In turn, so that whatever slows the machine down meets all of them; synchronised, so that the
     work is done and not only asked for. The vision encoder is part of a prefill.
     """
     times: list[list[float]] = [[] for _ in contexts]
     for i in range(runs + 1):
-        for row, context in zip(times, contexts, strict=True):
+        for row, inputs, context in zip(times, prompts, contexts, strict=True):
             with context():
                 _synchronise(model.device)
                 start = time.perf_counter()
@@ -57,14 +57,10 @@ def likelihood(model: Any, inputs: Mapping[str, Any], answer: Tensor) -> float:
     first = prefill(model, inputs)
     logits = first.logits[:, -1:]
     if answer.shape[1] > 1:
-        seen = inputs["attention_mask"]
-        mask = torch.cat([seen, seen.new_ones(1, answer.shape[1] - 1)], dim=1)
+        # one prompt has no padding; Qwen-VL would count positions over the whole of a mask
         with torch.inference_mode():
             rest = model(
-                input_ids=answer[:, :-1],
-                attention_mask=mask,
-                past_key_values=first.past_key_values,
-                use_cache=True,
+                input_ids=answer[:, :-1], past_key_values=first.past_key_values, use_cache=True
             )
         logits = torch.cat([logits, rest.logits], dim=1)
     chosen = logits.float().log_softmax(dim=-1).gather(2, answer[..., None])

@@ -1,0 +1,39 @@
+"""Smaller pictures: the null reducer that acts before the processor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from tokenreduce.scheduler import Scheduler
+from tokenreduce.schedulers.single import Single
+from tokenreduce.strategy import Strategy, strategies
+from tokenreduce.tokens import Plan, Tokens
+
+
+@strategies.register("downsample")
+@dataclass
+class Downsample(Strategy):
+    """Make the pictures smaller before the processor sees them.
+
+    Inside a model there is nothing left to do: every token stays, and `reduce()` refuses it with
+    the way out. The command line makes the pictures smaller, and `tokenreduce.downsample` does so
+    for whoever prepares inputs. Families whose number of tokens does not follow the size of a
+    picture are refused; at equal cost `pooling` stands in for it there.
+    """
+
+    reduces: ClassVar[bool] = False
+    site: ClassVar[str] = "pictures"
+    needs: ClassVar[frozenset[str]] = frozenset({"pictures"})
+
+    def plan(self, tokens: Tokens, budget: Sequence[int]) -> Plan:
+        """All of them: there are fewer already."""
+        keep = torch.arange(tokens.valid.shape[1], device=tokens.valid.device)
+        return Plan(keep.expand_as(tokens.origin), tokens.valid)
+
+    def scheduler(self) -> Scheduler:
+        """A quarter of the tokens, before the language model."""
+        return Single(layer=0, keep=0.25)
