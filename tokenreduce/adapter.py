@@ -41,6 +41,7 @@ class Tower:
         feature: the layer whose output the projector gets.
         heads: attention heads.
         classes: class tokens before the patches (distillation and register tokens too).
+        norm: the norm behind the feature layer, where the projector gets what leaves it.
         mask: the parameter of a layer's forward that is added to its attention scores.
     """
 
@@ -48,11 +49,40 @@ class Tower:
     feature: int
     heads: int
     classes: int = 0
+    norm: Part | None = None
     mask: ClassVar[str] = "attention_mask"
 
-    def projections(self, layer: Part) -> tuple[Part, Part]:
-        """The query and the key projection of a layer."""
+    def attention(self, layer: Part) -> Part:
+        """The attention of a layer."""
+        return layer.self_attn
+
+    def projections(self, layer: Part) -> tuple[Part, ...]:
+        """The query and the key projection of a layer, or the one that projects both."""
         return layer.self_attn.q_proj, layer.self_attn.k_proj
+
+    def split(self, *projected: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, p, d) queries and keys, from what `projections` gave; one may have values behind."""
+        if len(projected) == 1:
+            queries, keys, _ = projected[0].chunk(3, dim=-1)
+        else:
+            queries, keys = projected
+        shape = (-1, *queries.shape[-2:])
+        return queries.view(shape), keys.view(shape)
+
+    def rotary(self, call: Mapping[str, Any]) -> Rotary | None:
+        """Cos and sin (p, e) by which queries and keys are turned, from the attention's arguments.
+
+        None where positions are added to the patches instead.
+        """
+        return None
+
+    def turned(self, x: Tensor, rotary: Rotary) -> Tensor:
+        """(n, h, p, e) queries or keys, turned by the halves of a head."""
+        return rotate(x, rotary)
+
+    def blocks(self, call: Mapping[str, Any]) -> list[int] | None:
+        """How many patches in a row see each other, where all pictures are one sequence."""
+        return None
 
     def scaling(self, width: int) -> float:
         """The factor on query-key products of heads `width` wide."""
@@ -78,6 +108,20 @@ class Tower:
         """Whether the attention that is in use can add a (n, 1, 1, p) mask to its scores."""
         attention = self.layers[0].self_attn
         return attention.config._attn_implementation in ("sdpa", "eager")
+
+
+class PackedTower(Tower):
+    """A tower that is given the patches of all pictures as one sequence, and turns them."""
+
+    def rotary(self, call: Mapping[str, Any]) -> Rotary | None:
+        """The tables that the attention is given."""
+        cos, sin = call["position_embeddings"]
+        return cos.view(-1, cos.shape[-1]), sin.view(-1, sin.shape[-1])
+
+    def blocks(self, call: Mapping[str, Any]) -> list[int] | None:
+        """From cumulated lengths (sync: once per encoder call, as in the tower itself)."""
+        found: list[int] = call["cu_seqlens"].diff().tolist()
+        return found
 
 
 class Adapter:

@@ -95,6 +95,22 @@ class Picture:
         """This picture, each of its tokens one patch: those from `first` on."""
         return replace(self, patches=torch.arange(first, first + len(self))[:, None])
 
+    def over(self, rows: int, columns: int, block: int, first: int = 0) -> Picture:
+        """This picture, each of its tokens a square of patches.
+
+        Args:
+            rows: of the patches of one frame.
+            columns: of the patches of one frame.
+            block: patches on a side of the square; those beyond the far sides are not there.
+            first: the number of the picture's first patch.
+        """
+        step = torch.arange(block)
+        y = (self.row[:, None] * block + step)[:, :, None]
+        x = (self.column[:, None] * block + step)[:, None]
+        index = first + (self.frame[:, None, None] * rows + y) * columns + x
+        there = (y < rows) & (x < columns) & ~self.separator[:, None, None]
+        return replace(self, patches=torch.where(there, index, -1).flatten(1))
+
     def shifted(self, first: int) -> Picture:
         """This picture, its patches counted from `first` on."""
         if self.patches is None:

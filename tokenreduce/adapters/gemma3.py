@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-from tokenreduce.adapter import Adapter, Part, adapters
+from tokenreduce.adapter import Adapter, Part, Tower, adapters
+from tokenreduce.adapters.llava import clip_tower
+from tokenreduce.geometry import Picture
+from tokenreduce.tokens import TOWER
 
 
 @adapters.register("gemma3")
@@ -17,6 +21,20 @@ class Gemma3(Adapter):
     """
 
     families: ClassVar[frozenset[str]] = frozenset({"gemma3"})
+    evidence: ClassVar[frozenset[str]] = Adapter.evidence | frozenset(TOWER)
+
+    def pictures(self, base: Part, call: Mapping[str, Any], output: Any) -> list[Picture]:
+        """A square per image, each token the mean of a square of patches."""
+        side = base.multi_modal_projector.patches_per_image
+        block = base.multi_modal_projector.kernel_size
+        return [
+            Picture.unknown(len(image)).over(side, side, block, i * side**2)
+            for i, image in enumerate(output.pooler_output)
+        ]
+
+    def tower(self, base: Part) -> Tower | None:
+        """SigLIP, to the last norm."""
+        return clip_tower(base, normed=True)
 
     def rotary_kind(self, layer: Part) -> str | None:
         """The layer's type, by which the decoder makes its tables."""

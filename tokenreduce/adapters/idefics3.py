@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from tokenreduce.adapter import Adapter, Part, adapters
+from tokenreduce.adapter import Adapter, Part, Tower, adapters
 from tokenreduce.geometry import Picture, moved
+from tokenreduce.tokens import TOWER
 
 
 @adapters.register("idefics3")
@@ -21,6 +22,7 @@ class Idefics3(Adapter):
     """
 
     families: ClassVar[frozenset[str]] = frozenset({"idefics3"})
+    evidence: ClassVar[frozenset[str]] = Adapter.evidence | frozenset(TOWER)
     tagged: ClassVar[bool] = True
 
     def pictures(self, base: Part, call: Mapping[str, Any], output: Any) -> list[Picture]:
@@ -31,11 +33,16 @@ class Idefics3(Adapter):
         rows, columns = height // unit, width // unit
         n = rows * columns
         # the features of a sample's tiles come in one piece
-        return [
-            Picture.grid(rows, columns)
-            for sample in output.pooler_output
-            for _ in range(len(sample) // n)
-        ]
+        number = sum(len(sample) // n for sample in output.pooler_output)
+        block, grid = config.scale_factor, Picture.grid(rows, columns)
+        each = rows * columns * block**2
+        return [grid.over(rows * block, columns * block, block, i * each) for i in range(number)]
+
+    def tower(self, base: Part) -> Tower | None:
+        """SigLIP's layers, to the last norm."""
+        inner, heads = base.vision_model, base.config.vision_config.num_attention_heads
+        layers = inner.encoder.layers
+        return Tower(layers, len(layers) - 1, heads, 0, inner.post_layernorm)
 
     def grouped(
         self, parts: Sequence[Picture], ids: Sequence[int], shown: Sequence[bool]

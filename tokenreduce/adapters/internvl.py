@@ -5,9 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from tokenreduce.adapter import Adapter, Part, adapters
+from tokenreduce.adapter import Adapter, Part, Tower, adapters
+from tokenreduce.adapters.llava import feature_layer
 from tokenreduce.adapters.tiles import tile, whole
 from tokenreduce.geometry import Picture
+from tokenreduce.tokens import TOWER
+
+
+class InternViT(Tower):
+    """InternVL's tower, which may norm queries and keys over their full width."""
+
+    def attention(self, layer: Part) -> Part:
+        """By its own name."""
+        return layer.attention
+
+    def projections(self, layer: Part) -> tuple[Part, Part]:
+        """The norms, which do nothing where a checkpoint has none."""
+        return layer.attention.q_norm, layer.attention.k_norm
 
 
 @adapters.register("internvl")
@@ -19,12 +33,26 @@ class InternVL(Adapter):
     """
 
     families: ClassVar[frozenset[str]] = frozenset({"internvl"})
+    evidence: ClassVar[frozenset[str]] = Adapter.evidence | frozenset(TOWER)
     runs: ClassVar[bool] = True
 
     def pictures(self, base: Part, call: Mapping[str, Any], output: Any) -> list[Picture]:
         """A square grid per tile; the model is not told which tiles are of one image."""
-        views = zip(call["pixel_values"], output.pooler_output, strict=True)
-        return [tile(pixels, len(features)) for pixels, features in views]
+        height, width = base.config.vision_config.patch_size
+        block = round(1 / base.config.downsample_ratio)
+        found, first = [], 0
+        for pixels, features in zip(call["pixel_values"], output.pooler_output, strict=True):
+            rows, columns = pixels.shape[-2] // height, pixels.shape[-1] // width
+            found.append(tile(pixels, len(features)).over(rows, columns, block, first))
+            first += rows * columns
+        return found
+
+    def tower(self, base: Part) -> Tower | None:
+        """InternViT."""
+        config, layers = base.config.vision_config, base.vision_tower.encoder.layer
+        norm = base.vision_tower.layernorm if base.config.vision_feature_layer == -1 else None
+        feature = feature_layer(base, len(layers))
+        return InternViT(layers, feature, config.num_attention_heads, 1, norm)
 
     def joined(self, parts: Sequence[Picture]) -> Picture:
         """The image that a run of tiles is of, laid out as its thumbnail shows."""

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any, ClassVar
 
-from tokenreduce.adapter import Adapter, Part, Tower, adapters
+import torch
+
+from tokenreduce.adapter import Adapter, PackedTower, Part, Tower, adapters
 from tokenreduce.geometry import Picture
 from tokenreduce.tokens import TOWER
 
@@ -34,25 +36,67 @@ class Llava(Adapter):
         return [picture.of(first) for picture, first in zip(found, counts, strict=False)]
 
     def tower(self, base: Part) -> Tower | None:
-        """CLIP or SigLIP; a Pixtral tower, whose rotary embedding would be missed, has none."""
-        return clip_tower(base)
+        """CLIP, SigLIP or Pixtral."""
+        return pixtral_tower(base) or clip_tower(base)
 
     def merging(self, base: Part) -> frozenset[str]:
         """All of it, where the tower is CLIP or SigLIP."""
         return clip_merging(base)
 
 
-def clip_tower(base: Part) -> Tower | None:
-    """The facts of a CLIP or SigLIP tower, None for another."""
+class PixtralTower(PackedTower):
+    """Pixtral's tower."""
+
+    def attention(self, layer: Part) -> Part:
+        """By its own name."""
+        return layer.attention
+
+    def projections(self, layer: Part) -> tuple[Part, ...]:
+        """Queries and keys."""
+        return layer.attention.q_proj, layer.attention.k_proj
+
+    def blocks(self, call: Mapping[str, Any]) -> list[int] | None:
+        """Patches of one picture see each other, by the mask (sync: once per encoder call)."""
+        mask = call["attention_mask"]
+        if mask is None:
+            return None
+        first = (mask[0, 0] >= 0).long().argmax(dim=-1)
+        found: list[int] = torch.unique_consecutive(first, return_counts=True)[1].tolist()
+        return found
+
+
+def pixtral_tower(base: Part) -> Tower | None:
+    """The facts of a Pixtral tower, None for another."""
+    config = base.config.vision_config
+    if config.model_type != "pixtral":
+        return None
+    layers = base.vision_tower.transformer.layers
+    return PixtralTower(layers, feature_layer(base, len(layers)), config.num_attention_heads)
+
+
+def feature_layer(base: Part, depth: int) -> int:
+    """The layer whose output the projector gets, of a tower of so many."""
+    chosen = getattr(base.config, "vision_feature_layer", -1)
+    chosen = chosen[-1] if isinstance(chosen, (list, tuple)) else chosen
+    return int(chosen if chosen >= 0 else depth + 1 + chosen) - 1
+
+
+def clip_tower(base: Part, normed: bool = False) -> Tower | None:
+    """The facts of a CLIP or SigLIP tower, None for another.
+
+    Args:
+        base: the multimodal module.
+        normed: whether the projector gets what leaves the tower's last norm.
+    """
     config, tower = base.config.vision_config, base.vision_tower
     if config.model_type not in ("clip_vision_model", "siglip_vision_model"):
         return None
     inner = getattr(tower, "vision_model", tower)
-    layers, chosen = inner.encoder.layers, getattr(base.config, "vision_feature_layer", -1)
-    chosen = chosen[-1] if isinstance(chosen, (list, tuple)) else chosen
-    feature = (chosen if chosen >= 0 else len(layers) + 1 + chosen) - 1
+    layers = inner.encoder.layers
+    feature = feature_layer(base, len(layers))
     classes = int(config.model_type == "clip_vision_model")
-    return Tower(layers, feature, config.num_attention_heads, classes)
+    norm = inner.post_layernorm if normed else None
+    return Tower(layers, feature, config.num_attention_heads, classes, norm)
 
 
 def clip_merging(base: Part) -> frozenset[str]:

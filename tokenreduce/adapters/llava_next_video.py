@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from tokenreduce.adapter import Adapter, Part, adapters
+from tokenreduce.adapter import Adapter, Part, Tower, adapters
+from tokenreduce.adapters.llava import clip_tower
 from tokenreduce.adapters.llava_next import packed_pictures
 from tokenreduce.geometry import WHOLE, Box, Picture
+from tokenreduce.tokens import TOWER
 
 
 @adapters.register("llava_next_video")
@@ -15,6 +17,7 @@ class LlavaNextVideo(Adapter):
     """LLaVA-NeXT-Video: images like LLaVA-NeXT's; frames of pooled patches without newlines."""
 
     families: ClassVar[frozenset[str]] = frozenset({"llava_next_video"})
+    evidence: ClassVar[frozenset[str]] = Adapter.evidence | frozenset(TOWER)
 
     def pictures(self, base: Part, call: Mapping[str, Any], output: Any) -> list[Picture]:
         """Coordinates traced through the model's own packing, token by token."""
@@ -26,11 +29,17 @@ class LlavaNextVideo(Adapter):
         side = config.vision_config.image_size // config.vision_config.patch_size
         pooled = side // config.spatial_pool_stride
         seen = pooled * config.spatial_pool_stride / side
-        found = []
+        found, first = [], 0
         for video, features in zip(call["pixel_values_videos"], output.pooler_output, strict=True):
             grid = Picture.grid(pooled, pooled, frames=len(video), within=(0.0, 0.0, seen, seen))
-            found.append(grid if len(grid) == len(features) else Picture.unknown(len(features)))
+            clip = grid.over(side, side, config.spatial_pool_stride, first)
+            found.append(clip if len(clip) == len(features) else Picture.unknown(len(features)))
+            first += len(video) * side**2
         return found
+
+    def tower(self, base: Part) -> Tower | None:
+        """CLIP or SigLIP."""
+        return clip_tower(base)
 
     def view(self, processor: Any, width: int, height: int) -> Box:
         """All of it: the whole image is stretched, and the tiles' padding is cut off again."""

@@ -9,9 +9,12 @@ from typing import Any, ClassVar
 
 import torch
 
-from tokenreduce.adapter import Adapter, Part, adapters
-from tokenreduce.adapters.anyres import traced
+from tokenreduce.adapter import Adapter, Part, Tower, adapters
+from tokenreduce.adapters.anyres import tiles, traced
+from tokenreduce.adapters.llava import clip_tower
+from tokenreduce.adapters.llava_next import patches_of
 from tokenreduce.geometry import WHOLE, Box, Picture
+from tokenreduce.tokens import TOWER
 
 
 @adapters.register("llava_onevision")
@@ -23,6 +26,7 @@ class LlavaOnevision(Adapter):
     """
 
     families: ClassVar[frozenset[str]] = frozenset({"llava_onevision"})
+    evidence: ClassVar[frozenset[str]] = Adapter.evidence | frozenset(TOWER)
 
     def pictures(self, base: Part, call: Mapping[str, Any], output: Any) -> list[Picture]:
         """Coordinates traced through the model's own packing, token by token."""
@@ -34,26 +38,33 @@ class LlavaOnevision(Adapter):
             tiled = [True] * len(sizes)
         else:
             tiled = [int(n) == 1 for n in of_samples for _ in range(int(n))]
-        found = []
+        found, first = [], 0
         for size, whole, features in zip(sizes, tiled, output.pooler_output, strict=True):
-            picture = traced(base, size, pack, tiled=whole)
+            picture = traced(base, size, pack, tiled=whole).shifted(first)
             if len(picture) != len(features):
                 picture = Picture.unknown(len(features))
             elif not whole:
                 picture = picture.inside(_square(*map(int, size)))
             found.append(picture)
+            first += (1 + math.prod(tiles(base.config, size)) * whole) * patches_of(base)
         return found
 
     def clips(self, base: Part, call: Mapping[str, Any], output: Any) -> list[Picture]:
         """A grid per frame, of half the patches on a side, and a newline after the last one."""
         vision = base.config.vision_config
-        side = math.ceil(vision.image_size // vision.patch_size / 2)
-        found = []
+        whole = vision.image_size // vision.patch_size
+        side = math.ceil(whole / 2)
+        found, first = [], 0
         for video, features in zip(call["pixel_values_videos"], output.pooler_output, strict=True):
             frames = Picture.grid(side, side, frames=len(video))
-            clip = Picture.join([frames, _newline(frames)])
+            clip = Picture.join([frames, _newline(frames)]).over(whole, whole, 2, first)
             found.append(clip if len(clip) == len(features) else Picture.unknown(len(features)))
+            first += len(video) * whole**2
         return found
+
+    def tower(self, base: Part) -> Tower | None:
+        """SigLIP; a token of a picture that was scaled down is of the nearest patch."""
+        return clip_tower(base)
 
     def view(self, processor: Any, width: int, height: int) -> Box:
         """All of it: boxes are of the original already, whether it was padded or stretched."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from tokenreduce.adapter import Adapter, Part, adapters
+from tokenreduce.adapter import Adapter, Part, Tower, adapters
+from tokenreduce.adapters.llava import pixtral_tower
 from tokenreduce.geometry import Picture
+from tokenreduce.tokens import TOWER
 
 
 @adapters.register("mistral3")
@@ -14,15 +16,23 @@ class Mistral3(Adapter):
     """Mistral Small 3.1 and 3.2: a grid of the image's own shape; its line breaks are text."""
 
     families: ClassVar[frozenset[str]] = frozenset({"mistral3"})
+    evidence: ClassVar[frozenset[str]] = Adapter.evidence | frozenset(TOWER)
 
     def pictures(self, base: Part, call: Mapping[str, Any], output: Any) -> list[Picture]:
         """A grid per image, from its size in pixels; a token is a square of merged patches."""
-        side = base.vision_tower.patch_size * base.config.spatial_merge_size
-        found = []
+        merge, patch = base.config.spatial_merge_size, base.vision_tower.patch_size
+        side, found, first = patch * merge, [], 0
         for (height, width), features in zip(
             call["image_sizes"], output.pooler_output, strict=True
         ):
             rows, columns = int(height) // side, int(width) // side
+            down, across = int(height) // patch, int(width) // patch
+            picture = Picture.grid(rows, columns).over(down, across, merge, first)
             fits = rows * columns == len(features)
-            found.append(Picture.grid(rows, columns) if fits else Picture.unknown(len(features)))
+            found.append(picture if fits else Picture.unknown(len(features)))
+            first += down * across
         return found
+
+    def tower(self, base: Part) -> Tower | None:
+        """Pixtral."""
+        return pixtral_tower(base)

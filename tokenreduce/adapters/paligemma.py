@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-from tokenreduce.adapter import Adapter, adapters
+from tokenreduce.adapter import Adapter, Part, Tower, adapters
+from tokenreduce.adapters.llava import clip_tower
+from tokenreduce.geometry import Picture
+from tokenreduce.tokens import TOWER
 
 
 @adapters.register("paligemma")
@@ -15,3 +19,16 @@ class PaliGemma(Adapter):
     """
 
     families: ClassVar[frozenset[str]] = frozenset({"paligemma"})
+    evidence: ClassVar[frozenset[str]] = Adapter.evidence | frozenset(TOWER)
+
+    def pictures(self, base: Part, call: Mapping[str, Any], output: Any) -> list[Picture]:
+        """A square per image, each token a patch."""
+        found, first = [], 0
+        for image in output.pooler_output:
+            found.append(Picture.unknown(len(image)).of(first))
+            first += len(image)
+        return found
+
+    def tower(self, base: Part) -> Tower | None:
+        """SigLIP, to the last norm."""
+        return clip_tower(base, normed=True)

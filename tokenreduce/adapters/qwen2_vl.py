@@ -3,10 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
-from tokenreduce.adapter import Adapter, Part, adapters
+import torch
+from torch import Tensor
+
+from tokenreduce.adapter import Adapter, PackedTower, Part, Tower, adapters
 from tokenreduce.geometry import Picture
+from tokenreduce.tokens import TOWER
+
+
+class FusedTower(PackedTower):
+    """A packed tower whose queries, keys and values are one projection."""
+
+    def attention(self, layer: Part) -> Part:
+        """By its own name."""
+        return layer.attn
+
+    def projections(self, layer: Part) -> tuple[Part, ...]:
+        """The one."""
+        return (layer.attn.qkv,)
 
 
 @adapters.register("qwen2_vl")
@@ -19,6 +36,7 @@ class Qwen2VL(Adapter):
     """
 
     families: ClassVar[frozenset[str]] = frozenset({"qwen2_vl", "qwen2_5_vl"})
+    evidence: ClassVar[frozenset[str]] = Adapter.evidence | frozenset(TOWER)
     positions: ClassVar[frozenset[str]] = frozenset({"keep"})
 
     def pictures(self, base: Part, call: Mapping[str, Any], output: Any) -> list[Picture]:
@@ -30,9 +48,40 @@ class Qwen2VL(Adapter):
         return self._grids(base, call["video_grid_thw"])
 
     def _grids(self, base: Part, sizes: Any) -> list[Picture]:
-        """From frames, rows and columns in patches (n, 3)."""
-        merge = base.config.vision_config.spatial_merge_size
-        return [
-            Picture.grid(rows // merge, columns // merge, frames=frames)
-            for frames, rows, columns in sizes.tolist()
-        ]
+        """From frames, rows and columns in patches (n, 3).
+
+        Patches come in squares of those that become one token, and some layers see windows of
+        such squares, for which the tower sorts them.
+        """
+        vision = base.config.vision_config
+        merge, found, first = vision.spatial_merge_size, [], 0
+        order = self._order(vision, sizes)
+        for frames, rows, columns in sizes.tolist():
+            picture = Picture.grid(rows // merge, columns // merge, frames=frames)
+            squares = torch.arange(first, first + len(picture))
+            squares = squares if order is None else order[squares]
+            patches = squares[:, None] * merge**2 + torch.arange(merge**2)
+            found.append(replace(picture, patches=patches))
+            first += len(picture)
+        return found
+
+    def _order(self, vision: Any, sizes: Any) -> Tensor | None:
+        """(squares,) where each square of patches stands in the tower; None: where it stood."""
+        if getattr(vision, "window_size", None) is None:
+            return None
+        from transformers.vision_utils import get_vision_window_index
+
+        index: Tensor = get_vision_window_index(
+            sizes,
+            spatial_merge_size=vision.spatial_merge_size,
+            window_size=vision.window_size,
+            patch_size=vision.patch_size,
+        )[0]
+        return index.argsort().cpu()
+
+    def tower(self, base: Part) -> Tower | None:
+        """A tower of blocks; its last one sees whole pictures."""
+        layers = base.visual.blocks
+        heads = base.config.vision_config.num_heads
+        norm = getattr(base.visual, "post_layernorm", None)
+        return FusedTower(layers, len(layers) - 1, heads, 0, norm)

@@ -7,6 +7,7 @@ tokens first), h heads, e head width, d width, m patches that make one visual to
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -42,21 +43,32 @@ class Watch:
 
     def __init__(self, tower: Tower, needs: frozenset[str]) -> None:
         self.tower, self.needs = tower, needs & set(TOWER)
-        self.taken: dict[tuple[str, str], Tensor] = {}
+        self.taken: dict[tuple[str, Any], Any] = {}
         self.handles: list[Any] = []
         for which in {LAYERS[name] for name in self.needs if name in LAYERS}:
             layer = tower.layers[self._number(which)]
-            for name, projection in zip(("query", "key"), tower.projections(layer), strict=True):
-                self._watch((which, name), projection)
+            self._listen((which, "call"), tower.attention(layer))
+            for i, projection in enumerate(tower.projections(layer)):
+                self._watch((which, i), projection)
         if "tower_features" in self.needs:
-            self._watch(("feature", "output"), tower.layers[tower.feature])
+            last = tower.layers[tower.feature] if tower.norm is None else tower.norm
+            self._watch(("feature", "output"), last)
 
     def _number(self, which: str) -> int:
         return {"first": 0, "feature": self.tower.feature, "last": len(self.tower.layers) - 1}[
             which
         ]
 
-    def _watch(self, key: tuple[str, str], module: nn.Module) -> None:
+    def _listen(self, key: tuple[str, Any], module: nn.Module) -> None:
+        owner = threading.get_ident()
+
+        def note(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+            if threading.get_ident() == owner:  # else: another prompt in another thread
+                self.taken[key] = kwargs
+
+        self.handles.append(module.register_forward_pre_hook(note, with_kwargs=True))
+
+    def _watch(self, key: tuple[str, Any], module: nn.Module) -> None:
         def take(output: Any) -> None:
             self.taken[key] = output[0] if isinstance(output, tuple) else output
 
@@ -74,7 +86,19 @@ class Watch:
 
     def _class_attention(self, which: str = "feature") -> Tensor:
         """(n, p, h)."""
-        queries, keys = (self._heads(which, name) for name in ("query", "key"))
+        queries, keys = map(self._heads, self._projected(which))
+        call = self.taken[which, "call"]
+        tables, lengths = self.tower.rotary(call), self.tower.blocks(call)
+        if tables is not None:
+            cos, sin = (table[None].float() for table in tables)
+            queries, keys = (self.tower.turned(x, (cos, sin)) for x in (queries, keys))
+        if lengths is None:
+            return self._asked(queries, keys)
+        parts = zip(*(torch.split(x, lengths, dim=2) for x in (queries, keys)), strict=True)
+        return torch.cat([self._asked(*part) for part in parts], dim=1)
+
+    def _asked(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """(n, p, h) attention of the class token, or the mean over all patches."""
         keys = keys.transpose(-1, -2) * self.tower.scaling(keys.shape[-1])
         if self.tower.classes:
             share: Tensor = (queries[:, :, :1] @ keys).softmax(dim=-1)
@@ -92,28 +116,41 @@ class Watch:
 
     def _tower_features(self) -> Tensor:
         """(n, p, d)."""
-        return self.taken["feature", "output"]
+        found: Tensor = self.taken["feature", "output"]
+        return found.view(-1, *found.shape[-2:])
 
     def _tower_keys(self) -> Tensor:
         """(n, p, e)."""
-        return self._heads("feature", "key").mean(dim=1)
+        return self._heads(self._projected("feature")[1]).mean(dim=1)
 
     def _class_match(self) -> Tensor:
         """(n, p)."""
-        queries, keys = (self.taken["last", name].float() for name in ("query", "key"))
-        classes = self.tower.classes
-        asking = queries[:, :1] if classes else queries.mean(dim=1, keepdim=True)
+        queries, keys = (x.float() for x in self._projected("last"))
+        lengths = self.tower.blocks(self.taken["last", "call"])
+        if lengths is None:
+            return self._matched(queries, keys)
+        parts = zip(*(torch.split(x, lengths, dim=1) for x in (queries, keys)), strict=True)
+        return torch.cat([self._matched(*part) for part in parts], dim=1)
+
+    def _matched(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """(n, p) softmax of one query with all keys, over their full width."""
+        asking = queries[:, :1] if self.tower.classes else queries.mean(dim=1, keepdim=True)
         share = (asking @ keys.transpose(1, 2) * keys.shape[-1] ** -0.5).softmax(dim=-1)
         found: Tensor = share[:, 0]
         return found
 
     def _match_keys(self) -> Tensor:
         """(n, p, d)."""
-        return self.taken["last", "key"]
+        return self._projected("last")[1]
 
-    def _heads(self, which: str, name: str) -> Tensor:
-        """(n, h, p, e) in fp32."""
-        x = self.taken[which, name].float()
+    def _projected(self, which: str) -> tuple[Tensor, Tensor]:
+        """(n, p, d) queries and keys of a layer, before rotation."""
+        number = len(self.tower.projections(self.tower.layers[0]))
+        return self.tower.split(*(self.taken[which, i] for i in range(number)))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(n, h, p, e) in fp32, of (n, p, d)."""
+        x = x.float()
         return x.view(*x.shape[:-1], self.tower.heads, -1).transpose(1, 2)
 
 
@@ -138,7 +175,10 @@ def measure(pictures: Sequence[Picture], watch: Watch) -> list[Picture]:
     with torch.no_grad():
         whole = {name: watch.patches(name).detach() for name in sorted(watch.needs)}
     return [
-        replace(picture, measures={name: _of(picture, x) for name, x in whole.items()})
+        replace(
+            picture,
+            measures={**picture.measures, **{name: _of(picture, x) for name, x in whole.items()}},
+        )
         for picture in pictures
     ]
 
