@@ -10,6 +10,9 @@ import transformers as hf
 from torch import Tensor
 
 import tokenreduce as tr
+from tokenreduce.adapter import Tower
+from tokenreduce.engine.inside import GROUP, Inside
+from tokenreduce.geometry import Picture
 from tokenreduce.testing import model_laws, state_laws
 from tokenreduce.testing.models import FAMILIES
 from tokenreduce.testing.trial import Stops, Trial
@@ -262,6 +265,19 @@ def test_newlines_stay_alone_and_the_tiles_padding_is_no_token() -> None:
         for at in newline.nonzero()[:, 0].tolist():
             assert (groups == groups[at]).sum() == 1
             assert at in index.tolist()
+        # and no group is of two tiles: the tower sees them one by one
+        view = torch.cat([p.patches[:, 0] // 9 + 99 * i for i, p in enumerate(own)] or [row[:0]])
+        for group in groups[~newline].unique().tolist():
+            assert len(view[(groups == group) & ~newline].unique()) == 1
+
+
+def test_groups_of_several_calls_of_the_tower_are_told_apart() -> None:
+    inside = Inside(torch.nn.Identity(), Tower([], 0, 1, classes=1), spread=False)
+    passes = [torch.tensor([[0, 1, 1], [0, 2, 1]]), torch.tensor([[0, 1, 2]])]
+    pictures = [Picture.grid(1, 4).of(0), Picture.grid(1, 2).of(4)]
+    first, second = (p.measures[GROUP].tolist() for p in inside.grouped(pictures, passes))
+    assert first[0] == first[1]
+    assert len({*first, *second}) == 5
 
 
 def test_training_with_checkpointing_gives_the_same_gradients() -> None:
