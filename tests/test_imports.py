@@ -35,6 +35,7 @@ RULES: dict[str, frozenset[str]] = {
     "geometry": ALIVE | {"tokenreduce.strategies", "tokenreduce.adapters"},
     "strategy": ALIVE | {"tokenreduce.adapter", "tokenreduce.strategies"},
     "strategies": ALIVE | {"tokenreduce.adapter", "tokenreduce.adapters"},
+    "tower": ALIVE | {"tokenreduce.adapter", "tokenreduce.strategies", "tokenreduce.strategy"},
     "adapter": frozenset(
         {"tokenreduce.strategy", "tokenreduce.scheduler", "tokenreduce.reduction"}
     ),

@@ -10,7 +10,6 @@ Shapes: b samples, l sequence, r query rows, d width, h heads, e head width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, cast
 
@@ -20,108 +19,10 @@ from torch import Tensor
 from tokenreduce.geometry import WHOLE, Box, Picture
 from tokenreduce.registry import Registry
 from tokenreduce.tokens import DECODER, TOWER
+from tokenreduce.tower import Part, Rotary, Tower, rotate
 
 IMAGE, VIDEO = "image", "video"
 """The kinds of pictures, each with placeholders of its own."""
-
-Rotary = tuple[Tensor, Tensor]
-Part = Any
-"""A module of the model; which attributes it has is what an adapter knows."""
-
-
-@dataclass(frozen=True)
-class Tower:
-    """The facts of a vision tower; the methods' defaults hold for CLIP and SigLIP.
-
-    A layer is pre-norm: `x + attention(norm(x))`, then `x + mlp(norm(x))`. A subclass states
-    what differs.
-
-    Attributes:
-        layers: its layers, in order.
-        feature: the layer whose output the projector gets.
-        heads: attention heads.
-        classes: class tokens before the patches (distillation and register tokens too).
-        norm: the norm behind the feature layer, where the projector gets what leaves it.
-        mask: the parameter of a layer's forward that is added to its attention scores.
-    """
-
-    layers: Sequence[Part]
-    feature: int
-    heads: int
-    classes: int = 0
-    norm: Part | None = None
-    mask: ClassVar[str] = "attention_mask"
-
-    def attention(self, layer: Part) -> Part:
-        """The attention of a layer."""
-        return layer.self_attn
-
-    def projections(self, layer: Part) -> tuple[Part, ...]:
-        """The query and the key projection of a layer, or the one that projects both."""
-        return layer.self_attn.q_proj, layer.self_attn.k_proj
-
-    def split(self, *projected: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, p, d) queries and keys, from what `projections` gave; one may have values behind."""
-        if len(projected) == 1:
-            queries, keys, _ = projected[0].chunk(3, dim=-1)
-        else:
-            queries, keys = projected
-        shape = (-1, *queries.shape[-2:])
-        return queries.view(shape), keys.view(shape)
-
-    def rotary(self, call: Mapping[str, Any]) -> Rotary | None:
-        """Cos and sin (p, e) by which queries and keys are turned, from the attention's arguments.
-
-        None where positions are added to the patches instead.
-        """
-        return None
-
-    def turned(self, x: Tensor, rotary: Rotary) -> Tensor:
-        """(n, h, p, e) queries or keys, turned by the halves of a head."""
-        return rotate(x, rotary)
-
-    def blocks(self, call: Mapping[str, Any]) -> list[int] | None:
-        """How many patches in a row see each other, where all pictures are one sequence."""
-        return None
-
-    def scaling(self, width: int) -> float:
-        """The factor on query-key products of heads `width` wide."""
-        return float(width**-0.5)
-
-    def key_module(self, layer: Part) -> Part:
-        """The module whose output is the keys of a layer, in the form that `keys` reads."""
-        return self.projections(layer)[1]
-
-    def keys(self, output: Tensor) -> Tensor:
-        """(n, h, p, e) the keys, from the output of `key_module` (n, p, h e)."""
-        return output.view(*output.shape[:-1], self.heads, -1).transpose(1, 2)
-
-    def entrance(self, layer: Part) -> Part:
-        """The norm in front of a layer's attention, which gets the layer's input as it is."""
-        return layer.layer_norm1
-
-    def mlp(self, layer: Part) -> tuple[Part, Part]:
-        """The norm in front of a layer's MLP, which gets the sum behind the attention; the MLP."""
-        return layer.layer_norm2, layer.mlp
-
-    def adds_mask(self) -> bool:
-        """Whether the attention that is in use can add a (n, 1, 1, p) mask to its scores."""
-        attention = self.layers[0].self_attn
-        return attention.config._attn_implementation in ("sdpa", "eager")
-
-
-class PackedTower(Tower):
-    """A tower that is given the patches of all pictures as one sequence, and turns them."""
-
-    def rotary(self, call: Mapping[str, Any]) -> Rotary | None:
-        """The tables that the attention is given."""
-        cos, sin = call["position_embeddings"]
-        return cos.view(-1, cos.shape[-1]), sin.view(-1, sin.shape[-1])
-
-    def blocks(self, call: Mapping[str, Any]) -> list[int] | None:
-        """From cumulated lengths (sync: once per encoder call, as in the tower itself)."""
-        found: list[int] = call["cu_seqlens"].diff().tolist()
-        return found
 
 
 class Adapter:
@@ -319,32 +220,6 @@ adapters: Registry[type[Adapter]] = Registry("adapter", "tokenreduce.adapters")
 """Every known model family: name -> adapter class."""
 
 
-class Encoder:
-    """How a plain vision encoder is read: a model that is a tower and no decoder."""
-
-    @staticmethod
-    def reads(model: Part) -> bool:
-        """Whether `model` is one of these."""
-        raise NotImplementedError
-
-    @staticmethod
-    def tower(model: Part) -> Tower:
-        """Its facts."""
-        raise NotImplementedError
-
-
-encoders: Registry[type[Encoder]] = Registry("encoder", "tokenreduce.adapters")
-"""Every known kind of plain vision encoder: name -> class."""
-
-
-def encoder_tower(model: Part) -> Tower | None:
-    """The facts of a plain vision encoder; None for any other model."""
-    for encoder in encoders.values():
-        if encoder.reads(model):
-            return encoder.tower(model)
-    return None
-
-
 def adapter_for(model: Part) -> Adapter:
     """The adapter of `model`, found by its config's `model_type`, else the generic one.
 
@@ -367,25 +242,6 @@ def adapter_for(model: Part) -> Adapter:
         "`families` and what differs, and register it with @tokenreduce.adapters.register(name); "
         "see the page 'Model families' of the documentation"
     )
-
-
-def rotate(x: Tensor, rotary: Rotary, interleaved: bool = False) -> Tensor:
-    """Rotary embedding of `x` (b, h, l, e) with cos and sin (b, l, e) (RoFormer).
-
-    Args:
-        x: queries or keys; where the tables are narrower than a head, the rest stays.
-        rotary: cos and sin.
-        interleaved: pairs are neighbours; else one of each half.
-    """
-    cos, sin = (table.unsqueeze(1).to(x.dtype) for table in rotary)
-    x, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
-    if interleaved:
-        across = torch.stack([-x[..., 1::2], x[..., 0::2]], dim=-1).flatten(-2)
-    else:
-        first, second = x.chunk(2, dim=-1)
-        across = torch.cat([-second, first], dim=-1)
-    turned = x * cos + across * sin
-    return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
 
 
 def _side(size: Any, name: str, default: Any = None) -> Any:

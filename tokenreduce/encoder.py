@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tokenreduce.adapter import Tower
 from tokenreduce.engine.merging import Merged, Merging
 from tokenreduce.report import EncoderReport
 from tokenreduce.scheduler import Scheduler, Stop
 from tokenreduce.strategy import Strategy, TowerStrategy
 from tokenreduce.tokens import Plan
+from tokenreduce.tower import Tower
 
 
 class EncoderReduction:

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from tokenreduce import plugins
-from tokenreduce.adapter import Adapter, Part, Tower, adapter_for, adapters, encoder_tower
+from tokenreduce.adapter import Adapter, adapter_for, adapters
 from tokenreduce.cost import shape_of
 from tokenreduce.encoder import EncoderReduction
 from tokenreduce.engine.hooks import parameters
@@ -31,6 +31,7 @@ from tokenreduce.report import Record, Report, make_report
 from tokenreduce.scheduler import Scheduler, Stop, schedulers
 from tokenreduce.strategy import Positions, Strategy, TowerStrategy, strategies
 from tokenreduce.tokens import Plan
+from tokenreduce.tower import Part, Tower, encoder_tower
 
 Logits = Literal["full", "text"]
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import tokenreduce as tr
-from tokenreduce.adapter import encoder_tower
 from tokenreduce.testing.encoders import KINDS, SIDE, encoder
+from tokenreduce.tower import encoder_tower
 
 CLOSE = 1e-5
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 import tokenreduce as tr
-from tokenreduce.adapter import rotate
 from tokenreduce.strategies.sparsevlm import clusters, text_raters
+from tokenreduce.tower import rotate
 
 from .choices import Choice, choices, own, tokens
 

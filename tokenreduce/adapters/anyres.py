@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenreduce.adapter import Part
 from tokenreduce.geometry import Picture, boxes
+from tokenreduce.tower import Part
 
 NEWLINE = -1.0
 STEP = 1e-3

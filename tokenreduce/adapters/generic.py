@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tokenreduce.adapter import Adapter, Part, Rotary, adapters
+from tokenreduce.adapter import Adapter, adapters
 from tokenreduce.geometry import Picture
 from tokenreduce.tokens import DECODER
+from tokenreduce.tower import Part, Rotary
 
 LAYER = frozenset(
     {

@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from tokenreduce.adapter import Adapter, Part, Tower, adapters
+from tokenreduce.adapter import Adapter, adapters
 from tokenreduce.geometry import Picture, moved
 from tokenreduce.tokens import TOWER
+from tokenreduce.tower import Part, Tower
 
 
 @adapters.register("idefics3")

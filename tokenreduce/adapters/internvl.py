@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from tokenreduce.adapter import Adapter, Part, Tower, adapters
+from tokenreduce.adapter import Adapter, adapters
 from tokenreduce.adapters.llava import feature_layer
 from tokenreduce.adapters.tiles import tile, whole
 from tokenreduce.geometry import Picture
 from tokenreduce.tokens import TOWER
+from tokenreduce.tower import Part, Tower
 
 
 class InternViT(Tower):

@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from tokenreduce.adapter import Adapter, PackedTower, Part, Tower, adapters
+from tokenreduce.adapter import Adapter, adapters
 from tokenreduce.geometry import Picture
 from tokenreduce.tokens import TOWER
+from tokenreduce.tower import PackedTower, Part, Tower
 
 
 @adapters.register("llava")

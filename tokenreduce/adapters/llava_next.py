@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar
 
-from tokenreduce.adapter import Adapter, Part, Tower, adapters
+from tokenreduce.adapter import Adapter, adapters
 from tokenreduce.adapters.anyres import tiles, traced
 from tokenreduce.adapters.llava import clip_merging, clip_tower
 from tokenreduce.geometry import WHOLE, Box, Picture
 from tokenreduce.tokens import TOWER
+from tokenreduce.tower import Part, Tower
 
 
 @adapters.register("llava_next")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from tokenreduce.adapter import Adapter, Part, Tower, adapters
+from tokenreduce.adapter import Adapter, adapters
 from tokenreduce.adapters.llava import clip_tower
 from tokenreduce.adapters.llava_next import packed_pictures
 from tokenreduce.geometry import WHOLE, Box, Picture
 from tokenreduce.tokens import TOWER
+from tokenreduce.tower import Part, Tower
 
 
 @adapters.register("llava_next_video")

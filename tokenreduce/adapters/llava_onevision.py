@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 
 import torch
 
-from tokenreduce.adapter import Adapter, Part, Tower, adapters
+from tokenreduce.adapter import Adapter, adapters
 from tokenreduce.adapters.anyres import tiles, traced
 from tokenreduce.adapters.llava import clip_tower
 from tokenreduce.adapters.llava_next import patches_of
 from tokenreduce.geometry import WHOLE, Box, Picture
 from tokenreduce.tokens import TOWER
+from tokenreduce.tower import Part, Tower
 
 
 @adapters.register("llava_onevision")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from tokenreduce.adapter import Adapter, Part, Tower, adapters
+from tokenreduce.adapter import Adapter, adapters
 from tokenreduce.adapters.llava import pixtral_tower
 from tokenreduce.geometry import Picture
 from tokenreduce.tokens import TOWER
+from tokenreduce.tower import Part, Tower
 
 
 @adapters.register("mistral3")

@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tokenreduce.adapter import Adapter, Part, Rotary, Tower, adapters, rotate
+from tokenreduce.adapter import Adapter, adapters
 from tokenreduce.adapters.tiles import tile, whole
 from tokenreduce.geometry import Picture
 from tokenreduce.tokens import TOWER
+from tokenreduce.tower import Part, Rotary, Tower, rotate
 
 
 class EvaTower(Tower):

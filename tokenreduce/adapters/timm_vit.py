@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tokenreduce.adapter import Encoder, Part, Tower, encoders
+from tokenreduce.tower import Encoder, Part, Tower, encoders
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tokenreduce.adapter import Encoder, Part, Tower, encoders
+from tokenreduce.tower import Encoder, Part, Tower, encoders
 
 
 @encoders.register("clip")

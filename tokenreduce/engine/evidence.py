@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenreduce.adapter import Part
 from tokenreduce.engine.sequence import rows_of
 from tokenreduce.engine.view import LayerView, in_this_thread
 from tokenreduce.geometry import measured
 from tokenreduce.tokens import TOWER
+from tokenreduce.tower import Part
 
 KEYS_BEFORE = frozenset(
     {

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenreduce.adapter import Tower
 from tokenreduce.engine.hooks import Hook
 from tokenreduce.engine.merging import Merged
 from tokenreduce.geometry import Picture
 from tokenreduce.tokens import Plan, gather
+from tokenreduce.tower import Tower
 
 GROUP = "tower_group"
 """Under which a picture carries the group of each token; separators have groups of their own."""

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenreduce.adapter import Part, Tower
 from tokenreduce.engine.hooks import Hook, bind, parameters
 from tokenreduce.strategy import TowerStrategy
 from tokenreduce.tokens import Places, Plan, Tokens
+from tokenreduce.tower import Part, Tower
 
 CARRIED = "tokenreduce_merged"
 """The attribute under which hidden states between two layers carry what was merged so far."""

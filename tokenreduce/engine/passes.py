@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenreduce.adapter import Part
 from tokenreduce.engine import inside
 from tokenreduce.engine.cache import Pending, ShortLayer, held, short
 from tokenreduce.engine.evidence import FROM_BEFORE, Capture, evidence
@@ -23,6 +22,7 @@ from tokenreduce.engine.setup import Setup
 from tokenreduce.engine.view import LayerView
 from tokenreduce.strategy import Strategy
 from tokenreduce.tokens import Plan, Tokens
+from tokenreduce.tower import Part
 
 EMBEDDINGS = frozenset({"embedding", "text_embedding"})
 """Evidence on the input of layer 0, which is then kept for later stops."""

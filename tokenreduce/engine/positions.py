@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenreduce.adapter import Part, Rotary
 from tokenreduce.engine.sequence import Layout, Sequence, rows_of
 from tokenreduce.engine.setup import Setup
+from tokenreduce.tower import Part, Rotary
 
 
 def rotary(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tokenreduce.adapter import Adapter, Part
+from tokenreduce.adapter import Adapter
 from tokenreduce.engine.inside import Inside
 from tokenreduce.scheduler import Stop
 from tokenreduce.strategy import Positions, Strategy
+from tokenreduce.tower import Part
 
 
 @dataclass

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenreduce.adapter import Tower
 from tokenreduce.engine.view import in_this_thread
 from tokenreduce.geometry import Picture
 from tokenreduce.tokens import TOWER
+from tokenreduce.tower import Tower
 
 ROWS_AT_ONCE = 256
 """Query rows per block where every patch asks."""

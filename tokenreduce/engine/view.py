@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenreduce.adapter import Adapter, Rotary
+from tokenreduce.adapter import Adapter
 from tokenreduce.engine.masks import visible
 from tokenreduce.engine.sequence import Layout, Sequence, rows_of
 from tokenreduce.tokens import keep_from_mask
+from tokenreduce.tower import Rotary
 
 ROWS_AT_ONCE = 256
 """Query rows per block when every token asks: bounds memory at (h, 256, p) floats per sample."""

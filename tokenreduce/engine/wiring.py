@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tokenreduce.adapter import VIDEO, Part
+from tokenreduce.adapter import VIDEO
 from tokenreduce.engine import inputs, passes
 from tokenreduce.engine.hooks import Hook, Replaced, Watched, bind, parameters
 from tokenreduce.engine.inputs import Album
@@ -25,6 +25,7 @@ from tokenreduce.engine.sequence import Sequence
 from tokenreduce.engine.setup import Setup
 from tokenreduce.engine.tower import measure, watched
 from tokenreduce.geometry import Picture
+from tokenreduce.tower import Part
 
 KEY = "tokenreduce_sequence"
 """The keyword under which a `Sequence` travels from the decoder to its layers."""
