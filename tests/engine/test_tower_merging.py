@@ -10,12 +10,12 @@ import transformers as hf
 from torch import Tensor
 
 import tokenreduce as tr
-from tokenreduce.adapter import Tower
 from tokenreduce.engine.inside import GROUP, Inside
 from tokenreduce.geometry import Picture
 from tokenreduce.testing import model_laws, state_laws
 from tokenreduce.testing.models import FAMILIES
 from tokenreduce.testing.trial import Stops, Trial
+from tokenreduce.tower import Tower
 
 CLOSE = 1e-5
 SIDE, PATCH, LAYERS, HEADS = 24, 4, 4, 4
@@ -240,8 +240,56 @@ def test_decoding_with_a_cache_is_recomputing(tower: Any) -> None:
     assert (torch.stack(out.logits, dim=1) - again[:, -5:]).abs().max() < CLOSE * 10
 
 
+TOWERS = {
+    "paligemma": ("spread", "merged"),
+    "gemma3": ("spread",),
+    "llava_next_video": ("spread",),
+    "llava_onevision": ("spread",),
+}
+"""Other families, and what their language models may get."""
+
+
+@pytest.mark.parametrize("family", TOWERS)
+def test_other_families_towers_run_shorter(family: str) -> None:
+    """What leaves is what the tower by itself gives when it is reduced, spread over its groups."""
+    trial = Trial(tr.ToMe(r=2, tower="spread"), Stops(()), FAMILIES[family])
+    model, seen = trial.model, []
+    tower = model.model.vision_tower
+    handle = tower.register_forward_hook(
+        lambda _, args, kwargs, out: seen.append((args, kwargs, out)), with_kwargs=True
+    )
+    with torch.no_grad():
+        plain = trial.plain()
+        for which in TOWERS[family]:
+            with tr.reduce(model, tr.ToMe(r=0, tower=which)):  # type: ignore[arg-type]
+                assert torch.equal(trial.batch().run(model, use_cache=False).logits, plain)
+        seen.clear()
+        with trial.reduce() as reduction:
+            trial.batch().run(model)
+            assert reduction.tower is not None
+            short = reduction.tower.report
+        handle.remove()
+        assert short.tokens_per_layer == list(reduction.tower.counts(short.tokens))
+        assert short.tokens_per_layer[-1] < short.tokens
+        args, kwargs, out = seen[-1]
+        with tr.reduce(tower, tr.ToMe(r=2)) as alone:
+            last = tower(*args, **kwargs).last_hidden_state
+        assert last.shape[1] == short.tokens_per_layer[-1]
+    index = alone.group[..., None].expand(-1, -1, last.shape[-1])
+    assert (out.last_hidden_state - last.gather(1, index)).abs().max() < CLOSE
+    assert reduction.report.applied == [False] * len(plain)
+    model_laws.rows_stand_alone(trial)
+
+
+def test_pooled_patches_cannot_come_once() -> None:
+    for family, possible in TOWERS.items():
+        if "merged" not in possible:
+            with pytest.raises(ValueError, match="knows spread; tower=None"):
+                tr.reduce(FAMILIES[family].model(), tr.ToMe(tower="merged"))
+
+
 @pytest.mark.parametrize("tower", ["merged", "spread"])
-@pytest.mark.parametrize("family", ["llava", "llava_next"])
+@pytest.mark.parametrize("family", ["llava", "llava_next", "paligemma"])
 def test_laws_hold(family: str, tower: Any) -> None:
     tome = tr.ToMe(r=6, tower=tower)
     trial = Trial(tome, Stops(()) if tower == "spread" else tome.scheduler(), FAMILIES[family])

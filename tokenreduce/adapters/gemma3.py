@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from tokenreduce.adapter import Adapter, adapters
-from tokenreduce.adapters.llava import clip_tower
+from tokenreduce.adapters.llava import clip_merging, clip_tower
 from tokenreduce.geometry import Picture
 from tokenreduce.tokens import TOWER
 from tokenreduce.tower import Part, Tower
@@ -36,6 +36,10 @@ class Gemma3(Adapter):
     def tower(self, base: Part) -> Tower | None:
         """SigLIP, to the last norm."""
         return clip_tower(base, normed=True)
+
+    def merging(self, base: Part) -> frozenset[str]:
+        """As many tokens as ever: each is the mean of patches that may be of several groups."""
+        return clip_merging(base) & {"spread"}
 
     def rotary_kind(self, layer: Part) -> str | None:
         """The layer's type, by which the decoder makes its tables."""

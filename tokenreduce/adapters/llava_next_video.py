@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from tokenreduce.adapter import Adapter, adapters
-from tokenreduce.adapters.llava import clip_tower
+from tokenreduce.adapters.llava import clip_merging, clip_tower
 from tokenreduce.adapters.llava_next import packed_pictures
 from tokenreduce.geometry import WHOLE, Box, Picture
 from tokenreduce.tokens import TOWER
@@ -41,6 +41,10 @@ class LlavaNextVideo(Adapter):
     def tower(self, base: Part) -> Tower | None:
         """CLIP or SigLIP."""
         return clip_tower(base)
+
+    def merging(self, base: Part) -> frozenset[str]:
+        """As many tokens as ever: those of a video are pooled patches of several groups."""
+        return clip_merging(base) & {"spread"}
 
     def view(self, processor: Any, width: int, height: int) -> Box:
         """All of it: the whole image is stretched, and the tiles' padding is cut off again."""

@@ -11,7 +11,7 @@ import torch
 
 from tokenreduce.adapter import Adapter, adapters
 from tokenreduce.adapters.anyres import tiles, traced
-from tokenreduce.adapters.llava import clip_tower
+from tokenreduce.adapters.llava import clip_merging, clip_tower
 from tokenreduce.adapters.llava_next import patches_of
 from tokenreduce.geometry import WHOLE, Box, Picture
 from tokenreduce.tokens import TOWER
@@ -66,6 +66,10 @@ class LlavaOnevision(Adapter):
     def tower(self, base: Part) -> Tower | None:
         """SigLIP; a token of a picture that was scaled down is of the nearest patch."""
         return clip_tower(base)
+
+    def merging(self, base: Part) -> frozenset[str]:
+        """As many tokens as ever: pictures are scaled down and videos pooled, across groups."""
+        return clip_merging(base) & {"spread"}
 
     def view(self, processor: Any, width: int, height: int) -> Box:
         """All of it: boxes are of the original already, whether it was padded or stretched."""

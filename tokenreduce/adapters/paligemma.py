@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from tokenreduce.adapter import Adapter, adapters
-from tokenreduce.adapters.llava import clip_tower
+from tokenreduce.adapters.llava import clip_merging, clip_tower
 from tokenreduce.geometry import Picture
 from tokenreduce.tokens import TOWER
 from tokenreduce.tower import Part, Tower
@@ -33,3 +33,7 @@ class PaliGemma(Adapter):
     def tower(self, base: Part) -> Tower | None:
         """SigLIP, to the last norm."""
         return clip_tower(base, normed=True)
+
+    def merging(self, base: Part) -> frozenset[str]:
+        """All of it."""
+        return clip_merging(base)
