@@ -266,7 +266,10 @@ def _shorten(
             keys,
         )
     kwargs["position_embeddings"] = tables
-    if ids is not None:
+    if "flash" in _kind(setup.decoder) and "position_ids" in kwargs:
+        # gaps between positions would be read as the borders of packed sequences
+        kwargs["position_ids"] = None
+    elif ids is not None:
         kwargs["position_ids"] = ids
 
 
