@@ -9,7 +9,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 class Hook:
@@ -108,3 +109,12 @@ def parameters(module: nn.Module) -> tuple[str, ...]:
 def bind(names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments of a call by name; `names` are the parameters after self."""
     return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def place_of(layer: nn.Module, hidden: Tensor) -> torch.device:
+    """Where a layer computes: where `accelerate` sends it, else where its weights lie."""
+    sent = getattr(getattr(layer, "_hf_hook", None), "execution_device", None)
+    if sent is not None:
+        return torch.device(sent)
+    weight = next(layer.parameters(), hidden)
+    return weight.device

@@ -6,6 +6,7 @@ Shapes: b samples, l logical tokens, p physical tokens, d width.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,9 +16,10 @@ from tokenreduce.engine import inside
 from tokenreduce.engine.cache import Pending, ShortLayer, held, short
 from tokenreduce.engine.evidence import FROM_BEFORE, Capture, evidence
 from tokenreduce.engine.handover import Handover
+from tokenreduce.engine.hooks import place_of
 from tokenreduce.engine.masks import gathered
 from tokenreduce.engine.positions import rotary
-from tokenreduce.engine.sequence import Layout, Sequence, advance, rows_of
+from tokenreduce.engine.sequence import Layout, Sequence, advance, moved, rows_of
 from tokenreduce.engine.setup import Setup
 from tokenreduce.engine.view import LayerView
 from tokenreduce.strategy import Strategy
@@ -41,11 +43,13 @@ def enter(
     """The arguments of decoder layer `i` for the tokens that are left."""
     for name, value in zip(setup.names[1:], args[1:], strict=False):
         kwargs[name] = value
-    if seq.visual is None:
-        _follow(setup, i, args[0] if args else kwargs["hidden_states"], kwargs, seq)
-        return args[:1], kwargs
     by_name = not args
-    hidden: Tensor = kwargs.pop("hidden_states") if by_name else args[0]
+    kwargs.setdefault("hidden_states", *args[:1])
+    _bring(layer, i, kwargs, seq)
+    hidden: Tensor = kwargs.pop("hidden_states")
+    if seq.visual is None:
+        _follow(setup, i, hidden, kwargs, seq)
+        return ((), {**kwargs, "hidden_states": hidden}) if by_name else ((hidden,), kwargs)
     cached = held(kwargs.get("past_key_values"), i)
     if not i and setup.strategy.needs & EMBEDDINGS:
         seq.embedded = hidden.detach()
@@ -74,6 +78,33 @@ def enter(
         kwargs["hidden_states"] = hidden
         return (), kwargs
     return (hidden,), kwargs
+
+
+def _bring(layer: nn.Module, i: int, kwargs: dict[str, Any], seq: Sequence) -> None:
+    """Brings the pass to the device of layer `i`, where a model lies on several (`device_map`).
+
+    What spreads a model over devices moves a layer's inputs later, right before its forward.
+
+    Raises:
+        ValueError: a score that reads the layer before, on the other side of a border.
+    """
+    hidden: Tensor = kwargs["hidden_states"]
+    device = place_of(layer, hidden)
+    if device != hidden.device:
+        if i in seq.evidence:
+            raise ValueError(
+                f"the strategy reads layer {i - 1} at its stop at layer {i}, but the model is "
+                f"split between them ({hidden.device} and {device}): move the stop, or the layer "
+                "in the device map"
+            )
+        kwargs["hidden_states"] = hidden.to(device)
+    seq.move(device)
+    for name in RESHAPED:
+        given = kwargs.get(name)
+        first = given[0] if isinstance(given, tuple) else given
+        if isinstance(first, Tensor) and first.device != device:
+            # every layer is given the same tensors: one copy for all on this device
+            kwargs[name] = seq.once(("moved", id(given)), partial(moved, given, device), given)
 
 
 def add_between(

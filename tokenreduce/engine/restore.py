@@ -23,6 +23,7 @@ def restore(
 
     With `wanted` (b, t) only these positions are copied, zeros where it is -1.
     """
+    wanted = None if wanted is None else wanted.to(hidden.device)
     if layout is None or layout.index is None:
         return hidden if wanted is None else _pick(hidden, wanted.clamp(min=0), wanted < 0)
     source, nothing = seq.once(("fill", id(layout)), lambda: _fill(seq, layout), layout)
@@ -43,7 +44,7 @@ def _fill(seq: Sequence, layout: Layout) -> tuple[Tensor, Tensor | None]:
     order = (seq.order(layout) - seq.start).contiguous()
     if layout.valid is not None:
         order = order.masked_fill(~layout.valid, -1)
-    logical = torch.arange(seq.length, device=seq.device).expand(seq.batch, -1).contiguous()
+    logical = torch.arange(seq.length, device=order.device).expand(seq.batch, -1).contiguous()
     source = torch.searchsorted(order, logical, right=True) - 1
     if seq.text_first:  # text stays, so that every position has a token before it
         return source, None

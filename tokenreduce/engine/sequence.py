@@ -8,7 +8,7 @@ p physical tokens, v visual tokens, r asking tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +18,7 @@ from tokenreduce.geometry import Picture
 from tokenreduce.tokens import Places, Plan, keep_from_mask
 
 T = TypeVar("T")
+M = TypeVar("M")
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,16 @@ class Sequence:
     embedded: Tensor | None = None
     memo: dict[Hashable, Any] = field(default_factory=dict)
 
+    def move(self, device: torch.device) -> None:
+        """Follows the layers to another device, with everything that later ones need."""
+        if device == self.device:
+            return
+        self.device = device
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor | Places | Layout):
+                setattr(self, name, moved(value, device))
+        self.memo.clear()  # made there, and found by the ids of what was there
+
     def once(self, key: Hashable, make: Callable[[], T], *alive: Any) -> T:
         """`make()`, computed once per pass; `alive` are the objects whose ids are in `key`."""
         if key not in self.memo:
@@ -141,6 +152,8 @@ class Step:
 
     def hidden(self, hidden: Tensor) -> Tensor:
         """(b, p_before, d) -> (b, p, d): drops tokens, after merging those that merge."""
+        if hidden.device != self.rows.device:  # features that join on another device
+            return moved(self, hidden.device).hidden(hidden)
         if self.plan.merges:
             visual = rows_of(hidden, self.before.visual)
             merged = self.plan.merge(visual)
@@ -152,6 +165,17 @@ class Step:
             index = slots[..., None].expand(*slots.shape, hidden.shape[-1])
             hidden = hidden.scatter(1, index, merged.to(hidden.dtype))
         return rows_of(hidden, self.rows)
+
+
+def moved(x: M, device: torch.device) -> M:
+    """A tensor on `device`; a tuple or a record of tensors with all of them there."""
+    if isinstance(x, Tensor):
+        return x.to(device)  # type: ignore[return-value]
+    if isinstance(x, tuple) and any(isinstance(part, Tensor) for part in x):
+        return tuple(moved(part, device) for part in x)  # type: ignore[return-value]
+    if not is_dataclass(x):
+        return x
+    return replace(x, **{f.name: moved(getattr(x, f.name), device) for f in fields(x)})  # type: ignore[type-var]
 
 
 def rows_of(x: Tensor, index: Tensor) -> Tensor:

@@ -1,0 +1,109 @@
+"""A model on several devices: indices, masks and rotary tables move with the layers.
+
+The second device is `meta`, which computes shapes alone; every operation is checked for tensors of
+two devices, as an accelerator would.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+import tokenreduce as tr
+from tokenreduce.testing.batches import batch
+from tokenreduce.testing.models import FAMILIES
+
+BORDER = 3
+COPIES = {"aten._to_copy.default", "aten.copy_.default", "aten.to.device"}
+
+
+class OneDevice(TorchDispatchMode):
+    """Refuses operations on tensors of several devices; numbers may come from anywhere."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor) and x.dim()]
+        devices = {x.device.type for x in tensors}
+        if len(devices) > 1 and str(func) not in COPIES:
+            raise RuntimeError(f"{func} was given tensors on {sorted(devices)}")
+        return func(*args, **(kwargs or {}))
+
+
+def split(model: nn.Module, decoder: Any) -> nn.Module:
+    """Layers from BORDER on, the norm and the head on `meta`; inputs are moved as they come."""
+    late = [*decoder.layers[BORDER:], decoder.norm, model.get_output_embeddings()]
+    for module in late:
+        module.to("meta")
+        forward = module.forward
+
+        def there(*args: Any, _forward: Any = forward, **kwargs: Any) -> Any:
+            def move(x: Any) -> Any:
+                return x.to("meta") if isinstance(x, Tensor) else x
+
+            kept = {"past_key_values": kwargs.pop("past_key_values", None)}
+            given = {k: x for k, x in kept.items() if x is not None}
+            return _forward(*tree_map(move, args), **tree_map(move, kwargs), **given)
+
+        module.forward = there  # type: ignore[method-assign]
+    return model
+
+
+@pytest.mark.parametrize("logits", ["full", "text"])
+@pytest.mark.parametrize("strategy", ["random", "pooling", "pyramid_drop"])
+@pytest.mark.parametrize("layers", [(0, BORDER, 4), (1, 2), (4, 5)], ids=str)
+@pytest.mark.parametrize("name", ["llava", "qwen3_vl", "gemma3"])
+def test_everything_moves_with_the_layers(
+    name: str, layers: tuple[int, ...], strategy: str, logits: Any
+) -> None:
+    family = FAMILIES[name]
+    model = family.model()
+    split(model, tr.adapters[family.adapter]().decoder(model))
+    given = batch(family, (1, 0, 2))
+    keeps = tuple(0.6 / (i + 1) for i in range(len(layers)))
+    options = {"output_hidden_states": True} if logits == "full" else {}
+    with (
+        tr.reduce(model, strategy, tr.Explicit(layers, keeps), logits=logits) as reduction,
+        torch.no_grad(),
+        OneDevice(),
+    ):
+        out = given.run(model, reduction, use_cache=False, **options)
+        assert out.logits.device.type == "meta"
+        if logits == "full":
+            assert out.logits.shape[:2] == given.real.shape
+            assert all(x.shape[:2] == given.real.shape for x in out.hidden_states)
+        counts = given.counts
+        for stop, said in zip(reduction.stops, reduction.report.stops, strict=True):
+            assert said["kept"] == [stop.count(n) for n in counts]
+
+
+def test_a_score_across_the_border_is_refused() -> None:
+    model = FAMILIES["llava"].model()
+    split(model, model.get_decoder())
+    given = batch(FAMILIES["llava"], (1,))
+    with (
+        pytest.raises(ValueError, match=r"cpu and meta.*move the stop"),
+        tr.reduce(model, "fastv", tr.Single(BORDER, 0.5)),
+        torch.no_grad(),
+        OneDevice(),
+    ):
+        model(**given.inputs, use_cache=False)
+
+
+def test_the_check_sees_what_does_not_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tokenreduce.engine.sequence import Sequence
+
+    monkeypatch.setattr(Sequence, "move", lambda *_: None)
+    model = FAMILIES["llava"].model()
+    split(model, model.get_decoder())
+    given = batch(FAMILIES["llava"], (1, 2))
+    with (
+        pytest.raises(RuntimeError, match=r"tensors on .*cpu.*meta"),
+        tr.reduce(model, "random", tr.Single(4, 0.5)),
+        torch.no_grad(),
+        OneDevice(),
+    ):
+        model(**given.inputs, use_cache=False)
