@@ -33,16 +33,20 @@ FROM_BEFORE = KEYS_BEFORE | QUERIES_BEFORE
 
 
 class Capture:
-    """What a layer projects, taken as it runs: keys, and queries when every token asks."""
+    """What a layer projects, taken as it runs: keys, and queries when every token asks.
 
-    def __init__(self, view: LayerView, wanted: frozenset[str]) -> None:
+    Where it is not `watching` (a compiled layer is one graph), they are projected again.
+    """
+
+    def __init__(self, view: LayerView, wanted: frozenset[str], watching: bool = True) -> None:
         self.view = view
         self.asking = view.asking_queries() if "attention_before" in wanted else None
         self.texts = view.queries(view.text()[0]) if "text_attention_before" in wanted else None
         self.handles: list[Any] = []
         self.projected: dict[str, Tensor] = {}
-        self._watch("keys", view.adapter.key_projection(view.layer))
-        if wanted & QUERIES_BEFORE:
+        if watching:
+            self._watch("keys", view.adapter.key_projection(view.layer))
+        if watching and wanted & QUERIES_BEFORE:
             self._watch("queries", view.adapter.query_projection(view.layer))
 
     def _watch(self, name: str, projection: nn.Module) -> None:

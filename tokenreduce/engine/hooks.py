@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import threading
 import types
 from collections.abc import Callable
@@ -21,7 +22,11 @@ class Hook:
 
     def __call__(self, *args: Any) -> Any:
         """What torch calls."""
-        return None if self.call is None else self.call(*args)
+        if self.call is None:
+            return None
+        if "torch._dynamo" not in sys.modules:  # its import takes a second
+            return self.call(*args)
+        return torch.compiler.disable(self.call)(*args)  # type: ignore[no-untyped-call]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Hook:
         return Hook()
@@ -109,6 +114,19 @@ def parameters(module: nn.Module) -> tuple[str, ...]:
 def bind(names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments of a call by name; `names` are the parameters after self."""
     return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+# a compiled module runs its hooks as they are: what they decide is decided on the host
+Hook.__call__._torchdynamo_disable = True  # type: ignore[attr-defined]
+
+
+def compiled(*modules: nn.Module) -> bool:
+    """Whether `torch.compile` has made one of the modules into graphs, which hooks would break."""
+    return any(
+        getattr(module, "_compiled_call_impl", None) is not None
+        or hasattr(module.forward, "_torchdynamo_orig_callable")
+        for module in modules
+    )
 
 
 def place_of(layer: nn.Module, hidden: Tensor) -> torch.device:

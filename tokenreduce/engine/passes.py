@@ -16,7 +16,7 @@ from tokenreduce.engine import inside
 from tokenreduce.engine.cache import Pending, ShortLayer, held, short
 from tokenreduce.engine.evidence import FROM_BEFORE, Capture, evidence
 from tokenreduce.engine.handover import Handover
-from tokenreduce.engine.hooks import place_of
+from tokenreduce.engine.hooks import compiled, place_of
 from tokenreduce.engine.masks import gathered
 from tokenreduce.engine.positions import rotary
 from tokenreduce.engine.sequence import Layout, Sequence, advance, moved, rows_of
@@ -73,7 +73,8 @@ def enter(
             # a score is no part of the loss, and checkpointing counts tensors
             with torch.no_grad():
                 view = _view(setup, i, hidden, logical, seq, layout, cached, past)
-                seq.evidence[i + 1] = Capture(view, wanted)
+                whole = compiled(setup.decoder, layer)
+                seq.evidence[i + 1] = Capture(view, wanted, watching=not whole)
     if by_name:
         kwargs["hidden_states"] = hidden
         return (), kwargs
@@ -181,7 +182,9 @@ def _decide(
     with torch.no_grad():
         past = _past(cached, seq)
         view = _view(setup, i, hidden, kwargs, seq, seq.layout, cached, past)
-        view.handing = handing and Handover.fits(setup.adapter.key_projection(layer))
+        whole = compiled(setup.decoder, layer)
+        fits = not whole and Handover.fits(setup.adapter.key_projection(layer))
+        view.handing = handing and fits
         tokens = Tokens(
             hidden=rows_of(hidden, before.visual),
             valid=before.visual_valid,
