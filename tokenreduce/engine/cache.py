@@ -148,7 +148,8 @@ def short(cache: Cache, layer: int) -> ShortLayer:
     """The cache layer `layer`, made able to hold fewer tokens than it has seen.
 
     Raises:
-        ValueError: a kind of cache that cannot be shortened (static, quantised, offloaded …).
+        ValueError: a kind of cache that cannot be shortened (static, quantised, offloaded …), or a
+            sliding window whose tokens are to be taken back.
     """
     found = cache.layers[layer]
     if isinstance(found, ShortLayer):
@@ -158,6 +159,11 @@ def short(cache: Cache, layer: int) -> ShortLayer:
         raise ValueError(
             f"a {kind.__name__} cannot hold reduced tokens: use a DynamicCache (the default), "
             "i.e. no cache_implementation"
+        )
+    if getattr(found, "record_past", False):
+        raise ValueError(
+            "assisted decoding takes drafts back, which a sliding-window layer of reduced tokens "
+            "cannot: generate without an assistant and without prompt_lookup_num_tokens"
         )
     if kind not in _SHORT:
         body = {"windowed": issubclass(kind, DynamicSlidingWindowLayer)}
