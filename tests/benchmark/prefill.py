@@ -31,11 +31,13 @@ class Trial:
     ours: Times = field(default_factory=Times)
     theirs: Times = field(default_factory=Times)
     inside: list[float] = field(default_factory=list)
+    adapter: Any = None
+    pictures: list[tr.Picture] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.model, self.twin = models(self.size)
         self.embeds = embeddings(self.size, self.visual + TEXT)
-        self.reduction = tr.reduce(self.model, self.strategy, self.scheduler)
+        self.reduction = tr.reduce(self.model, self.strategy, self.scheduler, adapter=self.adapter)
 
     def unreduced(self) -> None:
         """One round of the other side."""
@@ -45,7 +47,8 @@ class Trial:
         """One round of this side, with the engine's share in it."""
         before = ENGINE.seconds
         ENGINE.handed.clear()
-        with self.reduction.visual(image(self.visual)), ENGINE.counting():
+        mask = image(self.visual)
+        with self.reduction.visual(mask, self.pictures), ENGINE.counting():
             self.ours.measure(lambda: run(self.model, self.embeds))
         self.inside.append(ENGINE.seconds - before)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results" / "prefill_cpu.json"
+METHODS = ROOT / "docs" / "results" / "methods_cpu.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
 ORIGINAL = {("16x512", 576): 0.97, ("16x512", 1152): 0.93, ("16x512", 2880): 0.95} | {
     ("8x1536", 1152): 0.86,
@@ -93,6 +94,19 @@ def decode(entries: Iterable[Entry]) -> str:
     return _table(head, rows)
 
 
+def methods(entries: Iterable[Entry]) -> str:
+    """What every method costs at one prompt, cheapest first."""
+    head = "method | stops | FLOPs left, causal | time left | engine, ms | added | within the aim"
+    rows = [
+        f"`{e['method']}` | {len(e['stops'])}, from layer {e['stops'][0][0]} | "
+        f"{e['causal']['flops_ratio']:.3f} | {e['time_ratio']['of_minima']:.3f} | "
+        f"{e['engine_ms']:.0f} | {e['added_share']:.1%} | "
+        f"{'yes' if e['added_share'] <= e['asked'] else 'no'}"
+        for e in sorted(entries, key=lambda e: float(e["added_share"]))
+    ]
+    return _table(head, rows)
+
+
 TABLES: dict[str, Callable[[Iterable[Entry]], str]] = {
     "prefill": prefill,
     "scoring": scoring,
@@ -100,9 +114,10 @@ TABLES: dict[str, Callable[[Iterable[Entry]], str]] = {
 }
 
 
-def fill(page: str, results: dict[str, Any]) -> str:
+def fill(page: str, results: dict[str, Any], of_methods: dict[str, Any]) -> str:
     """The page with every `<!-- benchmark: name -->` block made anew."""
-    blocks = {"conditions": conditions(results)}
+    blocks = {"conditions": conditions(results), "conditions of methods": conditions(of_methods)}
+    blocks["methods"] = methods(b["extra_info"] for b in of_methods["benchmarks"])
     for group, table in TABLES.items():
         blocks[group] = table(b["extra_info"] for b in results["benchmarks"] if b["group"] == group)
     for name, text in blocks.items():
@@ -123,5 +138,6 @@ def _or_none(value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    made = fill(PAGE.read_text(encoding="utf-8"), json.loads(RESULTS.read_text(encoding="utf-8")))
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in (RESULTS, METHODS)]
+    made = fill(PAGE.read_text(encoding="utf-8"), *found)
     PAGE.write_text(made, encoding="utf-8")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 
-from tests.benchmark.table import PAGE, RESULTS, fill
+from tests.benchmark.table import METHODS, PAGE, RESULTS, fill
 
 
 def test_the_page_shows_the_recorded_numbers():
     page = PAGE.read_text(encoding="utf-8")
-    assert fill(page, json.loads(RESULTS.read_text(encoding="utf-8"))) == page
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in (RESULTS, METHODS)]
+    assert fill(page, *found) == page
