@@ -131,11 +131,20 @@ def evidence() -> str:
             (
                 f"`{name}`",
                 meaning,
-                ", ".join(f"`{a}`" for a, kind in tr.adapters.items() if name in kind.evidence),
+                _measuring(name),
             )
             for name, meaning in EVIDENCE.items()
         ),
     )
+
+
+def _measuring(name: str) -> str:
+    """The adapters that measure a kind of evidence, or all but those that do not."""
+    able = [f"`{a}`" for a, kind in tr.adapters.items() if name in kind.evidence]
+    others = [f"`{a}`" for a in tr.adapters if f"`{a}`" not in able]
+    if len(others) >= len(able):
+        return ", ".join(able)
+    return f"all but {', '.join(others)}" if others else "all"
 
 
 def conformance() -> str:
