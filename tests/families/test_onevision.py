@@ -121,3 +121,18 @@ def test_beams(name, loaded):
     count = tokens(name, SIZES[0]) + frames(name)
     reduction = compare(model, inputs, [count] * 3, num_beams=3)
     assert all(torch.equal(x, reduction.kept[4][0]) for x in reduction.kept[4])
+
+
+def test_the_command_line_gives_one_prompt_all_its_pictures(tmp_path):
+    """A flat list would be one prompt for each, and cut every picture into tiles."""
+    from tokenreduce.tasks.loading import Loaded
+    from tokenreduce.tasks.prompting import encode
+
+    processor, model = load("llava_onevision", tmp_path)
+    pictures = [image(30, 50)["image"], image(40, 25, seed=1)["image"]]
+    inputs = encode(Loaded(model, processor, "tiny", False), "What is this?", pictures)
+    asked = ask(processor, [image(30, 50), image(40, 25, seed=1)])
+    assert inputs["batch_num_images"].tolist() == asked["batch_num_images"].tolist() == [2]
+    with tr.reduce(model, "random") as reduction, torch.no_grad():
+        model(**inputs)
+        assert [len(p) for p in reduction.places[0]] == [10, 10]

@@ -49,7 +49,8 @@ def encode(loaded: Loaded, question: str, images: Sequence[Image.Image]) -> Any:
         )
     start = getattr(loaded.processor.tokenizer, "bos_token", None)
     twice = bool(start) and text.startswith(str(start))  # the template has written it already
+    # nested by prompt: a flat list is several prompts of one picture each to some processors
     inputs = loaded.processor(
-        images=list(images), text=text, return_tensors="pt", add_special_tokens=not twice
+        images=[list(images)], text=[text], return_tensors="pt", add_special_tokens=not twice
     )
     return inputs.to(loaded.device, loaded.model.dtype)
