@@ -12,11 +12,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokenreduce.engine.merging import Merged, Merging
+from tokenreduce.engine.packed import PackedMerging
 from tokenreduce.report import EncoderReport
 from tokenreduce.scheduler import Scheduler, Stop
 from tokenreduce.strategy import Strategy, TowerStrategy
 from tokenreduce.tokens import Plan
-from tokenreduce.tower import Tower
+from tokenreduce.tower import PackedTower, Tower
 
 
 class EncoderReduction:
@@ -50,7 +51,12 @@ class EncoderReduction:
         depth = len(tower.layers)
         self._stops = () if scheduler is None else scheduler.stops(depth)
         self._check(depth)
-        self._merging = Merging(tower, strategy, self.counts, self._remember, seed)
+        how = (strategy, self.counts, self._remember, seed)
+        self._merging: Merging
+        if isinstance(tower, PackedTower):
+            self._merging = PackedMerging(tower, *how)
+        else:
+            self._merging = Merging(tower, *how)
 
     def counts(self, tokens: int) -> tuple[int, ...]:
         """Tokens behind each layer, for an encoder that begins with so many; nothing runs.
@@ -99,8 +105,13 @@ class EncoderReduction:
         merged = self._passed()
         n, o = merged.group.shape
         short, whole = (
-            sum(map(self._flops, self.tower.layers, [o, *counts], counts))
-            for counts in (merged.counts, (o,) * len(merged.counts))
+            sum(
+                self._flops(layer, entering, leaving, merged.pairs(i)[which])
+                for i, (layer, entering, leaving) in enumerate(
+                    zip(self.tower.layers, [o, *counts], counts, strict=False)
+                )
+            )
+            for which, counts in enumerate((merged.counts, (o,) * len(merged.counts)))
         )
         tokens = list(merged.counts)
         return EncoderReport(n, o, tokens, n * short, n * whole, bool(merged.plans))
@@ -144,12 +155,12 @@ class EncoderReduction:
                     f"use 0 to {depth - 1}"
                 )
 
-    def _flops(self, layer: Any, entering: int, leaving: int) -> int:
+    def _flops(self, layer: Any, entering: int, leaving: int, pairs: int) -> int:
         mlp = self.tower.mlp(layer)[1]
         within = sum(x.numel() for x in mlp.parameters() if x.dim() == 2)
         rest = sum(x.numel() for x in layer.parameters() if x.dim() == 2) - within
         width = int(self.tower.mlp(layer)[0].weight.shape[0])
-        total: int = rest * entering + 2 * entering**2 * width + within * leaving
+        total: int = rest * entering + 2 * pairs * width + within * leaving
         return 2 * total
 
     def _passed(self) -> Merged:

@@ -5,7 +5,7 @@ Shapes: n pictures of the tower's batch, p tower tokens, h heads, e head width, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -32,7 +32,9 @@ class Tower:
         heads: attention heads.
         classes: class tokens before the patches (distillation and register tokens too).
         norm: the norm behind the feature layer, where the projector gets what leaves it.
+        readers: modules behind layers that must get every place of a packed sequence.
         mask: the parameter of a layer's forward that is added to its attention scores.
+        no_mask: what to do where the attention in use adds none, as the beginning of a sentence.
     """
 
     layers: Sequence[Part]
@@ -40,6 +42,8 @@ class Tower:
     heads: int
     classes: int = 0
     norm: Part | None = None
+    readers: Sequence[Part] = ()
+    no_mask: ClassVar[str] = "load the vision tower with attn_implementation='sdpa' or 'eager', or "
     mask: ClassVar[str] = "attention_mask"
 
     def attention(self, layer: Part) -> Part:
@@ -112,6 +116,24 @@ class PackedTower(Tower):
         """From cumulated lengths (sync: once per encoder call, as in the tower itself)."""
         found: list[int] = call["cu_seqlens"].diff().tolist()
         return found
+
+    def bounds(self, call: Mapping[str, Any]) -> Tensor | None:
+        """(n + 1,) cumulated lengths of what a layer's attention keeps apart; None: `blocks`."""
+        found: Tensor = call["cu_seqlens"]
+        return found
+
+    def shorter(
+        self, call: Mapping[str, Any], first: Tensor, bounds: Callable[[Tensor], Tensor]
+    ) -> dict[str, Any]:
+        """What changes in a layer's arguments where the sequence has become shorter.
+
+        Args:
+            call: the arguments by name, for the whole sequence.
+            first: (p,) the places of the whole sequence that are left.
+            bounds: cumulated lengths of the shorter sequence, from those of the whole one.
+        """
+        cos, sin = (table.index_select(-2, first) for table in call["position_embeddings"])
+        return {"position_embeddings": (cos, sin), "cu_seqlens": bounds(call["cu_seqlens"])}
 
 
 class Encoder:

@@ -16,6 +16,8 @@ from tokenreduce.tower import Part, Tower
 class InternViT(Tower):
     """InternVL's tower, which may norm queries and keys over their full width."""
 
+    no_mask: ClassVar[str] = "this tower's takes none; "
+
     def attention(self, layer: Part) -> Part:
         """By its own name."""
         return layer.attention
@@ -23,6 +25,18 @@ class InternViT(Tower):
     def projections(self, layer: Part) -> tuple[Part, Part]:
         """The norms, which do nothing where a checkpoint has none."""
         return layer.attention.q_norm, layer.attention.k_norm
+
+    def entrance(self, layer: Part) -> Part:
+        """The norm in front of a layer's attention."""
+        return layer.layernorm_before
+
+    def mlp(self, layer: Part) -> tuple[Part, Part]:
+        """The norm in front of a layer's MLP, and the MLP."""
+        return layer.layernorm_after, layer.mlp
+
+    def adds_mask(self) -> bool:
+        """A layer hands none to its attention."""
+        return False
 
 
 @adapters.register("internvl")
@@ -54,6 +68,10 @@ class InternVL(Adapter):
         norm = base.vision_tower.layernorm if base.config.vision_feature_layer == -1 else None
         feature = feature_layer(base, len(layers))
         return InternViT(layers, feature, config.num_attention_heads, 1, norm)
+
+    def merging(self, base: Part) -> frozenset[str]:
+        """A token is made of a square of patches, whose groups may differ."""
+        return frozenset({"spread"})
 
     def joined(self, parts: Sequence[Picture]) -> Picture:
         """The image that a run of tiles is of, laid out as its thumbnail shows."""

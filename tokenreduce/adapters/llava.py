@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import accumulate
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from tokenreduce.adapter import Adapter, adapters
 from tokenreduce.geometry import Picture
@@ -41,8 +42,9 @@ class Llava(Adapter):
         return pixtral_tower(base) or clip_tower(base)
 
     def merging(self, base: Part) -> frozenset[str]:
-        """All of it, where the tower is CLIP or SigLIP."""
-        return clip_merging(base)
+        """All of it; a class token that is handed to the language model only spreads."""
+        packed = pixtral_tower(base) is not None
+        return frozenset({"spread", "merged"}) if packed else clip_merging(base)
 
 
 class PixtralTower(PackedTower):
@@ -56,6 +58,19 @@ class PixtralTower(PackedTower):
         """Queries and keys."""
         return layer.attention.q_proj, layer.attention.k_proj
 
+    def entrance(self, layer: Part) -> Part:
+        """The norm in front of a layer's attention."""
+        return layer.attention_norm
+
+    def mlp(self, layer: Part) -> tuple[Part, Part]:
+        """The norm in front of a layer's MLP, and the MLP."""
+        return layer.ffn_norm, layer.feed_forward
+
+    def adds_mask(self) -> bool:
+        """Whether the attention in use adds masks."""
+        config = self.layers[0].attention.config
+        return config._attn_implementation in ("sdpa", "eager")
+
     def blocks(self, call: Mapping[str, Any]) -> list[int] | None:
         """Patches of one picture see each other, by the mask (sync: once per encoder call)."""
         mask = call["attention_mask"]
@@ -64,6 +79,18 @@ class PixtralTower(PackedTower):
         first = (mask[0, 0] >= 0).long().argmax(dim=-1)
         found: list[int] = torch.unique_consecutive(first, return_counts=True)[1].tolist()
         return found
+
+    def bounds(self, call: Mapping[str, Any]) -> Tensor | None:
+        """Of pictures: in every layer the same."""
+        return None
+
+    def shorter(
+        self, call: Mapping[str, Any], first: Tensor, bounds: Callable[[Tensor], Tensor]
+    ) -> dict[str, Any]:
+        """Tables, and rows and columns of the mask."""
+        cos, sin = (table.index_select(-2, first) for table in call["position_embeddings"])
+        mask = call["attention_mask"].index_select(-2, first).index_select(-1, first)
+        return {"position_embeddings": (cos, sin), "attention_mask": mask}
 
 
 def pixtral_tower(base: Part) -> Tower | None:

@@ -37,3 +37,7 @@ class Mistral3(Adapter):
     def tower(self, base: Part) -> Tower | None:
         """Pixtral."""
         return pixtral_tower(base)
+
+    def merging(self, base: Part) -> frozenset[str]:
+        """A token is made of a square of patches, whose groups may differ."""
+        return frozenset({"spread"})

@@ -18,6 +18,8 @@ from tokenreduce.tower import PackedTower, Part, Tower
 class FusedTower(PackedTower):
     """A packed tower whose queries, keys and values are one projection."""
 
+    no_mask: ClassVar[str] = "this tower's takes none; "
+
     def attention(self, layer: Part) -> Part:
         """By its own name."""
         return layer.attn
@@ -25,6 +27,26 @@ class FusedTower(PackedTower):
     def projections(self, layer: Part) -> tuple[Part, ...]:
         """The one."""
         return (layer.attn.qkv,)
+
+    def key_module(self, layer: Part) -> Part:
+        """The one."""
+        return layer.attn.qkv
+
+    def keys(self, output: Tensor) -> Tensor:
+        """(1, h, p, e) before rotation, from (p, 3 h e)."""
+        return super().keys(output.chunk(3, dim=-1)[1][None])
+
+    def entrance(self, layer: Part) -> Part:
+        """The norm in front of a block's attention."""
+        return layer.norm1
+
+    def mlp(self, layer: Part) -> tuple[Part, Part]:
+        """The norm in front of a block's MLP, and the MLP."""
+        return layer.norm2, layer.mlp
+
+    def adds_mask(self) -> bool:
+        """It never does."""
+        return False
 
 
 @adapters.register("qwen2_vl")
@@ -82,7 +104,25 @@ class Qwen2VL(Adapter):
 
     def tower(self, base: Part) -> Tower | None:
         """A tower of blocks; its last one sees whole pictures."""
-        layers = base.visual.blocks
+        visual = base.visual
         heads = base.config.vision_config.num_heads
-        norm = getattr(base.visual, "post_layernorm", None)
-        return FusedTower(layers, len(layers) - 1, heads, 0, norm)
+        norm = getattr(visual, "post_layernorm", None)  # GLM's, in front of its convolution
+        behind = [visual.merger if norm is None else norm]
+        between = getattr(visual, "deepstack_merger_list", ())  # Qwen3's
+        depth = len(visual.blocks)
+        return FusedTower(visual.blocks, depth - 1, heads, 0, norm, [*between, *behind])
+
+    def tower_module(self, base: Part) -> Part:
+        """By its own name."""
+        return base.visual
+
+    def merging(self, base: Part) -> frozenset[str]:
+        """A token is made of a square of patches, whose groups may differ.
+
+        Where some layers see windows, the first must be one of them: nothing may be merged across
+        windows that a later layer keeps apart.
+        """
+        vision = base.config.vision_config
+        windows = getattr(vision, "window_size", None) is not None
+        whole = windows and 0 in vision.fullatt_block_indexes
+        return frozenset() if whole else frozenset({"spread"})

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from tokenreduce.engine.hooks import Hook
 from tokenreduce.engine.merging import Merged
+from tokenreduce.engine.packed import whole
 from tokenreduce.geometry import Picture
 from tokenreduce.tokens import Plan, gather
-from tokenreduce.tower import Tower
+from tokenreduce.tower import PackedTower, Tower
 
 GROUP = "tower_group"
 """Under which a picture carries the group of each token; separators have groups of their own."""
@@ -85,11 +86,14 @@ class Inside:
             passes.append(merged.behind(self.tower.feature))
         if not merged.plans:
             return None
+        packed = isinstance(self.tower, PackedTower)
         last = len(self.tower.layers) - 1
-        output.last_hidden_state = _spread(merged, last, output.last_hidden_state)
+        x = output.last_hidden_state
+        output.last_hidden_state = whole(x) if packed else _spread(merged, last, x)
         if output.get("hidden_states") is not None:
             output.hidden_states = tuple(
-                None if x is None else _spread(merged, i - 1, x)  # not every one is kept
+                # not every one is kept
+                None if x is None else whole(x) if packed else _spread(merged, i - 1, x)
                 for i, x in enumerate(output.hidden_states)
             )
         return output

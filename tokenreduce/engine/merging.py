@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,14 @@ class Merged:
     first: Tensor
     plans: Mapping[int, Plan]
 
+    @classmethod
+    def nothing(
+        cls, counts: tuple[int, ...], n: int, o: int, device: torch.device, **rest: Any
+    ) -> Self:
+        """At the beginning of a tower."""
+        place = torch.arange(o, device=device).expand(n, o)
+        return cls(counts, place, torch.ones(n, o, device=device), place, {}, **rest)
+
     @property
     def began(self) -> int:
         """Tokens that the tower began with."""
@@ -63,17 +71,22 @@ class Merged:
                 group = plan.gather(1, group)
         return group
 
-    def after(self, layer: int, plan: Plan) -> Merged:
+    def after(self, layer: int, plan: Plan) -> Self:
         """What is merged behind `layer`."""
         assert plan.group is not None  # `Merging` checks it
         size = self.size.new_zeros(plan.keep.shape).scatter_add(1, plan.group, self.size)
-        return Merged(
-            self.counts,
-            plan.group.gather(1, self.group),
-            size,
-            plan.take(self.first),
-            {**self.plans, layer: plan},
+        return replace(
+            self,
+            group=plan.group.gather(1, self.group),
+            size=size,
+            first=plan.take(self.first),
+            plans={**self.plans, layer: plan},
         )
+
+    def pairs(self, layer: int) -> tuple[int, int]:
+        """Queries times keys of a picture in `layer`: as it was, and had nothing been merged."""
+        entering = self.counts[layer - 1] if layer else self.began
+        return entering**2, self.began**2
 
 
 class Merging:
@@ -106,8 +119,7 @@ class Merging:
         if strategy.proportional and not tower.adds_mask():
             raise ValueError(
                 "attention proportional to size needs attention that adds a mask to its scores: "
-                "load the vision tower with attn_implementation='sdpa' or 'eager', or choose "
-                "prop_attn=False"
+                f"{tower.no_mask}choose prop_attn=False"
             )
         for hook in tower.layers[0]._forward_pre_hooks.values():
             if isinstance(getattr(hook, "call", None), Enter):
@@ -116,7 +128,7 @@ class Merging:
                 )
         for i, layer in enumerate(tower.layers):
             norm, mlp = tower.mlp(layer)
-            enter = Hook(Enter(partial(self._enter, parameters(layer))))
+            enter = Hook(Enter(partial(self._enter, i, parameters(layer))))
             # checkpointing may run a layer's modules again without the layer's own hooks
             self.handles += [
                 layer.register_forward_pre_hook(enter, with_kwargs=True),
@@ -142,7 +154,9 @@ class Merging:
         here: Here | None = getattr(self._local, "here", None)
         return here if here is not None and here.layer == i else None
 
-    def _enter(self, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _enter(
+        self, i: int, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         given = bind(names, args, kwargs)
         x: Tensor = given[names[0]]
         merged: Merged | None = getattr(x, CARRIED, None)
@@ -163,15 +177,20 @@ class Merging:
         (x,) = args
         merged: Merged | None = getattr(x, CARRIED, None)
         if merged is None:
-            counts = self.counts(x.shape[1])
-            if i and counts[i - 1] < x.shape[1]:
-                raise RuntimeError(
-                    f"layer {i} of the vision tower got hidden states that do not come from the "
-                    "layer before it, so that what was merged is not known (reentrant activation "
-                    "checkpointing does this: use use_reentrant=False)"
-                )
-            merged = _nothing(x, counts)
+            n, o = x.shape[:2]
+            merged = Merged.nothing(self.counts(o), n, o, x.device)
+            self._follows(i, merged)
         self._local.here = Here(i, merged)
+
+    @staticmethod
+    def _follows(i: int, merged: Merged) -> None:
+        """Refuses to take as new what layers before `i` have merged."""
+        if i and merged.counts[i - 1] < merged.began:
+            raise RuntimeError(
+                f"layer {i} of the vision tower got hidden states that do not come from the "
+                "layer before it, so that what was merged is not known (reentrant activation "
+                "checkpointing does this: use use_reentrant=False)"
+            )
 
     def _keys(self, i: int, module: nn.Module, args: Any, output: Tensor) -> None:
         here = self._at(i)
@@ -184,13 +203,14 @@ class Merging:
             return None
         (x,), count = args, here.merged.counts[i]
         keys, here.keys = here.keys, None
-        if x.shape[1] == count or keys is None:
+        if x.shape[-2] == count or keys is None:
             return None
         with torch.no_grad():
-            here.plan = self._plan(x.detach(), here, keys.detach(), (count,) * x.shape[0])
-        return (here.plan.merge(x),)
+            here.plan = self._plan(x.detach(), here, keys.detach())
+        return (_in_rows(here.plan.merge, x),)
 
-    def _plan(self, x: Tensor, here: Here, keys: Tensor, budget: tuple[int, ...]) -> Plan:
+    def _plan(self, x: Tensor, here: Here, keys: Tensor) -> Plan:
+        """One for all rows of a layer, each a picture."""
         merged, tower = here.merged, self.tower
         n, p = x.shape[:2]
         valid = torch.ones(n, p, dtype=torch.bool, device=x.device)
@@ -208,18 +228,24 @@ class Merging:
             ordered=False,
             evidence={"keys": lambda: tower.keys(keys)},
         )
-        plan = self.strategy.plan(tokens, budget)
-        if plan.group is None or plan.keep.shape != (n, budget[0]) or plan.how != "mean":
+        return self._planned(tokens, (merged.counts[here.layer],) * n)
+
+    def _planned(self, tokens: Tokens, budget: tuple[int, ...]) -> Plan:
+        """The strategy's plan, which keeps exactly `budget` and groups every token."""
+        plan, n = self.strategy.plan(tokens, budget), len(budget)
+        if plan.group is None or plan.keep.shape != (n, max(budget)) or plan.how != "mean":
             raise ValueError(
                 f"{type(self.strategy).__name__} kept {plan.keep.shape[1]} tokens in layer "
-                f"{here.layer} of the vision tower, where the budget was {budget[0]}: in a tower a "
-                "plan keeps exactly its budget and has a group for every token"
+                f"{tokens.layer} of the vision tower, where the budget was {max(budget)}: in a "
+                "tower a plan keeps exactly its budget and has a group for every token"
             )
         return plan
 
     def _spread(self, i: int, mlp: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         here = self._at(i)
-        return None if here is None or here.plan is None else here.plan.unmerge(output)
+        if here is None or here.plan is None:
+            return None
+        return _in_rows(here.plan.unmerge, output)
 
     def _leave(self, i: int, layer: nn.Module, args: Any, output: Any) -> Any:
         here, self._local.here = self._at(i), None
@@ -227,12 +253,16 @@ class Merging:
             return None
         merged, x = here.merged, output
         if here.plan is not None:
-            x, merged = here.plan.merge(output), merged.after(i, here.plan)
+            x, merged = _in_rows(here.plan.merge, output), merged.after(i, here.plan)
+        self._carry(i, x, merged)
+        return x
+
+    def _carry(self, i: int, x: Tensor, merged: Merged) -> None:
+        """Hands on what was merged, to the next layer or to who asked."""
         if i == len(self.tower.layers) - 1:
             self.remember(merged)
         elif merged.plans:
             setattr(x, CARRIED, merged)
-        return x
 
 
 @dataclass
@@ -256,7 +286,6 @@ class Enter:
         return self.call(args, kwargs)
 
 
-def _nothing(x: Tensor, counts: tuple[int, ...]) -> Merged:
-    n, o = x.shape[:2]
-    place = torch.arange(o, device=x.device).expand(n, o)
-    return Merged(counts, place, torch.ones(n, o, device=x.device), place, {})
+def _in_rows(work: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`work` on (n, p, d), or on (p, d) as one row."""
+    return work(x) if x.dim() == 3 else work(x[None])[0]

@@ -29,7 +29,8 @@ class ToMe(TowerStrategy):
 
     Args:
         r: tokens that leave in every layer of a tower, or a list with a number for each layer
-            (layers beyond it merge none).
+            (layers beyond it merge none); in towers that pack pictures, of every picture, frame or
+            window.
         inflect: how `r` changes over the layers, -1 to 1: they start at r (1 - inflect) and end at
             r (1 + inflect). 0 is constant.
         prop_attn: a token that stands for n patches weighs n times in the tower's attention.
