@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import tokenreduce as tr
 from tokenreduce.testing.encoders import KINDS, SIDE, encoder
+from tokenreduce.testing.plain import checkpoint_activations
 from tokenreduce.tower import encoder_tower
 
 CLOSE = 1e-5
@@ -187,7 +188,7 @@ def test_checkpointing_changes_no_gradient(kind: str) -> None:
     if kind.startswith("timm"):
         given.set_grad_checkpointing()
     else:
-        given.activation_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(given, reentrant=False)
     checkpointed = gradients()
     assert plain.keys() == checkpointed.keys()
     assert any("0" in name and grad.abs().max() > 0 for name, grad in plain.items())
@@ -197,7 +198,7 @@ def test_checkpointing_changes_no_gradient(kind: str) -> None:
 
 def test_reentrant_checkpointing_is_refused_with_the_way_out() -> None:
     model: Any = encoder("vit").train()
-    model.activation_checkpointing_enable({"use_reentrant": True})
+    checkpoint_activations(model, reentrant=True)
     x = pictures().requires_grad_()
     with tr.reduce(model, "tome"), pytest.raises(RuntimeError, match="use_reentrant=False"):
         model(pixel_values=x).logits.sum().backward()

@@ -17,6 +17,7 @@ from transformers import modeling_flash_attention_utils as flash
 import tokenreduce as tr
 from tokenreduce.testing.batches import batch
 from tokenreduce.testing.models import FAMILIES
+from tokenreduce.testing.plain import agrees_with_itself
 
 STOPS = tr.Explicit((0, 2, 4), (0.75, 0.5, 0.25))
 MODELS = [
@@ -151,6 +152,8 @@ def test_a_second_turn_equals_sdpa(name: str, images: tuple[int, ...]) -> None:
 def test_a_prompt_in_chunks_equals_sdpa(images: tuple[int, ...]) -> None:
     given = batch(FAMILIES["llava"], images, "left")
     found = []
+    if not agrees_with_itself(models("llava")[0], given.inputs, prefill_chunk_size=16):
+        pytest.skip("this transformers leaves pictures out of a prefill in chunks")
     for model in models("llava"):
         with tr.reduce(model, "random", STOPS), torch.no_grad():
             out = model.generate(

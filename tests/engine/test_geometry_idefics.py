@@ -50,7 +50,7 @@ def encode(model, images, most=4, apart=()):
         features = model.model.get_image_features(**given, return_dict=True).pooler_output
         with tr.reduce(model, "stride", tr.Single(0, 0.5)) as reduction:
             model(input_ids=torch.tensor([[*ids, 12]]), **given)
-    return torch.cat(features), reduction.places[0], layouts
+    return torch.cat(tuple(features)), reduction.places[0], layouts
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s[0]}x{s[1]}")

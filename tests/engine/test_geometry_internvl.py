@@ -10,6 +10,7 @@ import tokenreduce as tr
 from tests.engine.painting import check, local, texture
 from tokenreduce.testing.families.internvl import SIDE, TOKENS
 from tokenreduce.testing.models import END, FAMILIES, IMAGE, START
+from tokenreduce.testing.plain import agrees_with_itself
 
 # heights and widths, and the rows and columns of tiles that the processor cuts them into
 SHAPES = {
@@ -127,6 +128,9 @@ def test_a_chunk_of_a_prompt_says_what_it_knows(model, processor):
     """Chunked prefill: the tiles of a chunk are numbered, and their layout is left open."""
     given = processor(Image.fromarray(texture(128, 128)), return_tensors="pt")["pixel_values"]
     ids = torch.tensor([[1, START, *[IMAGE] * (len(given) * TOKENS), END, 12, 13]])
+    prompt = {"input_ids": ids, "pixel_values": given}
+    if not agrees_with_itself(model, prompt, prefill_chunk_size=40):
+        pytest.skip("this transformers leaves pictures out of a prefill in chunks")
     with torch.no_grad(), tr.reduce(model, "stride", tr.Single(2, 0.5)):
         said = model.generate(
             input_ids=ids, pixel_values=given, prefill_chunk_size=40, max_new_tokens=2,

@@ -13,6 +13,7 @@ import tokenreduce as tr
 from tokenreduce.engine.hooks import bind, parameters
 from tokenreduce.testing import model_laws, state_laws
 from tokenreduce.testing.models import FAMILIES
+from tokenreduce.testing.plain import checkpoint_activations
 from tokenreduce.testing.trial import Stops, Trial
 
 CLOSE = 2e-5
@@ -272,7 +273,7 @@ def test_training_with_checkpointing_gives_the_same_gradients(family: str) -> No
         return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
     plain = gradients()
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    checkpoint_activations(model, reentrant=False)
     checkpointed = gradients()
     assert any("visual" in name and grad.abs().max() > 0 for name, grad in plain.items())
     for name, grad in plain.items():

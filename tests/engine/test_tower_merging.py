@@ -14,6 +14,7 @@ from tokenreduce.engine.inside import GROUP, Inside
 from tokenreduce.geometry import Picture
 from tokenreduce.testing import model_laws, state_laws
 from tokenreduce.testing.models import FAMILIES
+from tokenreduce.testing.plain import checkpoint_activations
 from tokenreduce.testing.trial import Stops, Trial
 from tokenreduce.tower import Tower
 
@@ -338,7 +339,7 @@ def test_training_with_checkpointing_gives_the_same_gradients() -> None:
         return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
     plain = gradients()
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    checkpoint_activations(model, reentrant=False)
     checkpointed = gradients()
     assert any("vision_tower" in name and grad.abs().max() > 0 for name, grad in plain.items())
     for name, grad in plain.items():

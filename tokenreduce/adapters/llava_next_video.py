@@ -34,7 +34,8 @@ class LlavaNextVideo(Adapter):
         for video, features in zip(call["pixel_values_videos"], output.pooler_output, strict=True):
             grid = Picture.grid(pooled, pooled, frames=len(video), within=(0.0, 0.0, seen, seen))
             clip = grid.over(side, side, config.spatial_pool_stride, first)
-            found.append(clip if len(clip) == len(features) else Picture.unknown(len(features)))
+            tokens = features.shape[:-1].numel()  # frame by frame before transformers 5.23
+            found.append(clip if len(clip) == tokens else Picture.unknown(tokens))
             first += len(video) * side**2
         return found
 

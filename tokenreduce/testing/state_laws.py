@@ -21,6 +21,7 @@ from tokenreduce.strategy import Strategy
 from tokenreduce.testing.batches import IGNORED, Batch, batch
 from tokenreduce.testing.model_laws import close, refusal, refused, same
 from tokenreduce.testing.oracle import decoder_of
+from tokenreduce.testing.plain import checkpoint_activations
 from tokenreduce.testing.trial import STEPS, Replay, Stops, Trial
 from tokenreduce.tokens import Plan, Tokens
 
@@ -70,11 +71,7 @@ def _stored(model: Any) -> Any:
 
 @contextmanager
 def _checkpointed(model: Any, reentrant: bool) -> Iterator[None]:
-    options = {"use_reentrant": reentrant}
-    if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
-    else:  # before transformers 5.23
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    checkpoint_activations(model, reentrant)
     yield  # the model is the law's own, and checkpointing is set anew for the next style
 
 
