@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 
@@ -22,25 +23,44 @@ def load_image(path: str | Path) -> Image.Image:
             the known formats, or damaged; the message names the file and the way out.
     """
     file = _checked_file(path)
+    return _decoded(file, str(file))
+
+
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """The same from the bytes of a file, which `name` tells in messages.
+
+    Raises:
+        ValueError: as `load_image`.
+    """
+    _check_bytes(len(data), name)
+    return _decoded(io.BytesIO(data), name)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An opened picture in RGB, upright, on white where it is transparent."""
+    return _on_white(ImageOps.exif_transpose(image))
+
+
+def _decoded(source: Path | io.BytesIO, file: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file, formats=FORMATS) as image:
+            with Image.open(source, formats=FORMATS) as image:
                 _check_pixels(image, file)
                 image.load()
-                return _on_white(ImageOps.exif_transpose(image))
+                return to_rgb(image)
     except TooLarge:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise TooLarge(_too_many_pixels(file)) from None
     except UnidentifiedImageError:
         raise ValueError(
-            f"image {str(file)!r} is not a picture of a known format ({', '.join(FORMATS)}): "
+            f"image {file!r} is not a picture of a known format ({', '.join(FORMATS)}): "
             "convert it to one of them"
         ) from None
     except Exception as error:  # decoders raise nearly anything on damaged files
         raise ValueError(
-            f"image {str(file)!r} is damaged or cut short ({error}): copy or save it again"
+            f"image {file!r} is damaged or cut short ({error}): copy or save it again"
         ) from None
 
 
@@ -59,24 +79,26 @@ def _checked_file(path: str | Path) -> Path:
         raise ValueError(f"image {str(file)!r} is a folder: give the path of one picture")
     if not file.is_file():
         raise ValueError(f"image {str(file)!r} does not exist: check the path (from {Path.cwd()})")
-    size = file.stat().st_size
-    if size > MAX_BYTES:
-        raise TooLarge(
-            f"image {str(file)!r} has {size / 2**20:.0f} MiB, more than {MAX_BYTES / 2**20:.0f}: "
-            "scale it down or compress it"
-        )
+    _check_bytes(file.stat().st_size, str(file))
     return file
 
 
-def _check_pixels(image: Image.Image, file: Path) -> None:
+def _check_bytes(size: int, file: str) -> None:
+    if size > MAX_BYTES:
+        raise TooLarge(
+            f"image {file!r} has {size / 2**20:.0f} MiB, more than {MAX_BYTES / 2**20:.0f}: "
+            "scale it down or compress it"
+        )
+
+
+def _check_pixels(image: Image.Image, file: str) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise TooLarge(_too_many_pixels(file, f"{image.width} x {image.height}, "))
 
 
-def _too_many_pixels(file: Path, size: str = "") -> str:
+def _too_many_pixels(file: str, size: str = "") -> str:
     return (
-        f"image {str(file)!r} has {size}more than {MAX_PIXELS / 1e6:.0f} million pixels: "
-        "scale it down"
+        f"image {file!r} has {size}more than {MAX_PIXELS / 1e6:.0f} million pixels: scale it down"
     )
 
 
