@@ -158,6 +158,25 @@ class Reduction:
         with self._wiring.marked(mask.bool(), pictures or []):
             yield self
 
+    @contextmanager
+    def labels(self, labels: Tensor) -> Iterator[Reduction]:
+        """Says which tokens are answers, to training that computes the loss outside the model.
+
+        Passes inside the block that are given no labels choose their tokens as if they had these:
+        the tokens right before the answers ask, and no choice depends on an answer. Nothing else
+        changes; the model returns no loss.
+
+        Args:
+            labels: (b, l) ids, -100 where nothing is to be predicted.
+
+        Raises:
+            TypeError: labels that are not a 2-D tensor of whole numbers.
+        """
+        if not isinstance(labels, Tensor) or labels.dim() != 2 or labels.dtype.is_floating_point:
+            raise TypeError("labels must be a tensor of ids of shape (samples, sequence)")
+        with self._wiring.labelled(labels):
+            yield self
+
     def remove(self) -> None:
         """Takes every hook off: the model is as it was. Warns when nothing was ever reduced."""
         asked = any(stop.keep < 1 for stop in self._setup.stops.values())
@@ -258,7 +277,9 @@ def reduce(
             means the strategy's own rule where the family defines it, else `"keep"`.
         logits: `"full"` returns logits for every position; `"text"` only for the positions that
             text needs (text tokens, and the token before each), left-padded, without the cost of
-            the others; the loss is the same.
+            the others; the loss is the same. Where that would leave nothing out they are full.
+            Training without labels is refused with `"text"`: a loss outside the model would
+            compare other positions.
         seed: for strategies that draw.
 
     Raises:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tokenreduce.adapter import VIDEO
@@ -45,7 +46,8 @@ class Frame:
     """What one thread's current call has told so far.
 
     Attributes:
-        labels: of the root's call.
+        labels: of the root's call, or those that its caller keeps.
+        outside: labels that the caller keeps to itself.
         drafts: how many of the last tokens come after the one that asks: a caller who wants the
             logits of the last n tokens goes on from the first of them (assisted decoding verifies
             n - 1 drafts that way).
@@ -58,6 +60,7 @@ class Frame:
     """
 
     labels: Tensor | None = None
+    outside: Tensor | None = None
     drafts: int = 0
     rows: Tensor | None = None
     found: tuple[Tensor | None, Any] = (None, None)
@@ -137,6 +140,16 @@ class Wiring:
         finally:
             frame.marked = earlier
 
+    @contextmanager
+    def labelled(self, labels: Tensor) -> Iterator[None]:
+        """Calls without labels have these (b, l) inside the block, in this thread."""
+        frame = self.frame
+        earlier, frame.outside = frame.outside, labels
+        try:
+            yield
+        finally:
+            frame.outside = earlier
+
     @property
     def frame(self) -> Frame:
         """This thread's frame."""
@@ -168,25 +181,37 @@ class Wiring:
     # -- root: labels, and which logits are wanted ---------------------------------------------
 
     def _root_before(self, given: Mapping[str, Any], args: Arguments, kwargs: Keywords) -> Any:
-        frame, labels = self.frame, given.get("labels")
-        if labels is not None:
-            frame.labels = labels
+        frame = self.frame
+        if frame.rows is not None:  # called by a wrapper that has been through this
+            return None
+        labels, ahead = _labels(given)
+        known = frame.outside if labels is None else labels
+        if known is not None:
+            frame.labels = known
         wanted = given.get("logits_to_keep")
         frame.drafts = wanted - 1 if isinstance(wanted, int) and wanted > 1 else 0
-        if not self.only_text or frame.rows is not None:
+        if not self.only_text:
             return None
         kind = self._visual(given)
         if kind is None:
             return None
+        if ahead is None and self.base.training and torch.is_grad_enabled():
+            raise ValueError(
+                'logits="text" leaves out the logits of visual positions, but the model is trained '
+                "without labels: a loss that is computed outside of it (label smoothing, "
+                'compute_loss_func, log-probabilities) needs logits="full", or pass labels'
+            )
         visual = kind > 0
         real = inputs.real_tokens(given.get("attention_mask"), _start(given), visual.shape[1])
-        if labels is None:
-            frame.rows = text_rows(visual, real)
+        rows = text_rows(visual, real, None if ahead is None else ahead != -100)
+        if rows.shape[1] == visual.shape[1]:
+            # nothing is left out; moved to the right, they would still fit the caller's own labels
+            return None
+        frame.rows = rows
+        if ahead is None:
             return None
         # the loss aligns positions and labels itself: hand it labels that are aligned already
-        ahead = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
-        frame.rows = text_rows(visual, real, ahead != -100)
-        picked = ahead.gather(1, frame.rows.clamp(min=0)).masked_fill(frame.rows < 0, -100)
+        picked = ahead.gather(1, rows.clamp(min=0)).masked_fill(rows < 0, -100)
         return args, {**kwargs, "shift_labels": picked}
 
     def _root_after(self, kwargs: Keywords, output: Any) -> None:
@@ -292,6 +317,19 @@ def _tokens(given: Mapping[str, Any]) -> Tensor:
     x = given.get("inputs_embeds")
     tokens: Tensor = given["input_ids"] if x is None else x
     return tokens
+
+
+def _labels(given: Mapping[str, Any]) -> tuple[Tensor | None, Tensor | None]:
+    """(b, l) labels of a call at their own tokens, and at the tokens that predict them.
+
+    `shift_labels` are the latter, from collators that shift before they split a sequence.
+    """
+    labels, ahead = given.get("labels"), given.get("shift_labels")
+    if ahead is None and labels is not None:
+        ahead = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+    if labels is None and ahead is not None:
+        labels = nn.functional.pad(ahead[:, :-1], (1, 0), value=-100)
+    return labels, ahead
 
 
 def _start(given: Mapping[str, Any]) -> int:

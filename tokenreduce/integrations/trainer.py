@@ -6,14 +6,17 @@
     trainer.train()
 
 The first line alone trains with reduced tokens. `follow` adds what only a trainer knows: schedulers
-see how far training is, what the reduction does goes to the logs, and every checkpoint has the
-reduction beside it for `tokenreduce.load`.
+see how far training is, what the reduction does goes to the logs, every checkpoint has the
+reduction beside it for `tokenreduce.load`, and the reduction knows the labels that a trainer keeps
+from the model to compute a loss of its own.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -162,12 +165,16 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]  # transformers'
 def follow(trainer: Trainer, reduction: Reduction) -> ReductionCallback:
     """Lets a reduction follow the progress of `trainer`, in front of every other callback.
 
+    Labels that the trainer keeps from the model (label smoothing, `compute_loss_func`) are told to
+    the reduction, so that what is kept never depends on the answers.
+
     Returns:
         the callback, already added.
 
     Raises:
-        ValueError: the trainer's model is not the one that is reduced, or another reduction is
-            followed already.
+        ValueError: the trainer's model is not the one that is reduced, another reduction is
+            followed already, or the trainer compares labels with logits of visual positions, which
+            `logits="text"` leaves out.
     """
     from tokenreduce.reduction import unwrap
 
@@ -179,6 +186,38 @@ def follow(trainer: Trainer, reduction: Reduction) -> ReductionCallback:
     callbacks = trainer.callback_handler.callbacks
     if any(isinstance(callback, ReductionCallback) for callback in callbacks):
         raise ValueError("this trainer follows a reduction already")
+    if reduction.logits == "text" and (names := _compares(trainer)):
+        raise ValueError(
+            f"{', '.join(names)} compare(s) labels with the logits of every position, but "
+            'logits="text" leaves out those of visual ones: reduce with logits="full"'
+        )
     callback = ReductionCallback(reduction)
     callbacks.insert(0, callback)
+    trainer.compute_loss = _telling(trainer.compute_loss, reduction)
     return callback
+
+
+def _compares(trainer: Trainer) -> list[str]:
+    """What of a trainer lays labels beside logits, outside the model."""
+    found = {
+        "label_smoothing_factor": trainer.label_smoother,
+        "compute_loss_func": trainer.compute_loss_func,
+    }
+    if not trainer.args.prediction_loss_only:
+        found["compute_metrics"] = trainer.compute_metrics
+        found["preprocess_logits_for_metrics"] = trainer.preprocess_logits_for_metrics
+    return [name for name, part in found.items() if part is not None]
+
+
+def _telling(compute: Callable[..., Any], reduction: Reduction) -> Callable[..., Any]:
+    """A trainer's `compute_loss` that tells the reduction the labels of its batch."""
+
+    @wraps(compute)
+    def told(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        labels = inputs.get("labels")
+        if labels is None:
+            return compute(model, inputs, *args, **kwargs)
+        with reduction.labels(labels):
+            return compute(model, inputs, *args, **kwargs)
+
+    return told
