@@ -104,7 +104,8 @@ class Reduction:
     @property
     def report(self) -> Report:
         """Tokens per layer, FLOPs and cache bytes of the latest prompt."""
-        value = next(self.decoder.parameters())
+        # of the kind that keys and values have: quantised weights are bytes, which these never are
+        value = next(p for p in self.decoder.parameters() if p.is_floating_point())
         shape = shape_of(self.decoder.config)
         record, stops = self._latest(), dict(self._setup.stops)
         if self._setup.grouped and any(record.counts):

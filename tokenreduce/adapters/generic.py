@@ -109,7 +109,8 @@ def _stack(decoder: Part) -> str | None:
 
 def _trial(adapter: Adapter, decoder: Part) -> str | None:
     """Why the keys of a layer are not what the adapter makes of its weights, tried on noise."""
-    weight = next(decoder.layers[0].parameters())
+    parameters = decoder.layers[0].parameters()
+    weight = next(p for p in parameters if p.is_floating_point())  # quantised ones are bytes
     if weight.is_meta:
         return None
     noise = torch.randn(1, TRIED, decoder.config.hidden_size, generator=torch.Generator())
