@@ -38,6 +38,7 @@ def save(reduction: Reduction, directory: str | os.PathLike[str]) -> Path:
     Raises:
         ValueError: a strategy, scheduler or adapter that is not registered, or options that JSON
             cannot hold: nobody could make them again.
+        OSError: the folder cannot be written; a file that was there before is as it was.
     """
     content = {
         "format": FORMAT,
@@ -54,8 +55,15 @@ def save(reduction: Reduction, directory: str | os.PathLike[str]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / FILE
     draft = path.with_suffix(".json.part")
-    draft.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    draft.replace(path)  # never half a file
+    try:
+        with open(draft, "w", encoding="utf-8") as file:
+            file.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
+        os.replace(draft, path)  # never half a file
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
     return path
 
 

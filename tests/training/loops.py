@@ -85,6 +85,7 @@ def make(
         **(trainer or {}),
     )
 
+    @torch.compiler.disable
     def items(_: Any, __: Any, given: dict[str, Any]) -> None:
         if "num_items_in_batch" in given:
             found.items.append(int(given["num_items_in_batch"]))

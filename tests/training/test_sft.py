@@ -107,8 +107,7 @@ def train(loop: Any) -> dict[str, list[float]]:
     return {name: [float(row[name]) for row in logs] for name in wanted}
 
 
-@pytest.mark.parametrize("kind", ["messages", "completion"])
-@pytest.mark.parametrize("logits", ["full", "text"])
+@pytest.mark.parametrize(("logits", "kind"), [("full", "messages"), ("text", "completion")])
 @pytest.mark.parametrize("name", NAMES)
 def test_steps_are_those_of_the_masked_reference(folder, tmp_path, name, logits, kind):
     steps = Step(), Step()
