@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from training.reference import MIXED, collator, gradients, samples
 from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from training.reference import MIXED, collator, gradients, samples
 
 
 @dataclass

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from training.reference import SCHEDULE, assert_close, assert_same, gradients, recorded, replayed
 
 import tokenreduce as tr
 from tokenreduce.testing.batches import batch
 from tokenreduce.testing.models import FAMILIES
+from training.reference import SCHEDULE, assert_close, assert_same, gradients, recorded, replayed
 
 peft = pytest.importorskip("peft", reason="LoRA needs peft")
 

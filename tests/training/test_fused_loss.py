@@ -11,12 +11,12 @@ import types
 import pytest
 import torch
 from torch.nn.functional import linear, log_softmax
-from training.reference import SCHEDULE, assert_close, assert_same, gradients, recorded, replayed
 from transformers.modeling_outputs import CausalLMOutput
 
 import tokenreduce as tr
 from tokenreduce.testing.batches import IGNORED, batch
 from tokenreduce.testing.models import FAMILIES
+from training.reference import SCHEDULE, assert_close, assert_same, gradients, recorded, replayed
 
 NAMES = ("llava", "qwen2_vl", "qwen3_vl", "gemma3", "smolvlm")
 
@@ -83,7 +83,7 @@ def test_a_forward_that_ignores_shifted_labels_is_an_error(images):
     given = batch(FAMILIES["llava"], images, side="right")
     model = fuse(FAMILIES["llava"].model().train(), knows_shifted=False)
     with (
-        pytest.raises((IndexError, RuntimeError, ValueError), match="shape|size"),
+        pytest.raises((IndexError, RuntimeError, ValueError), match=r"shape|size"),
         tr.reduce(model, "pyramid_drop", SCHEDULE, logits="text"),
     ):
         model(**given.inputs, labels=given.labels)

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from training.loops import make, run
 
 import tokenreduce as tr
 from tokenreduce.checkpoint import FILE
 from tokenreduce.integrations.trainer import follow
 from tokenreduce.testing.batches import batch
 from tokenreduce.testing.models import FAMILIES
+from training.loops import make, run
 
 LLAVA = FAMILIES["llava"]
 
@@ -95,7 +95,7 @@ def test_a_newest_checkpoint_without_its_reduction(tmp_path, damage):
                 loop.train(resume_from_checkpoint=str(newest))
         weights[name] = {n: p.detach().clone() for n, p in model.named_parameters()}
     assert all(torch.equal(x, weights["killed"][n]) for n, x in weights["whole"].items())
-    with pytest.raises((FileNotFoundError, ValueError), match="no tokenreduce|broken") as refusal:
+    with pytest.raises((FileNotFoundError, ValueError), match=r"no tokenreduce|broken") as refusal:
         tr.load(model, newest)
     assert "\n" not in str(refusal.value)
     for folder in (before, tmp_path / "killed" / "checkpoint-3"):

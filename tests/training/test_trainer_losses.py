@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
-from training.loops import make, run
-from training.reference import SCHEDULE, assert_close, assert_same, collator, recorded, replayed
-from training.reference import samples as samples_of
 from transformers import Trainer
 
 import tokenreduce as tr
 from tokenreduce.integrations.trainer import follow
 from tokenreduce.testing.batches import IGNORED, batch
 from tokenreduce.testing.models import FAMILIES
+from training.loops import make, run
+from training.reference import SCHEDULE, assert_close, assert_same, collator, recorded, replayed
+from training.reference import samples as samples_of
 
 
 def reduced(model, name="pyramid_drop", **options):
@@ -198,7 +198,7 @@ def test_text_logits_are_refused_without_follow_too(tmp_path, what):
     loop, _ = make(model, tmp_path, **OUTSIDE[what])
     before = {name: x.clone() for name, x in model.state_dict().items()}
     with (
-        pytest.raises(ValueError, match='trained without labels.*needs logits="full"') as refusal,
+        pytest.raises(ValueError, match=r'trained without labels.*needs logits="full"') as refusal,
         reduced(model, logits="text"),
     ):
         loop.train()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from training.loops import make, run
-from training.reference import SCHEDULE, assert_close, assert_same, recorded
 
 import tokenreduce as tr
 from tokenreduce.integrations.trainer import follow
 from tokenreduce.testing.models import FAMILIES
+from training.loops import make, run
+from training.reference import SCHEDULE, assert_close, assert_same, recorded
 
 
 def step(folder, name="llava", strategy="pyramid_drop", logits="full", **options):
