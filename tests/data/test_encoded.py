@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from tests.data.families import processor, talk
+from tokenreduce.data import encoded
 from tokenreduce.data.conversations import Conversations, shapes_conversations
 from tokenreduce.data.encoding import Collator, EncodedDataset, Encoder, Unusable
 
@@ -152,3 +156,30 @@ def test_scenes_with_the_embedded_model():
     assert int(right.all(1).sum()) >= 7  # it answers 99.9 % of them, and ends where labels do
     ends = [row[row != -100][-1] for row in batch["labels"]]
     assert {int(end) for end in ends} == {made.tokenizer.eos_token_id}
+
+
+def test_processes_that_note_a_row_at_one_time(encoder, tmp_path, monkeypatch):
+    """Threads with files of their own stand for processes; they wait before they write."""
+    log, start = tmp_path / "log.jsonl", threading.Barrier(6)
+    log.write_text('{"name": "other"}\nno JSON\n')
+
+    def slowly(row, **options):
+        time.sleep(0.02)
+        return json.dumps(row, **options)
+
+    monkeypatch.setattr(encoded, "json", SimpleNamespace(loads=json.loads, dumps=slowly))
+
+    def note():
+        start.wait()
+        EncodedDataset(Conversations(2, [BAD, GOOD].__getitem__), tell, "skip", log)[0]
+
+    def tell(turn):
+        return encoder(talk(turn, name="row"))
+
+    monkeypatch.setattr(EncodedDataset, "_name", lambda self, place: "row")
+    threads = [threading.Thread(target=note) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert log.read_text().count('"row"') == 1
