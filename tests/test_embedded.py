@@ -19,7 +19,8 @@ from transformers import (
 from tokenreduce.data import TYPES, sample
 from tokenreduce.data.packing import Packer
 from tokenreduce.embedded import checkpoint_dir
-from tokenreduce.tasks.training.assess import blind, force, generate, summarise, wilson
+from tokenreduce.evaluation.intervals import wilson
+from tokenreduce.tasks.training.assess import blind, force, generate, summarise
 
 FOLDER = checkpoint_dir()
 EXAMPLE = FOLDER.parent / "example.png"

@@ -11,22 +11,21 @@ import platform
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from PIL import Image
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tokenreduce.data import TYPES, Sample, sample
 from tokenreduce.data.packing import NAMES, Packer
 from tokenreduce.data.questions import DIRECTIONS
+from tokenreduce.evaluation.asking import HELDOUT, answers, items_of, right
+from tokenreduce.evaluation.intervals import wilson
 from tokenreduce.tasks.training.language import AnsweringModel
 
-FIRST = 1_000_000  # held-out numbers below were looked at during training, these were not
 Counts = dict[str, list[bool]]
 
 
@@ -40,7 +39,7 @@ def assess(
     processor = AutoProcessor.from_pretrained(checkpoint)
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).eval()
     samples = [
-        sample(seed, "heldout", FIRST + number, questions=questions) for number in range(images)
+        sample(seed, "heldout", HELDOUT + number, questions=questions) for number in range(images)
     ]
     packer = Packer(processor, model.config.image_seq_length)
     few = samples[:blind_images]
@@ -54,7 +53,7 @@ def assess(
         "questions": images * questions,
         "split": "heldout",
         "seed": seed,
-        "first_sample": FIRST,
+        "first_sample": HELDOUT,
         "difficulty": 1.0,
         "generated": summarise(generated),
         "left_of_by_direction": {
@@ -76,52 +75,26 @@ def assess(
     }
 
 
-@torch.no_grad()
 def generate(model: Any, processor: Any, samples: Sequence[Sample], batch: int = 32) -> Counts:
     """Answer each question alone by greedy `generate()`; right means the same text.
 
     The answers to `left_of` are counted once more by direction.
     """
-    asked = [(item.image, question) for item in samples for question in item.questions]
-    asked.sort(key=lambda pair: len(pair[1].text.split()))  # less padding
-    right: Counts = defaultdict(list)
-    for start in range(0, len(asked), batch):
-        chunk = asked[start : start + batch]
-        chats = [
-            [
-                {
-                    "role": "user",
-                    "content": [
-                        {"type": "image", "image": Image.fromarray(image)},
-                        {"type": "text", "text": question.text},
-                    ],
-                }
-            ]
-            for image, question in chunk
-        ]
-        inputs = processor.apply_chat_template(
-            chats,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"padding": True},
-        )
-        answers = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
-        for (_, question), answer in zip(
-            chunk, processor.batch_decode(answers, skip_special_tokens=True), strict=True
-        ):
-            good = answer.strip() == question.answer
-            right[question.type].append(good)
-            if question.type == "left_of":
-                right[next(name for name in DIRECTIONS if name in question.text)].append(good)
-    return right
+    counts: Counts = defaultdict(list)
+    items = items_of(samples)
+    for item, good in zip(
+        items, right(items, answers(model, processor, items, batch)), strict=True
+    ):
+        counts[item.kind].append(bool(good))
+        if item.kind == "left_of":
+            counts[next(name for name in DIRECTIONS if name in item.question)].append(bool(good))
+    return counts
 
 
 @torch.no_grad()
 def force(model: Any, packer: Packer, samples: Sequence[Sample], batch: int = 16) -> Counts:
     """Predict every token of each answer from the true tokens before it, questions packed."""
-    right: Counts = defaultdict(list)
+    counts: Counts = defaultdict(list)
     answering = AnsweringModel(model).eval()
     for start in range(0, len(samples), batch):
         packed = packer(samples[start : start + batch])
@@ -129,8 +102,8 @@ def force(model: Any, packer: Packer, samples: Sequence[Sample], batch: int = 16
             **packed.inputs, labels=packed.labels, blocks=packed.blocks, types=packed.types
         )["tallies"].tolist()
         for name, hits, all_ in zip(NAMES, good, asked, strict=True):
-            right[name] += [True] * hits + [False] * (all_ - hits)
-    return right
+            counts[name] += [True] * hits + [False] * (all_ - hits)
+    return counts
 
 
 @contextmanager
@@ -157,28 +130,17 @@ def blind(model: Any, first: int) -> Iterator[None]:
             hook.remove()
 
 
-def summarise(right: Counts) -> dict[str, Any]:
+def summarise(counts: Counts) -> dict[str, Any]:
     """Share of right answers by type with a 95 % interval, and their macro mean."""
     types: dict[str, Any] = {}
     for name in TYPES:
-        answers = right[name]
-        share = sum(answers) / max(1, len(answers))
-        low, high = wilson(sum(answers), len(answers))
+        own = counts[name]
+        share = sum(own) / max(1, len(own))
+        low, high = wilson(sum(own), len(own))
         types[name] = {
             "accuracy": round(share, 4),
             "interval": [round(low, 4), round(high, 4)],
-            "questions": len(answers),
+            "questions": len(own),
         }
     macro = sum(row["accuracy"] for row in types.values()) / len(types)
     return {"macro": round(macro, 4), "types": types}
-
-
-def wilson(hits: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """The Wilson score interval of a share (Wilson 1927, JASA 22)."""
-    if not trials:
-        return 0.0, 1.0
-    share = hits / trials
-    middle = share + z * z / (2 * trials)
-    spread = z * sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    scale = 1 + z * z / trials
-    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)

@@ -1,0 +1,1 @@
+"""Answers on a data set, and what can be said of them: shares, intervals, paired differences."""
