@@ -20,7 +20,7 @@ from tokenreduce.data import TYPES, sample
 from tokenreduce.data.packing import Packer
 from tokenreduce.embedded import checkpoint_dir
 from tokenreduce.evaluation.intervals import wilson
-from tokenreduce.tasks.training.assess import blind, force, generate, summarise
+from tokenreduce.tasks.pretraining.assess import blind, force, generate, summarise
 
 FOLDER = checkpoint_dir()
 EXAMPLE = FOLDER.parent / "example.png"

@@ -98,7 +98,7 @@ def model_source(config: DictConfig) -> str:
         if not (folder / "config.json").is_file():
             raise ValueError(
                 f"the embedded checkpoint is missing ({folder}): build it with "
-                "`tokenreduce task=train model=tiny`, or name another with model.id=..."
+                "`tokenreduce task=pretrain model=tiny`, or name another with model.id=..."
             )
         return str(folder)
     path = Path(str(name)).expanduser()

@@ -13,10 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 
 from tokenreduce.data import TYPES
-from tokenreduce.tasks.train import train
-from tokenreduce.tasks.training.curriculum import Curriculum, at_level, blend_weights
-from tokenreduce.tasks.training.optim import MuonAdamW, build_schedule, orthogonalise
-from tokenreduce.tasks.training.stage import StageTrainer, newest_checkpoint
+from tokenreduce.tasks.pretrain import pretrain
+from tokenreduce.tasks.pretraining.curriculum import Curriculum, at_level, blend_weights
+from tokenreduce.tasks.pretraining.optim import MuonAdamW, build_schedule, orthogonalise
+from tokenreduce.tasks.pretraining.stage import StageTrainer, newest_checkpoint
 
 ROOT = Path(__file__).parents[1]
 STEPS = 6
@@ -26,7 +26,7 @@ STEPS = 6
 def config() -> DictConfig:
     """The shipped recipe, made small: a 2-layer model, six steps a stage, four images a step."""
     files = {name: OmegaConf.load(ROOT / "conf" / name / f"{option}.yaml") for name, option in (
-        ("task", "train"), ("model", "tiny"), ("data", "shapes"))}  # fmt: skip
+        ("task", "pretrain"), ("model", "tiny"), ("data", "shapes"))}  # fmt: skip
     small = OmegaConf.create({**files, "seed": 0})
     small.task.update({"log_every": 1, "save_every": 2})
     small.task.evaluate.update({"every": 4, "images": 2, "questions": 3})
@@ -47,7 +47,7 @@ def config() -> DictConfig:
 def whole(config: DictConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that nothing interrupted."""
     folder = tmp_path_factory.mktemp("whole")
-    result = train(config, folder)
+    result = pretrain(config, folder)
     assert result["bytes"] < 6_000_000
     return folder
 
@@ -88,14 +88,14 @@ def test_a_killed_run_resumes_to_the_same_weights(
 
     monkeypatch.setattr(StageTrainer, "compute_loss", killed)
     with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path)
+        pretrain(config, tmp_path)
     monkeypatch.setattr(StageTrainer, "compute_loss", honest)
     # A checkpoint whose writing was cut short is passed over.
     (tmp_path / "language" / "checkpoint-5").mkdir()
     newest = newest_checkpoint(tmp_path / "language")
     assert newest is not None
     assert newest.name == "checkpoint-4"
-    train(config, tmp_path)
+    pretrain(config, tmp_path)
     first, second = (load_file(folder / "language.safetensors") for folder in (whole, tmp_path))
     assert first.keys() == second.keys()
     for key, weight in first.items():
@@ -122,7 +122,7 @@ def test_a_model_without_architecture_is_refused(config: DictConfig, tmp_path: P
     other = OmegaConf.merge(config, {"model": {"name": "llava_7b"}})
     del other.model.architecture
     with pytest.raises(ValueError, match="llava_7b"):
-        train(other, tmp_path)
+        pretrain(other, tmp_path)
 
 
 def test_curriculum_rises_only_while_every_watched_type_is_well() -> None:

@@ -22,8 +22,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from tokenreduce.tasks.training.curriculum import Curriculum
-from tokenreduce.tasks.training.optim import build_optimizer, build_schedule
+from tokenreduce.tasks.pretraining.curriculum import Curriculum
+from tokenreduce.tasks.pretraining.optim import build_optimizer, build_schedule
 
 Tensors = dict[str, torch.Tensor]
 Compose = Callable[[Sequence[int], str, float], Tensors]

@@ -1,9 +1,9 @@
-"""`task=train`: trains the embedded model from nothing and saves it as a transformers checkpoint.
+"""`task=pretrain`: trains the embedded model from nothing and saves it as a transformers checkpoint.
 
-    tokenreduce task=train model=tiny
-    torchrun --nproc-per-node 2 -m tokenreduce task=train model=tiny        # twice as fast
+    tokenreduce task=pretrain model=tiny
+    torchrun --nproc-per-node 2 -m tokenreduce task=pretrain model=tiny        # twice as fast
 
-Three stages, one after the other (`conf/task/train.yaml`): the tower learns to see, the projector
+Three stages, one after the other (`conf/task/pretrain.yaml`): the tower learns to see, the projector
 learns the vocabulary, the decoder learns to answer. A killed run started again with the same output
 folder goes on where it was.
 """
@@ -28,18 +28,18 @@ from tokenreduce.data import sample
 from tokenreduce.data.packing import Packer
 from tokenreduce.embedded.build import build_model, build_processor
 from tokenreduce.tasks import tasks
-from tokenreduce.tasks.training import align, language, tower
-from tokenreduce.tasks.training.assess import assess
-from tokenreduce.tasks.training.curriculum import Curriculum, at_level, blend_weights
-from tokenreduce.tasks.training.stage import Stage, Tensors, run_stage
+from tokenreduce.tasks.pretraining import align, language, tower
+from tokenreduce.tasks.pretraining.assess import assess
+from tokenreduce.tasks.pretraining.curriculum import Curriculum, at_level, blend_weights
+from tokenreduce.tasks.pretraining.stage import Stage, Tensors, run_stage
 
 # Each stage draws its training samples from its own range of sample numbers.
 FIRST_SAMPLE = {"tower": 0, "align": 10_000_000, "language": 20_000_000}
 SIZE_LIMIT = 6_000_000  # bytes of the whole exported checkpoint
 
 
-@tasks.register("train")
-def train(config: DictConfig, output: Path) -> dict[str, Any]:
+@tasks.register("pretrain")
+def pretrain(config: DictConfig, output: Path) -> dict[str, Any]:
     """Run all stages, export and measure; returns where things are and the held-out accuracies.
 
     output: folder of this run; `log.jsonl`, one folder per stage, `checkpoint/` (fp16 weights,

@@ -24,7 +24,7 @@ from tokenreduce.data.packing import NAMES, Packer
 from tokenreduce.data.questions import DIRECTIONS
 from tokenreduce.evaluation.asking import HELDOUT, answers, items_of, right
 from tokenreduce.evaluation.intervals import wilson
-from tokenreduce.tasks.training.language import AnsweringModel
+from tokenreduce.tasks.pretraining.language import AnsweringModel
 
 Counts = dict[str, list[bool]]
 
