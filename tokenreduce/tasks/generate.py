@@ -67,7 +67,7 @@ def generate(config: DictConfig, output: Path) -> dict[str, Any]:
             "none" if strategy.site == "pictures" else strategy,
             scheduler,
             positions=config.positions,
-            logits=config.logits,
+            logits=config.logits or "full",
             seed=config.seed,
         )
 

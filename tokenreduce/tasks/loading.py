@@ -51,8 +51,11 @@ class Loaded:
         return str(self.processor.decode(ids, skip_special_tokens=True)).strip()
 
 
-def load(config: DictConfig) -> Loaded:
+def load(config: DictConfig, weights: Path | None = None) -> Loaded:
     """The model and processor of `config.model`, on `config.device`, with `config.attention`.
+
+    `weights` is a folder that weights are read from in place of the model's own: a checkpoint of
+    its training.
 
     Weights are read from safetensors only, and code that comes with a checkpoint is not run unless
     `model.trust_remote_code` says so for a fixed `model.revision`. Whether any adapter reads the
@@ -73,7 +76,7 @@ def load(config: DictConfig) -> Loaded:
     check_family(family)
     model = _attempt(
         lambda: AutoModelForImageTextToText.from_pretrained(
-            source,
+            source if weights is None else str(weights),
             config=family,
             dtype=dtype,
             attn_implementation=attention,

@@ -1,0 +1,180 @@
+"""`task=train`: trains a model whose tokens are reduced, with transformers' Trainer.
+
+    tokenreduce task=train model=tiny strategy=pyramid_drop trainer.max_steps=100
+    tokenreduce task=train model.id=path data=llava data.path=rows.jsonl peft=lora
+    torchrun --nproc-per-node 2 -m tokenreduce task=train ...
+
+Writes checkpoints, and at the end `checkpoint/` (the best weights, the processor, the reduction),
+`log.jsonl` and `curve.png`. The same command with the same folder goes on after a kill.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from transformers import Trainer
+
+import tokenreduce as tr
+from tokenreduce.config import build_scheduler, build_strategy
+from tokenreduce.data.encoding import Collator, EncodedDataset, Encoder
+from tokenreduce.integrations.trainer import PREFIX, follow
+from tokenreduce.tasks import tasks
+from tokenreduce.tasks.loading import Loaded, load
+from tokenreduce.tasks.training.checkpoints import Resumed, drop_parts, export, newest_whole
+from tokenreduce.tasks.training.curve import draw
+from tokenreduce.tasks.training.setup import adapted, arguments, freeze
+from tokenreduce.tasks.training.sources import conversations
+
+SKIPPED = "skipped.jsonl"
+
+
+@tasks.register("train")
+def train(config: DictConfig, output: Path) -> dict[str, Any]:
+    """Trains, exports, draws; returns what was trained and how it went.
+
+    output: folder of this run.
+    """
+    strategy, scheduler = build_strategy(config), build_scheduler(config)
+    logits = logits_of(config)
+    rows, held = conversations(config)
+    folder = output / "checkpoints"
+    settings = arguments(config, folder, held is not None)
+    found = newest_whole(folder) if config.task.resume else None
+    loaded = load(config, weights=None if found is None or config.peft.name != "none" else found)
+    model = loaded.model
+    freeze(model, list(config.task.frozen))
+    model = adapted(model, config.peft)
+    with tr.reduce(
+        model, strategy, scheduler, positions=config.positions, logits=logits, seed=config.seed
+    ) as reduction:
+        trainer = make_trainer(config, loaded, model, settings, (rows, held), output, found)
+        follow(trainer, reduction)
+        if first_process():
+            drop_parts(folder)
+        started = time.monotonic()
+        trainer.train(resume_from_checkpoint=None if found is None else str(found))
+        seconds = time.monotonic() - started
+        if held is not None:
+            trainer.evaluate()
+        best = best_of(trainer)
+        export_to = output / "checkpoint"
+        export(trainer, loaded.processor, best, export_to)
+        if first_process():
+            reduction.save(export_to)
+    history = trainer.state.log_history
+    if not first_process():
+        return {}
+    log = output / "log.jsonl"
+    log.write_text("".join(json.dumps(row) + "\n" for row in history))
+    curve = draw(history, output / "curve.png")
+    return {
+        "checkpoint": str(export_to),
+        "best": None if best is None else best.name,
+        "resumed_from": None if found is None else found.name,
+        "log": str(log),
+        "curve": None if curve is None else str(curve),
+        "logits": logits,
+        "rows": {"train": len(rows), "measured": 0 if held is None else len(held)},
+        "skipped": skipped(rows, output / SKIPPED),
+        "parameters": {
+            "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "all": sum(p.numel() for p in model.parameters()),
+        },
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "device": str(settings.device),
+        **numbers(trainer, seconds),
+    }
+
+
+def logits_of(config: DictConfig) -> str:
+    """`config.logits`; where it is open, text alone, unless the loss is computed outside.
+
+    Raises:
+        ValueError: label smoothing with logits of text alone.
+    """
+    smoothed = float(config.trainer.label_smoothing_factor) > 0
+    if smoothed and config.logits == "text":
+        raise ValueError(
+            "trainer.label_smoothing_factor compares every position's logits with its label: "
+            "use logits=full"
+        )
+    return str(config.logits or ("full" if smoothed else "text"))
+
+
+def make_trainer(
+    config: DictConfig,
+    loaded: Loaded,
+    model: Any,
+    settings: Any,
+    data: tuple[Any, Any],
+    output: Path,
+    found: Path | None,
+) -> Trainer:
+    """The trainer of `model` on encoded conversations; `found` is where it goes on from."""
+    limit = config.data.get("max_length")
+    encoder = Encoder(loaded.processor, limit, config.data.get("prompt", "chat"))
+    bad = config.data.get("bad", "error")
+    train_on, measured_on = (
+        None if rows is None else EncodedDataset(rows, encoder, bad, output / SKIPPED)
+        for rows in data
+    )
+    whole = found is not None and config.peft.name == "none"
+    kind: type[Trainer] = Resumed if whole else Trainer
+    return kind(
+        model=model,
+        args=settings,
+        train_dataset=train_on,
+        eval_dataset=measured_on,
+        data_collator=Collator(loaded.processor),
+    )
+
+
+def best_of(trainer: Trainer) -> Path | None:
+    """The checkpoint with the least held-out loss; None where it is the last or none is known."""
+    name = trainer.state.best_model_checkpoint
+    return Path(name) if name is not None and Path(name).is_dir() else None
+
+
+def skipped(rows: Any, log: Path) -> dict[str, Any]:
+    """How many rows were left out for which reason, and which."""
+    found = {name: reason for name, reason in rows.skipped}
+    if log.exists():
+        for line in log.read_text().splitlines():
+            row = json.loads(line)
+            found[row["name"]] = row["reason"]
+    counts = Counter(found.values())
+    return {"rows": len(found), "reasons": dict(counts), "names": sorted(found)[:1000]}
+
+
+def numbers(trainer: Trainer, seconds: float) -> dict[str, Any]:
+    """What the training came to."""
+    history = trainer.state.log_history
+    losses = [row["loss"] for row in history if "loss" in row]
+    measured = [row["eval_loss"] for row in history if "eval_loss" in row]
+    last = next((row for row in reversed(history) if "loss" in row), {})
+    gpu = torch.cuda.is_available()
+    return {
+        "steps": trainer.state.global_step,
+        "seconds": round(seconds, 2),
+        "loss": {"first": losses[0], "last": losses[-1]} if losses else None,
+        "held_out_loss": {"best": min(measured), "last": measured[-1]} if measured else None,
+        **{
+            name: last.get(PREFIX + name) for name in ("kept_share", "flops_share", "tokens_per_second")
+        },
+        "peak_memory_bytes": torch.cuda.max_memory_allocated()
+        if gpu
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def first_process() -> bool:
+    """Whether this process writes."""
+    return os.environ.get("RANK", "0") == "0"

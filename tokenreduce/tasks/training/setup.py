@@ -1,0 +1,132 @@
+"""What is trained of a model, and how: frozen parts, adapters, the trainer's arguments."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from transformers import TrainingArguments
+
+from tokenreduce.adapter import adapter_for
+from tokenreduce.registry import did_you_mean
+
+OURS = ("name", "activation_checkpointing", "label_smoothing_factor")
+"""Options of the group `trainer` that are read here; the others go through as they are."""
+FIXED = {
+    "output_dir": "hydra.run.dir",
+    "seed": "seed",
+    "data_seed": "seed",
+    "use_cpu": "device",
+    "disable_tqdm": "task.progress",
+    "resume_from_checkpoint": "task.resume",
+    "load_best_model_at_end": "nothing: output/checkpoint holds the best",
+}
+"""Arguments of the trainer that options of ours stand for."""
+
+
+def arguments(config: DictConfig, folder: Path, measured: bool) -> TrainingArguments:
+    """The arguments of the trainer.
+
+    Args:
+        config: the whole configuration; `config.trainer` holds them by their own names.
+        folder: where checkpoints go.
+        measured: whether there is something to measure the loss on.
+
+    Raises:
+        ValueError: an option that `TrainingArguments` does not have, or one that another option
+            stands for, or a value that it refuses.
+    """
+    given: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
+    known = {field.name for field in dataclasses.fields(TrainingArguments)}
+    for name in given:
+        if name in FIXED:
+            raise ValueError(f"trainer.{name} is what {FIXED[name]} stands for: leave it out")
+        if name not in known and name not in OURS:
+            raise ValueError(
+                f"no option trainer.{name}{did_you_mean(name, known)}: the options are those of "
+                "transformers.TrainingArguments"
+            )
+    checkpointing = bool(given.pop("activation_checkpointing"))
+    name = "activation_checkpointing"
+    name = name if name in known else "gradient_checkpointing"  # before transformers 5.23
+    given[name] = checkpointing
+    given.pop("name")
+    if not measured:
+        given["eval_steps"] = None
+    try:
+        return TrainingArguments(
+            output_dir=str(folder),
+            seed=config.seed,
+            data_seed=config.seed,
+            use_cpu=str(config.device) == "cpu",
+            eval_strategy="steps" if measured else "no",
+            metric_for_best_model="eval_loss" if measured else None,
+            greater_is_better=False if measured else None,
+            remove_unused_columns=False,
+            label_names=["labels"],
+            prediction_loss_only=True,
+            disable_tqdm=config.task.progress is False,
+            **given,
+        )
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"the trainer refuses its options: {error}") from error
+
+
+def freeze(model: nn.Module, parts: list[str]) -> None:
+    """Leaves parameters with one of `parts` in their names as they are.
+
+    Raises:
+        ValueError: a part that is in no name, or nothing left to train.
+    """
+    for part in parts:
+        found = [p for name, p in model.named_parameters() if part in name]
+        if not found:
+            raise ValueError(
+                f"task.frozen={part}: no parameter has that in its name (there is "
+                f"{', '.join(sorted({n.rpartition('.')[0] for n, _ in model.named_parameters()})[:8])} …)"
+            )
+        for parameter in found:
+            parameter.requires_grad_(False)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("task.frozen leaves nothing to train")
+
+
+def adapted(model: nn.Module, peft: DictConfig) -> Any:
+    """The model inside the adapters that the group `peft` names; the model itself for `none`.
+
+    Raises:
+        ValueError: an unknown kind, or peft is not installed.
+    """
+    if peft.name == "none":
+        return model
+    if peft.name != "lora":
+        raise ValueError(f"no peft {peft.name!r} (known: lora, none)")
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ValueError('peft=lora needs peft: pip install "tokenreduce[train]"') from error
+    config = LoraConfig(
+        r=peft.rank,
+        lora_alpha=peft.alpha,
+        lora_dropout=peft.dropout,
+        target_modules=_targets(model, str(peft.targets)),
+        modules_to_save=list(peft.also) or None,
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise ValueError(f"peft.targets={peft.targets}: {error}") from error
+
+
+def _targets(model: Any, targets: str) -> list[str] | str:
+    """Names of modules, or what the user wrote for them."""
+    if targets == "all":
+        return "all-linear"
+    if targets != "decoder":
+        return targets
+    layers = adapter_for(model).decoder(model).layers
+    inside = {id(part) for part in layers.modules() if isinstance(part, nn.Linear)}
+    return [name for name, part in model.named_modules() if id(part) in inside]

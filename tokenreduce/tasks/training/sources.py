@@ -1,0 +1,68 @@
+"""Which conversations `config.data` names: to train on, and to measure on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from omegaconf import DictConfig
+
+from tokenreduce.data.conversations import (
+    Conversations,
+    hold_out,
+    read_folder,
+    read_llava,
+    shapes_conversations,
+)
+from tokenreduce.registry import did_you_mean
+
+Both = tuple[Conversations, Conversations | None]
+
+
+def conversations(config: DictConfig) -> Both:
+    """To train on, and to measure on where some are set aside.
+
+    Raises:
+        ValueError: an unknown kind of data, a path that is missing, rows that cannot be used.
+    """
+    name = str(config.data.name)
+    if name not in SOURCES:
+        raise ValueError(
+            f"no data {name!r} to train on{did_you_mean(name, SOURCES)} "
+            f"(known: {', '.join(SOURCES)})"
+        )
+    return SOURCES[name](config.data, int(config.seed))
+
+
+def _shapes(data: DictConfig, seed: int) -> Both:
+    def drawn(split: str, size: int) -> Conversations:
+        return shapes_conversations(seed, split, size, data.questions, data.difficulty)
+
+    return drawn("train", data.size), drawn("heldout", data.measured) if data.measured else None
+
+
+def _llava(data: DictConfig, seed: int) -> Both:
+    rows = read_llava(_path(data), data.images, bad=data.bad)
+    return _parted(rows, data.holdout, seed)
+
+
+def _folder(data: DictConfig, seed: int) -> Both:
+    rows = read_folder(_path(data), data.split, bad=data.bad)
+    return _parted(rows, data.holdout, seed)
+
+
+def _parted(rows: Conversations, share: float, seed: int) -> Both:
+    return hold_out(rows, share, seed) if share else (rows, None)
+
+
+def _path(data: DictConfig) -> str:
+    if data.path is None:
+        raise ValueError(f"data={data.name} needs a path: add data.path=...")
+    return str(data.path)
+
+
+SOURCES: dict[str, Callable[[Any, int], Both]] = {
+    "shapes": _shapes,
+    "llava": _llava,
+    "folder": _folder,
+}
