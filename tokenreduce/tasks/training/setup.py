@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,10 @@ def arguments(config: DictConfig, folder: Path, measured: bool) -> TrainingArgum
     given.pop("name")
     if not measured:
         given["eval_steps"] = None
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # a tower's layers behind the one that is read get no gradient, nor does it from text alone
+        given.setdefault("ddp_find_unused_parameters", True)
+    shown = config.task.progress
     try:
         return TrainingArguments(
             output_dir=str(folder),
@@ -68,7 +74,7 @@ def arguments(config: DictConfig, folder: Path, measured: bool) -> TrainingArgum
             remove_unused_columns=False,
             label_names=["labels"],
             prediction_loss_only=True,
-            disable_tqdm=config.task.progress is False,
+            disable_tqdm=not (sys.stderr.isatty() if shown is None else shown),
             **given,
         )
     except (ValueError, TypeError) as error:
@@ -84,9 +90,10 @@ def freeze(model: nn.Module, parts: list[str]) -> None:
     for part in parts:
         found = [p for name, p in model.named_parameters() if part in name]
         if not found:
+            parts_of = sorted({name.split(".")[1] for name, _ in model.named_parameters()})
             raise ValueError(
-                f"task.frozen={part}: no parameter has that in its name (there is "
-                f"{', '.join(sorted({n.rpartition('.')[0] for n, _ in model.named_parameters()})[:8])} …)"
+                f"task.frozen={part}: no parameter has that in its name{did_you_mean(part, parts_of)} "
+                f"(there are {', '.join(parts_of)})"
             )
         for parameter in found:
             parameter.requires_grad_(False)

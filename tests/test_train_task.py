@@ -1,0 +1,234 @@
+"""`task=train`: a run, a killed run, adapters, two processes, data on disk, wrong options."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, TrainerCallback
+
+import tokenreduce as tr
+from tokenreduce.config import compose
+from tokenreduce.tasks import train as task
+from tokenreduce.tasks.training import checkpoints
+from tokenreduce.tasks.training.checkpoints import newest_whole
+
+STEPS = 4
+SMALL = [
+    "task=train", "device=cpu", f"trainer.max_steps={STEPS}", "trainer.eval_steps=2",
+    "trainer.save_steps=2", "trainer.logging_steps=1", "trainer.learning_rate=1e-3",
+    "trainer.per_device_train_batch_size=2", "data.questions=1", "task.progress=false",
+]  # fmt: skip
+SHAPES = ["data.measured=2"]
+
+
+def run(folder: Path, *more: str, shapes: bool = True) -> dict[str, Any]:
+    return task.train(compose([*SMALL, *(SHAPES if shapes else []), *more]), folder)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, run(folder)
+
+
+def test_a_run_says_how_it_went(whole: tuple[Path, dict[str, Any]]) -> None:
+    folder, result = whole
+    assert result["steps"] == STEPS
+    assert result["logits"] == "text"
+    assert math.isfinite(result["loss"]["last"])
+    assert math.isfinite(result["held_out_loss"]["best"])
+    assert 0.4 < result["kept_share"] < 0.5  # 144, 72, 36, 18 tokens in two layers each
+    assert result["flops_share"] < 0.7
+    assert result["parameters"]["trained"] == result["parameters"]["all"] > 1e6
+    assert result["skipped"]["rows"] == 0
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
+    assert Image.open(result["curve"]).width > 400
+
+
+def test_what_is_exported_loads_with_its_reduction(whole: tuple[Path, dict[str, Any]]) -> None:
+    folder, result = whole
+    model = AutoModelForImageTextToText.from_pretrained(result["checkpoint"])
+    with tr.load(model, result["checkpoint"]) as reduction:
+        assert repr(reduction.strategy) == "PyramidDrop()"
+    best = result["best"]
+    assert best in ("checkpoint-2", "checkpoint-4")
+    mine, theirs = weights(folder / "checkpoint"), weights(folder / "checkpoints" / best)
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+class Killed(TrainerCallback):  # type: ignore[misc]
+    """Dies in the middle of the third step."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_killed_run_goes_on_to_the_same_weights(
+    broken: bool, whole: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: Any
+) -> None:
+    folder, _ = whole
+    follow = task.follow
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            task, "follow", lambda trainer, r: (follow(trainer, r), trainer.add_callback(Killed()))
+        )
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path)
+    assert newest_whole(tmp_path / "checkpoints") == tmp_path / "checkpoints" / "checkpoint-2"
+    if broken:  # killed once more, while the next checkpoint was written
+        part = tmp_path / "checkpoints" / "checkpoint-4"
+        part.mkdir()
+        (part / "model.safetensors").write_bytes(b"half")
+        (part / checkpoints.STATE).write_text('{"global_st')
+    result = run(tmp_path)
+    assert result["resumed_from"] == "checkpoint-2"
+    for name in ("checkpoint-2", "checkpoint-4"):
+        mine, theirs = (weights(x / "checkpoints" / name) for x in (tmp_path, folder))
+        assert all(torch.equal(mine[key], theirs[key]) for key in theirs), name
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log if "loss" in row] == [1, 2, 3, 4]
+
+
+def test_a_finished_run_is_not_trained_again(whole: tuple[Path, dict[str, Any]]) -> None:
+    folder, first = whole
+    before = weights(folder / "checkpoint")
+    again = run(folder)
+    assert again["steps"] == STEPS
+    assert again["resumed_from"] == "checkpoint-4"
+    assert again["best"] == first["best"]
+    after = weights(folder / "checkpoint")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_adapters_train_alone_and_go_on(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    options = ("peft=lora", "peft.rank=2", "strategy=random", "seed=1")
+    first = run(tmp_path / "a", *options)
+    assert first["parameters"]["trained"] < 0.05 * first["parameters"]["all"]
+    names = load_file(tmp_path / "a" / "checkpoint" / "adapter_model.safetensors")
+    assert all("language_model.layers" in name and "lora_" in name for name in names)
+    run(tmp_path / "b", *options)
+    for part in (tmp_path / "b" / "checkpoints").glob("checkpoint-4/*"):
+        part.unlink()  # the newest is lost
+    again = run(tmp_path / "b", *options)
+    assert again["resumed_from"] == "checkpoint-2"
+    other = load_file(tmp_path / "b" / "checkpoint" / "adapter_model.safetensors")
+    assert all(torch.equal(names[name], other[name]) for name in names)
+
+
+def test_frozen_parts_stay(tmp_path: Path) -> None:
+    result = run(tmp_path, "task.frozen=[vision_tower,projector]", "strategy=none")
+    assert result["kept_share"] == 1
+    start = AutoModelForImageTextToText.from_pretrained(tr.embedded.checkpoint_dir()).state_dict()
+    after = AutoModelForImageTextToText.from_pretrained(result["checkpoint"]).state_dict()
+    moved = {name for name, x in start.items() if not torch.equal(x.float(), after[name].float())}
+    assert moved
+    assert all("language_model" in name or "lm_head" in name for name in moved)
+
+
+def rows_on_disk(folder: Path, number: int = 6) -> Path:
+    rows = []
+    for i in range(number):
+        Image.new("RGB", (96, 96), (40 * i, 10, 90)).save(folder / f"{i}.png")
+        turns = [
+            {"from": "human", "value": "<image>\nwhat is in the red circle ?"},
+            {"from": "gpt", "value": "A"},
+        ]
+        rows.append({"id": f"row {i}", "image": f"{i}.png", "conversations": turns})
+    rows[2]["image"] = "nowhere.png"
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_rows_that_cannot_be_used_are_counted_and_named(tmp_path: Path) -> None:
+    path = rows_on_disk(tmp_path)
+    data = [f"data.path={path}", "data.holdout=0.2", "~data.questions"]
+    options = [x for x in SMALL if not x.startswith("data.")]
+    with pytest.raises(ValueError, match=r"nowhere\.png"):
+        task.train(compose([*options, "data=llava", *data[:2]]), tmp_path / "a")
+    config = compose([*options, "data=llava", *data[:2], "data.bad=skip"])
+    result = task.train(config, tmp_path / "b")
+    assert result["skipped"]["rows"] == 1
+    assert len(result["skipped"]["names"]) == 1
+    assert result["rows"] == {"train": 4, "measured": 1}
+    config.trainer.max_steps = -1
+    config.trainer.num_train_epochs = 2
+    assert task.train(config, tmp_path / "c")["steps"] == 4
+
+
+WRONG = {
+    "trainer.learning_rat": (["+trainer.learning_rat=1"], "did you mean 'learning_rate'"),
+    "fixed": (["+trainer.seed=3"], "trainer.seed is what seed stands for"),
+    "refused": (["trainer.lr_scheduler_type=steep"], "the trainer refuses its options"),
+    "frozen": (["task.frozen=[vison_tower]"], "no parameter has that in its name"),
+    "nothing": (["task.frozen=[model,lm_head]"], "leaves nothing to train"),
+    "smoothing": (["trainer.label_smoothing_factor=0.1", "logits=text"], "use logits=full"),
+    "targets": (["peft=lora", "peft.targets=nowhere"], "peft.targets=nowhere"),
+    "pictures": (["strategy=downsample"], "acts on pictures"),
+}
+
+
+@pytest.mark.parametrize("which", WRONG)
+def test_wrong_options_are_refused_in_one_line(which: str, tmp_path: Path) -> None:
+    options, message = WRONG[which]
+    with pytest.raises((ValueError, TypeError), match=message):
+        run(tmp_path, *options)
+    assert not (tmp_path / "checkpoints").exists() or not any((tmp_path / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("data", ["llava", "folder"])
+def test_data_without_a_path_is_refused(data: str, tmp_path: Path) -> None:
+    options = [x for x in SMALL if not x.startswith("data.")]
+    with pytest.raises(ValueError, match=r"needs a path: add data\.path"):
+        task.train(compose([*options, f"data={data}"]), tmp_path)
+
+
+def test_label_smoothing_takes_all_logits(tmp_path: Path) -> None:
+    assert run(tmp_path, "trainer.label_smoothing_factor=0.1")["logits"] == "full"
+
+
+def test_a_curriculum_begins_with_everything(tmp_path: Path) -> None:
+    result = run(tmp_path, "scheduler=curriculum")
+    rows = [json.loads(line) for line in Path(result["log"]).read_text().splitlines()]
+    shares = [row["tokenreduce/kept_share"] for row in rows if "loss" in row]
+    assert shares[0] == 1
+    assert shares == sorted(shares, reverse=True)
+    assert shares[-1] < 0.7
+
+
+def test_two_processes_are_one_with_twice_the_rows(tmp_path: Path) -> None:
+    pytest.importorskip("torch.distributed")
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "tokenreduce",
+        *SMALL, *SHAPES, f"hydra.run.dir={tmp_path / 'two'}",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads((tmp_path / "two" / "result.json").read_text())
+    assert result["processes"] == 2
+    one = run(tmp_path / "one", "trainer.per_device_train_batch_size=4")
+    assert result["loss"]["first"] == pytest.approx(one["loss"]["first"], rel=2e-2)
+    a, b = weights(tmp_path / "one" / "checkpoint"), weights(tmp_path / "two" / "checkpoint")
+    far = max(float((a[name].float() - b[name].float()).abs().max()) for name in a)
+    assert far < 5e-3
