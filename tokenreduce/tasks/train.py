@@ -14,7 +14,10 @@ import json
 import os
 import resource
 import time
+import warnings
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +31,16 @@ from tokenreduce.data.encoding import Collator, EncodedDataset, Encoder
 from tokenreduce.integrations.trainer import PREFIX, follow
 from tokenreduce.tasks import tasks
 from tokenreduce.tasks.loading import Loaded, load
-from tokenreduce.tasks.training.checkpoints import Resumed, drop_parts, export, newest_whole
+from tokenreduce.tasks.training.checkpoints import (
+    Resumed,
+    drop_parts,
+    export,
+    finished,
+    newest_whole,
+)
 from tokenreduce.tasks.training.curve import draw
 from tokenreduce.tasks.training.setup import adapted, arguments, freeze
-from tokenreduce.tasks.training.sources import conversations
+from tokenreduce.tasks.training.sources import Data, conversations
 
 SKIPPED = "skipped.jsonl"
 
@@ -44,26 +53,31 @@ def train(config: DictConfig, output: Path) -> dict[str, Any]:
     """
     strategy, scheduler = build_strategy(config), build_scheduler(config)
     logits = logits_of(config)
-    rows, held = conversations(config)
+    data = conversations(config)
     folder = output / "checkpoints"
-    settings = arguments(config, folder, held is not None)
+    settings = arguments(config, folder, data.measured is not None)
     found = newest_whole(folder) if config.task.resume else None
     loaded = load(config, weights=None if found is None or config.peft.name != "none" else found)
     model = loaded.model
     freeze(model, list(config.task.frozen))
     model = adapted(model, config.peft)
-    with tr.reduce(
+    ended = finished(found, settings.max_steps)
+    reduction = tr.reduce(
         model, strategy, scheduler, positions=config.positions, logits=logits, seed=config.seed
-    ) as reduction:
-        trainer = make_trainer(config, loaded, model, settings, (rows, held), output, found)
+    )
+    with quiet_if(ended is not None), reduction:
+        trainer = make_trainer(config, loaded, model, settings, data, output, found)
         follow(trainer, reduction)
         if first_process():
             drop_parts(folder)
         started = time.monotonic()
-        trainer.train(resume_from_checkpoint=None if found is None else str(found))
+        if ended is None:
+            trainer.train(resume_from_checkpoint=None if found is None else str(found))
+            if data.measured is not None and trainer.state.global_step % settings.eval_steps:
+                trainer.evaluate()
+        else:
+            trainer.state = ended
         seconds = time.monotonic() - started
-        if held is not None:
-            trainer.evaluate()
         best = best_of(trainer)
         export_to = output / "checkpoint"
         export(trainer, loaded.processor, best, export_to)
@@ -82,8 +96,8 @@ def train(config: DictConfig, output: Path) -> dict[str, Any]:
         "log": str(log),
         "curve": None if curve is None else str(curve),
         "logits": logits,
-        "rows": {"train": len(rows), "measured": 0 if held is None else len(held)},
-        "skipped": skipped(rows, output / SKIPPED),
+        "rows": {"train": len(data.train), "measured": len(data.measured or ())},
+        "skipped": skipped(data.skipped, output / SKIPPED),
         "parameters": {
             "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "all": sum(p.numel() for p in model.parameters()),
@@ -92,6 +106,15 @@ def train(config: DictConfig, output: Path) -> dict[str, Any]:
         "device": str(settings.device),
         **numbers(trainer, seconds),
     }
+
+
+@contextmanager
+def quiet_if(ended: bool) -> Iterator[None]:
+    """Says nothing of a reduction that reduces nothing, where nothing is left to train."""
+    with warnings.catch_warnings():
+        if ended:
+            warnings.simplefilter("ignore", tr.ReductionWarning)
+        yield
 
 
 def logits_of(config: DictConfig) -> str:
@@ -114,7 +137,7 @@ def make_trainer(
     loaded: Loaded,
     model: Any,
     settings: Any,
-    data: tuple[Any, Any],
+    data: Data,
     output: Path,
     found: Path | None,
 ) -> Trainer:
@@ -124,7 +147,7 @@ def make_trainer(
     bad = config.data.get("bad", "error")
     train_on, measured_on = (
         None if rows is None else EncodedDataset(rows, encoder, bad, output / SKIPPED)
-        for rows in data
+        for rows in (data.train, data.measured)
     )
     whole = found is not None and config.peft.name == "none"
     kind: type[Trainer] = Resumed if whole else Trainer
@@ -143,9 +166,9 @@ def best_of(trainer: Trainer) -> Path | None:
     return Path(name) if name is not None and Path(name).is_dir() else None
 
 
-def skipped(rows: Any, log: Path) -> dict[str, Any]:
-    """How many rows were left out for which reason, and which."""
-    found = {name: reason for name, reason in rows.skipped}
+def skipped(before: Sequence[tuple[str, str]], log: Path) -> dict[str, Any]:
+    """How many rows were left out for which reason, and which: when read, and when encoded."""
+    found = dict(before)
     if log.exists():
         for line in log.read_text().splitlines():
             row = json.loads(line)
@@ -167,7 +190,8 @@ def numbers(trainer: Trainer, seconds: float) -> dict[str, Any]:
         "loss": {"first": losses[0], "last": losses[-1]} if losses else None,
         "held_out_loss": {"best": min(measured), "last": measured[-1]} if measured else None,
         **{
-            name: last.get(PREFIX + name) for name in ("kept_share", "flops_share", "tokens_per_second")
+            name: last.get(PREFIX + name)
+            for name in ("kept_share", "flops_share", "tokens_per_second")
         },
         "peak_memory_bytes": torch.cuda.max_memory_allocated()
         if gpu

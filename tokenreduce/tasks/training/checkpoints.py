@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer
+from transformers import Trainer, TrainerState
 
 STATE = "trainer_state.json"
 """What the trainer writes last of a checkpoint."""
@@ -34,6 +34,21 @@ def _whole(path: Path) -> bool:
     except (OSError, json.JSONDecodeError):
         return False
     return any(True for pattern in WEIGHTS for _ in path.glob(pattern))
+
+
+def finished(found: Path | None, steps: int) -> TrainerState | None:
+    """How a training stood that is at its end already; None for one that is not.
+
+    The trainer would take one more step.
+
+    Args:
+        found: the newest whole checkpoint.
+        steps: that are asked for; below 1 as many as there were to be.
+    """
+    if found is None:
+        return None
+    state = TrainerState.load_from_json(str(found / STATE))
+    return state if state.global_step >= (steps if steps > 0 else state.max_steps) else None
 
 
 def drop_parts(folder: Path) -> list[str]:
