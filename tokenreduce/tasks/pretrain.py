@@ -1,11 +1,11 @@
-"""`task=pretrain`: trains the embedded model from nothing and saves it as a transformers checkpoint.
+"""`task=pretrain`: trains the embedded model from nothing, saved as a transformers checkpoint.
 
     tokenreduce task=pretrain model=tiny
     torchrun --nproc-per-node 2 -m tokenreduce task=pretrain model=tiny        # twice as fast
 
-Three stages, one after the other (`conf/task/pretrain.yaml`): the tower learns to see, the projector
-learns the vocabulary, the decoder learns to answer. A killed run started again with the same output
-folder goes on where it was.
+Three stages, one after the other (`conf/task/pretrain.yaml`): the tower learns to see, the
+projector learns the vocabulary, the decoder learns to answer. A killed run started again with the
+same output folder goes on where it was.
 """
 
 from __future__ import annotations
