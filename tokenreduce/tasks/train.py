@@ -23,12 +23,13 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from transformers import Trainer
+from transformers import Trainer, set_seed
 
 import tokenreduce as tr
 from tokenreduce.config import build_scheduler, build_strategy
 from tokenreduce.data.encoding import Collator, EncodedDataset, Encoder
 from tokenreduce.integrations.trainer import PREFIX, follow
+from tokenreduce.reduction import Logits
 from tokenreduce.tasks import tasks
 from tokenreduce.tasks.loading import Loaded, load
 from tokenreduce.tasks.training.checkpoints import (
@@ -43,6 +44,7 @@ from tokenreduce.tasks.training.setup import adapted, arguments, freeze
 from tokenreduce.tasks.training.sources import Data, conversations
 
 SKIPPED = "skipped.jsonl"
+LOGGED = ("kept_share", "flops_share", "tokens_per_second")
 
 
 @tasks.register("train")
@@ -60,6 +62,7 @@ def train(config: DictConfig, output: Path) -> dict[str, Any]:
     loaded = load(config, weights=None if found is None or config.peft.name != "none" else found)
     model = loaded.model
     freeze(model, list(config.task.frozen))
+    set_seed(config.seed)  # what adapters begin with is drawn
     model = adapted(model, config.peft)
     ended = finished(found, settings.max_steps)
     reduction = tr.reduce(
@@ -117,7 +120,7 @@ def quiet_if(ended: bool) -> Iterator[None]:
         yield
 
 
-def logits_of(config: DictConfig) -> str:
+def logits_of(config: DictConfig) -> Logits:
     """`config.logits`; where it is open, text alone, unless the loss is computed outside.
 
     Raises:
@@ -129,7 +132,8 @@ def logits_of(config: DictConfig) -> str:
             "trainer.label_smoothing_factor compares every position's logits with its label: "
             "use logits=full"
         )
-    return str(config.logits or ("full" if smoothed else "text"))
+    found: Logits = config.logits or ("full" if smoothed else "text")
+    return found
 
 
 def make_trainer(
@@ -182,17 +186,14 @@ def numbers(trainer: Trainer, seconds: float) -> dict[str, Any]:
     history = trainer.state.log_history
     losses = [row["loss"] for row in history if "loss" in row]
     measured = [row["eval_loss"] for row in history if "eval_loss" in row]
-    last = next((row for row in reversed(history) if "loss" in row), {})
+    last: dict[str, Any] = next((row for row in reversed(history) if "loss" in row), {})
     gpu = torch.cuda.is_available()
     return {
         "steps": trainer.state.global_step,
         "seconds": round(seconds, 2),
         "loss": {"first": losses[0], "last": losses[-1]} if losses else None,
         "held_out_loss": {"best": min(measured), "last": measured[-1]} if measured else None,
-        **{
-            name: last.get(PREFIX + name)
-            for name in ("kept_share", "flops_share", "tokens_per_second")
-        },
+        **{name: last.get(PREFIX + name) for name in LOGGED},
         "peak_memory_bytes": torch.cuda.max_memory_allocated()
         if gpu
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

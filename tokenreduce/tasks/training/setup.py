@@ -41,7 +41,7 @@ def arguments(config: DictConfig, folder: Path, measured: bool) -> TrainingArgum
         ValueError: an option that `TrainingArguments` does not have, or one that another option
             stands for, or a value that it refuses.
     """
-    given: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)  # type: ignore[assignment]
+    given: dict[str, Any] = OmegaConf.to_container(config.trainer, resolve=True)
     known = {field.name for field in dataclasses.fields(TrainingArguments)}
     for name in given:
         if name in FIXED:
@@ -90,10 +90,10 @@ def freeze(model: nn.Module, parts: list[str]) -> None:
     for part in parts:
         found = [p for name, p in model.named_parameters() if part in name]
         if not found:
-            parts_of = sorted({name.split(".")[1] for name, _ in model.named_parameters()})
+            names = sorted({name.split(".")[1] for name, _ in model.named_parameters()})
             raise ValueError(
-                f"task.frozen={part}: no parameter has that in its name{did_you_mean(part, parts_of)} "
-                f"(there are {', '.join(parts_of)})"
+                f"task.frozen={part}: no parameter has that in its name"
+                f"{did_you_mean(part, names)} (there are {', '.join(names)})"
             )
         for parameter in found:
             parameter.requires_grad_(False)
