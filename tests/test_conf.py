@@ -27,6 +27,8 @@ from tokenreduce.tasks import loading
 
 CONF = directory()
 GROUPS = ("task", "model", "strategy", "scheduler", "data", "experiment")
+OF_A_TASK = {"trainer": "task=train", "peft": "task=train"}
+"""Groups that a task brings with it."""
 FILES = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
 REGISTRIES: dict[str, Any] = {"strategy": tr.strategies, "scheduler": tr.schedulers}
 BUILT = [(group, option) for group, option in FILES if group in REGISTRIES]
@@ -48,7 +50,7 @@ def shown(value: Any) -> Any:
 
 
 def test_the_matrix_is_not_empty() -> None:
-    assert {group for group, _ in FILES} == set(GROUPS)
+    assert {group for group, _ in FILES} == {*GROUPS, *OF_A_TASK}
     assert len(options("strategy")) >= 7
     assert len(options("scheduler")) >= 7
     assert len(options("model")) >= 6
@@ -56,7 +58,7 @@ def test_the_matrix_is_not_empty() -> None:
 
 @pytest.mark.parametrize(("group", "option"), FILES)
 def test_every_option_composes(group: str, option: str) -> None:
-    config = compose([f"{group}={option}"])
+    config = compose([*filter(None, [OF_A_TASK.get(group)]), f"{group}={option}"])
     if group != "experiment":
         assert config[group].name == read(group, option)["name"]
     OmegaConf.resolve(config)
@@ -139,10 +141,11 @@ def test_no_file_sets_values_of_another_group(group: str, option: str) -> None:
     else:
         assert "@package" not in text
         chosen = {
-            "strategy": "override /scheduler@_global_.scheduler",
-            "scheduler": "/scheduler@target",
+            "strategy": ["override /scheduler@_global_.scheduler"],
+            "scheduler": ["/scheduler@target"],
+            "task": [f"/{name}@_global_.{name}" for name in OF_A_TASK],
         }
-        assert keys in ([], [chosen.get(group)])
+        assert keys in ([], chosen.get(group))
 
 
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda p: p.stem)
