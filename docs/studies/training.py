@@ -38,7 +38,7 @@ ASKED: dict[str, tuple[str, Any]] = {
 SEEDS = (0, 1, 2)
 RECIPE = [
     "task=train", "model=tiny", "device=cpu", "data.questions=1", "data.measured=32",
-    "trainer.per_device_train_batch_size=24", "trainer.learning_rate=3e-4",
+    "trainer.per_device_train_batch_size=16", "trainer.learning_rate=3e-4",
     "trainer.logging_steps=10", "trainer.save_total_limit=1", "task.progress=false",
 ]  # fmt: skip
 
@@ -60,7 +60,7 @@ def trained(arm: str, seed: int, steps: int, folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     study = Study("training", __doc__ or "")
-    steps = 2 if study.given.smoke else 250
+    steps = 2 if study.given.smoke else 150
     folder = Path(os.environ.get("TOKENREDUCE_RUNS", tempfile.gettempdir())) / "training_study"
     folder = folder.with_name(folder.name + ("_smoke" if study.given.smoke else ""))
     study.record["steps"], study.record["recipe"] = steps, RECIPE
