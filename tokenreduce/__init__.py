@@ -22,9 +22,11 @@ if TYPE_CHECKING:  # the same names for type checkers, documentation and editors
     from tokenreduce import cost
     from tokenreduce.adapter import Adapter, adapters
     from tokenreduce.checkpoint import load
+    from tokenreduce.distillation import agreement, distill
     from tokenreduce.downsample import Downsampled, downsample
     from tokenreduce.encoder import EncoderReduction
     from tokenreduce.geometry import Picture
+    from tokenreduce.learned import LearnedScorer, LearnedStrategy
     from tokenreduce.reduction import Reduction, ReductionWarning, reduce, unwrap
     from tokenreduce.registry import Registry, UnknownName
     from tokenreduce.scheduler import Scheduler, Stop, schedulers
@@ -50,6 +52,7 @@ if TYPE_CHECKING:  # the same names for type checkers, documentation and editors
     from tokenreduce.strategies.prumerge import PruMerge
     from tokenreduce.strategies.pyramid_drop import PyramidDrop
     from tokenreduce.strategies.random import Random
+    from tokenreduce.strategies.scorer_mlp import ScorerMLP
     from tokenreduce.strategies.sparsevlm import SparseVLM
     from tokenreduce.strategies.stride import Stride
     from tokenreduce.strategies.tome import ToMe
@@ -64,9 +67,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "adapter": ("Adapter", "adapters"),
     "checkpoint": ("load",),
+    "distillation": ("agreement", "distill"),
     "downsample": ("Downsampled", "downsample"),
     "encoder": ("EncoderReduction",),
     "geometry": ("Picture",),
+    "learned": ("LearnedScorer", "LearnedStrategy"),
     "reduction": ("Reduction", "ReductionWarning", "reduce", "unwrap"),
     "registry": ("Registry", "UnknownName"),
     "scheduler": ("Scheduler", "Stop", "schedulers"),
@@ -92,6 +97,7 @@ _HOMES = {
     "strategies.prumerge": ("PruMerge",),
     "strategies.pyramid_drop": ("PyramidDrop",),
     "strategies.random": ("Random",),
+    "strategies.scorer_mlp": ("ScorerMLP",),
     "strategies.sparsevlm": ("SparseVLM",),
     "strategies.stride": ("Stride",),
     "strategies.visionzip": ("VisionZip",),

@@ -1,11 +1,13 @@
 """A reduction beside a model's checkpoint: a small JSON file, written by `save`, read by `load`.
 
 The file names the strategy and the scheduler as the registries know them, with their options, and
-the model that they were made for. Nothing in it is code.
+the model that they were made for. The parameters of a learned strategy lie beside it, in a
+safetensors file whose digest it tells. Nothing in either is code.
 """
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import os
@@ -17,14 +19,19 @@ from torch import nn
 import tokenreduce
 from tokenreduce import plugins
 from tokenreduce.adapter import Adapter, adapters
+from tokenreduce.files import whole
+from tokenreduce.learned import LearnedStrategy
 from tokenreduce.registry import Registry
 from tokenreduce.scheduler import Scheduler, schedulers
-from tokenreduce.strategy import strategies
+from tokenreduce.strategy import Strategy, strategies
 
 if TYPE_CHECKING:
     from tokenreduce.reduction import Reduction
 
 FILE = "tokenreduce.json"
+WEIGHTS = "tokenreduce.safetensors"
+NEW_WEIGHTS = f"{WEIGHTS}.new"
+"""Their name until the file that tells of them is there: a kill in between leaves both usable."""
 FORMAT = 1
 """Raised whenever an older version could misread the file."""
 
@@ -32,8 +39,10 @@ FORMAT = 1
 def save(reduction: Reduction, directory: str | os.PathLike[str]) -> Path:
     """Writes `tokenreduce.json` into `directory`, which is made if it is not there.
 
+    The parameters of a learned strategy go to `tokenreduce.safetensors` beside it.
+
     Returns:
-        the path of the file.
+        the path of `tokenreduce.json`.
 
     Raises:
         ValueError: a strategy, scheduler or adapter that is not registered, or options that JSON
@@ -43,7 +52,7 @@ def save(reduction: Reduction, directory: str | os.PathLike[str]) -> Path:
     content = {
         "format": FORMAT,
         "tokenreduce": tokenreduce.__version__,
-        "strategy": _described(reduction.strategy, strategies),
+        "strategy": _told(reduction.strategy),
         "scheduler": _described(reduction.scheduler, schedulers),
         "adapter": _name(reduction.adapter, adapters),
         "positions": reduction.positions,
@@ -53,17 +62,21 @@ def save(reduction: Reduction, directory: str | os.PathLike[str]) -> Path:
     }
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / FILE
-    draft = path.with_suffix(".json.part")
+    path, weights, draft = folder / FILE, folder / WEIGHTS, folder / NEW_WEIGHTS
+    if isinstance(reduction.strategy, LearnedStrategy):
+        reduction.strategy.save_weights(draft)
+        content["weights"] = {"file": WEIGHTS, "sha256": _digest(draft)}
     try:
-        with open(draft, "w", encoding="utf-8") as file:
-            file.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
-        os.replace(draft, path)  # never half a file
+        with whole(path) as text:
+            text.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     except OSError:
         draft.unlink(missing_ok=True)
         raise
+    # from here on the new file counts, whose weights `load` finds under either name
+    if "weights" in content:
+        os.replace(draft, weights)
+    else:
+        weights.unlink(missing_ok=True)  # of a learned strategy that was saved here before
     return path
 
 
@@ -71,9 +84,10 @@ def load(model: nn.Module, directory: str | os.PathLike[str]) -> Reduction:
     """Applies the reduction that was saved in `directory` to `model`, as `reduce()` does.
 
     Raises:
-        FileNotFoundError: the folder holds no such file.
-        ValueError: a broken or newer file, a name that nobody has registered, or a model of
-            another family or depth than the reduction was made for.
+        FileNotFoundError: the folder holds no such file, or not the weights that it tells of.
+        ValueError: a broken or newer file, a name that nobody has registered, a model of another
+            family or depth than the reduction was made for, or weights that are not those that
+            were saved with it or do not fit the model.
     """
     from tokenreduce.reduction import reduce
 
@@ -89,6 +103,8 @@ def load(model: nn.Module, directory: str | os.PathLike[str]) -> Reduction:
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be re-applied: {error}") from error
     _check(path, content["model"], model, adapter)
+    if isinstance(strategy, LearnedStrategy):
+        _restore(path, content, strategy, model, adapter)
     return reduce(
         model,
         strategy,
@@ -98,6 +114,38 @@ def load(model: nn.Module, directory: str | os.PathLike[str]) -> Reduction:
         logits=content["logits"],
         seed=content["seed"],
     )
+
+
+def _restore(
+    path: Path,
+    content: dict[str, Any],
+    strategy: LearnedStrategy,
+    model: nn.Module,
+    adapter: Adapter,
+) -> None:
+    """Gives a learned strategy the parameters that were saved with it."""
+    from tokenreduce.reduction import unwrap
+
+    said = content.get("weights")
+    if not isinstance(said, dict) or said.get("file") != WEIGHTS:
+        raise ValueError(f"{path} is broken (weights is {said!r}): save the reduction again")
+    found = [file for name in (WEIGHTS, NEW_WEIGHTS) if (file := path.parent / name).is_file()]
+    if not found:
+        raise FileNotFoundError(
+            f"there is no {WEIGHTS} in {path.parent}, with the parameters of "
+            f"{content['strategy']['name']!r}: copy it there too, or save the reduction again"
+        )
+    weights = next((file for file in found if _digest(file) == said.get("sha256")), None)
+    if weights is None:
+        raise ValueError(
+            f"{found[0]} is not the file that was saved with {FILE}: save the reduction again"
+        )
+    strategy.begin(adapter.decoder(unwrap(model)), content["seed"])
+    strategy.load_weights(weights)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _described(entry: object, registry: Registry[Any]) -> dict[str, Any]:
@@ -113,6 +161,14 @@ def _described(entry: object, registry: Registry[Any]) -> dict[str, Any]:
             "option in an attribute of its name, as plain numbers, strings, lists or None"
         ) from error
     return {"name": name, "options": options}
+
+
+def _told(strategy: Strategy) -> dict[str, Any]:
+    """A strategy's name and options; the file that its weights were read from is no option."""
+    told = _described(strategy, strategies)
+    if isinstance(strategy, LearnedStrategy) and "weights" in told["options"]:
+        told["options"]["weights"] = None
+    return told
 
 
 def _plain(value: Any) -> Any:

@@ -26,6 +26,7 @@ from tokenreduce.engine.sequence import Sequence
 from tokenreduce.engine.setup import Setup
 from tokenreduce.engine.wiring import Wiring
 from tokenreduce.geometry import Picture
+from tokenreduce.learned import LearnedStrategy
 from tokenreduce.registry import did_you_mean
 from tokenreduce.report import Record, Report, make_report
 from tokenreduce.scheduler import Scheduler, Stop, schedulers
@@ -37,7 +38,7 @@ Logits = Literal["full", "text"]
 
 
 class ReductionWarning(UserWarning):
-    """A reduction that was asked for did not happen."""
+    """A reduction that was asked for did not happen, or nobody can have meant it so."""
 
 
 class Reduction:
@@ -62,6 +63,8 @@ class Reduction:
         self._record: Record | None = None
         self._applied = False
         self.progress = 1.0
+        if isinstance(strategy, LearnedStrategy):
+            strategy.begin(self.decoder, seed)
         roots = [model] if core is model else [model, core]
         self._wiring = Wiring(
             roots, adapter.base(core), self._setup, logits == "text", self._remember
@@ -178,6 +181,11 @@ class Reduction:
         with self._wiring.labelled(labels):
             yield self
 
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The strategy's own parameters, for an optimiser; none unless it is a learned one."""
+        if isinstance(self.strategy, LearnedStrategy):
+            yield from self.strategy.parameters()
+
     def remove(self) -> None:
         """Takes every hook off: the model is as it was. Warns when nothing was ever reduced."""
         asked = any(stop.keep < 1 for stop in self._setup.stops.values())
@@ -236,6 +244,9 @@ class Reduction:
 
     def _remember(self, seq: Sequence, cache: Any) -> None:
         self._applied = self._applied or bool(seq.steps)
+        learned = self.strategy if isinstance(self.strategy, LearnedStrategy) else None
+        if learned and seq.steps and (complaint := learned.complaint(self.model.training)):
+            warnings.warn(complaint, ReductionWarning, stacklevel=2)
         record = Record(
             seq.counts or (0,) * seq.batch,
             seq.texts,

@@ -32,6 +32,7 @@ class Strategy(ABC):
     * `positions`: its paper's position rule, used where it is defined for the model.
     * `reduces`: False for the one strategy that keeps everything whatever the budget.
     * `reads_text`: True when the choice depends on the question, so that a cached prefix does too.
+    * `watches`: True when it is asked also where everything stays; its plan is then not used.
     * `site`: where it acts. A method that makes the pictures smaller acts on `"pictures"`, before
       the processor; inside a model it is refused.
     * `paper`: where the method comes from.
@@ -41,8 +42,11 @@ class Strategy(ABC):
     positions: ClassVar[Positions] = "keep"
     reduces: ClassVar[bool] = True
     reads_text: ClassVar[bool] = False
+    watches: ClassVar[bool] = False
     site: ClassVar[str] = "decoder layer"
     paper: ClassVar[str] = ""
+    training: bool = False
+    """Whether it learns although the model may not; for strategies that own parameters."""
 
     @abstractmethod
     def plan(self, tokens: Tokens, budget: Sequence[int]) -> Plan:

@@ -7,7 +7,7 @@ l sequence.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 import torch
@@ -126,6 +126,7 @@ class Tokens:
         size: (b, v) how many patches each token stands for; None where each is one.
         ordered: False where a plan's `keep` may be in any order (a tower, whose attention knows no
             order, and where the order of earlier plans is what the method goes on from).
+        learning: whether gradients are wanted here: then a plan may have a gate.
         evidence: named measurements, computed when first asked for: `tokens["attention"]`.
     """
 
@@ -141,6 +142,7 @@ class Tokens:
     fixed: int = 0
     size: Tensor | None = None
     ordered: bool = True
+    learning: bool = False
     evidence: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
 
     @property
@@ -177,6 +179,9 @@ class Plan:
         how: what a group becomes, the weighted `"mean"` or the elementwise `"max"`.
         mix: (b, k, v) in place of groups: how much of every token each slot contains, where a token
             goes to several slots or the weights of a slot do not sum to one.
+        gate: (b, k) how much of each kept token is let through, for learned choices: of value one,
+            or in (0, 1], with the gradient of a score. None lets everything through.
+        ground: (b, v) shares of the tokens in what stands where a gate is shut; None: zeros.
     """
 
     keep: Tensor
@@ -185,11 +190,18 @@ class Plan:
     weight: Tensor | None = None
     how: Merge = "mean"
     mix: Tensor | None = None
+    gate: Tensor | None = None
+    ground: Tensor | None = None
 
     @property
     def merges(self) -> bool:
         """Whether kept tokens contain others."""
         return self.group is not None or self.mix is not None
+
+    @property
+    def changes(self) -> bool:
+        """Whether kept tokens contain anything but what they did."""
+        return self.merges or self.gate is not None
 
     def counts(self) -> Tensor:
         """(b,) kept tokens per sample."""
@@ -203,6 +215,21 @@ class Plan:
 
     def merge(self, x: Tensor) -> Tensor:
         """(b, v, d) -> (b, k, d): what the kept tokens contain (hidden states)."""
+        merged = self._merged(x)
+        if self.gate is None:
+            return merged
+        gate = self.gate.to(x.dtype)[..., None]
+        if self.ground is None:
+            return merged * gate
+        # of value 1 the gate changes no bit: x * 1 + 0 * finite
+        return merged * gate + (1 - gate) * (self.ground.to(x.dtype)[:, None] @ x)
+
+    def detach(self) -> Plan:
+        """The same plan as mere data, without what gradients need."""
+        held = {name: x.detach() for name, x in vars(self).items() if _differentiable(x)}
+        return replace(self, **held) if held else self
+
+    def _merged(self, x: Tensor) -> Tensor:
         if self.mix is not None:
             return self.mix.to(x.dtype) @ x
         if self.group is None:
@@ -227,6 +254,10 @@ class Plan:
             raise ValueError("only a plan with groups says of every token where it went")
         gone = (self.group < 0).view(*self.group.shape, *[1] * (x.dim() - 2))
         return gather(x, self.group.clamp(min=0)).masked_fill(gone, 0)
+
+
+def _differentiable(x: object) -> bool:
+    return isinstance(x, Tensor) and x.requires_grad
 
 
 def gather(x: Tensor, index: Tensor) -> Tensor:

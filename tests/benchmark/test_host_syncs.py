@@ -10,6 +10,7 @@ from tests.benchmark.host_syncs import HostSyncs
 from tokenreduce.testing.batches import batch
 from tokenreduce.testing.models import FAMILIES
 
+pytestmark = pytest.mark.filterwarnings("ignore:this ScorerMLP is untrained")
 STRATEGIES = sorted(set(tr.strategies) - {"none"})
 SCHEDULE = tr.Explicit(layers=(0, 2, 4), keeps=(0.8, 0.5, 0.2))
 OURS = "inputs.py:describe"
@@ -64,7 +65,7 @@ def test_no_wait_inside_the_layers(name, family, positions):
 
 
 @pytest.mark.parametrize("call", [train, generate])
-@pytest.mark.parametrize("name", ["pyramid_drop", "fastv", "pooling"])
+@pytest.mark.parametrize("name", ["pyramid_drop", "fastv", "pooling", "scorer_mlp"])
 def test_no_wait_in_training_and_decoding(name, call):
     assert counted(FAMILIES["llava"], name, call, positions="compact").of("layers") == []
 

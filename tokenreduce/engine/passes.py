@@ -5,7 +5,7 @@ Shapes: b samples, l logical tokens, p physical tokens, d width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -171,40 +171,61 @@ def _decide(
     budget = tuple(
         min(stop.count(n), have) for n, have in zip(seq.counts, before.counts, strict=True)
     )
-    if budget == before.counts:
+    stays = budget == before.counts
+    if stays:
         keep = torch.arange(before.visual.shape[1], device=seq.device).expand_as(before.visual)
         seq.plans[i] = Plan(keep, before.visual_valid)
         seq.kept[i] = (before.origin, before.visual_valid, budget)
-        return
-    assert seq.places is not None  # set with `seq.visual`
+        if not setup.strategy.watches:
+            return
     # gradients flow through the layer's own projections, never through those of a score
-    handing = not (torch.is_grad_enabled() or layer.training or torch.compiler.is_compiling())
+    grads = torch.is_grad_enabled()
+    handing = not (stays or grads or layer.training or torch.compiler.is_compiling())
     with torch.no_grad():
         past = _past(cached, seq)
         view = _view(setup, i, hidden, kwargs, seq, seq.layout, cached, past)
         whole = compiled(setup.decoder, layer)
         fits = not whole and Handover.fits(setup.adapter.key_projection(layer))
         view.handing = handing and fits
-        tokens = Tokens(
-            hidden=rows_of(hidden, before.visual),
-            valid=before.visual_valid,
-            origin=before.origin,
-            places=seq.places.gather(before.origin),
-            counts=before.counts,
-            original=max(seq.counts),
-            layer=i,
-            seed=setup.seed,
-            separators=seq.separators,
-            evidence=evidence(view, capture, setup.strategy.needs, setup.decoder),
-        )
+        found = evidence(view, capture, setup.strategy.needs, setup.decoder)
+        learning = grads and (layer.training or setup.strategy.training)
+        tokens = _tokens(setup, i, hidden, seq, before, found, learning)
         plan = setup.strategy.plan(tokens, budget)
+    if stays:
+        return
     _check(setup.strategy, plan, budget, i)
     seq.layout, seq.steps[i] = advance(seq, before, plan, budget)
-    if view.projected is not None and not plan.merges:
+    if view.projected is not None and not plan.changes:
         keys = rows_of(view.projected, seq.steps[i].rows)
         seq.evidence[i] = Handover(setup.adapter.key_projection(layer), keys)
-    seq.plans[i] = plan
+    seq.plans[i] = plan.detach()
     seq.kept[i] = (seq.layout.origin, seq.layout.visual_valid, budget)
+
+
+def _tokens(
+    setup: Setup,
+    i: int,
+    hidden: Tensor,
+    seq: Sequence,
+    before: Layout,
+    found: Mapping[str, Callable[[], Tensor]],
+    learning: bool,
+) -> Tokens:
+    """What a strategy is given at a stop, without gradients to the model."""
+    assert seq.places is not None  # set with `seq.visual`
+    return Tokens(
+        hidden=rows_of(hidden, before.visual),
+        valid=before.visual_valid,
+        origin=before.origin,
+        places=seq.places.gather(before.origin),
+        counts=before.counts,
+        original=max(seq.counts),
+        layer=i,
+        seed=setup.seed,
+        separators=seq.separators,
+        learning=learning,
+        evidence=found,
+    )
 
 
 def _merge_as_the_tower(seq: Sequence, i: int, before: Layout) -> None:

@@ -151,10 +151,10 @@ class Step:
     plan: Plan
 
     def hidden(self, hidden: Tensor) -> Tensor:
-        """(b, p_before, d) -> (b, p, d): drops tokens, after merging those that merge."""
+        """(b, p_before, d) -> (b, p, d): drops tokens, after changing those that change."""
         if hidden.device != self.rows.device:  # features that join on another device
             return moved(self, hidden.device).hidden(hidden)
-        if self.plan.merges:
+        if self.plan.changes:
             visual = rows_of(hidden, self.before.visual)
             merged = self.plan.merge(visual)
             slots = self.before.visual.gather(1, self.plan.keep)

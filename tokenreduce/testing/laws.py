@@ -27,6 +27,7 @@ from tokenreduce.strategy import Strategy
 from tokenreduce.testing.choices import check as check_choices
 from tokenreduce.testing.model_laws import (
     TOLERANCE,
+    a_gate_of_ones_changes_nothing,
     compacting_is_renumbering,
     decoding_is_recomputing,
     decoding_stores_what_is_left,
@@ -54,6 +55,7 @@ __all__ = [
     "OWN",
     "TOLERANCE",
     "Case",
+    "a_gate_of_ones_changes_nothing",
     "answers_change_no_choice",
     "asking_without_getting_is_loud",
     "calls_agree",
@@ -89,6 +91,7 @@ ALWAYS: tuple[Law, ...] = (
 
 ONCE: tuple[Law, ...] = (
     keeping_all_is_the_plain_model,
+    a_gate_of_ones_changes_nothing,
     checkpointing_changes_nothing,
     text_logits_give_the_same_loss,
     answers_change_no_choice,

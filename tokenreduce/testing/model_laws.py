@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor
 from tokenreduce.scheduler import Stop
 from tokenreduce.testing import oracle
 from tokenreduce.testing.batches import Batch
-from tokenreduce.testing.trial import STEPS, Outcome, Trial, everything, generate
+from tokenreduce.testing.trial import STEPS, Outcome, Replay, Trial, everything, generate
+from tokenreduce.tokens import Plan
 
 TOLERANCE = 1e-5
 """In logits, which have a standard deviation of about 1, in fp32."""
@@ -57,6 +59,27 @@ def dropping_is_masking(trial: Trial) -> None:
             hidden, oracle.left(done.batch.visual, done.batch.real, done.kept)
         )
         close("law 2: dropping is masking", trial, done.logits, expected, known & done.batch.real)
+
+
+def a_gate_of_ones_changes_nothing(trial: Trial) -> None:
+    """What a learned choice passes through in training changes no bit while it is open."""
+    done = trial.forward("keep", "right")
+    opened, v, logits = {}, max(done.batch.counts), []
+    for layer, plan in sorted(done.plans.items()):
+        opened[layer] = _opened(plan, v)
+        v = plan.keep.shape[1]
+    for plans in (done.plans, opened):
+        again = Replay(plans, trial.stops)
+        with torch.no_grad(), trial.reduce(strategy=again, scheduler=None) as reduction:
+            logits.append(done.batch.run(trial.model, reduction, use_cache=False).logits)
+    same("a gate of ones changes nothing", trial, logits[1], logits[0])
+
+
+def _opened(plan: Plan, v: int) -> Plan:
+    """The plan with a gate that lets everything through, and a token of `v` behind it."""
+    ground = torch.zeros(len(plan.keep), v)
+    ground[:, :1] = 1.0
+    return replace(plan, gate=torch.ones(plan.keep.shape), ground=ground)
 
 
 def decoding_is_recomputing(trial: Trial) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokenreduce.learned import LearnedStrategy
 from tokenreduce.scheduler import Stop
 from tokenreduce.strategy import Strategy
 from tokenreduce.testing.batches import IGNORED, Batch, batch
@@ -30,7 +31,10 @@ FIRST_WORD = 10
 
 
 def checkpointing_changes_nothing(trial: Trial) -> None:
-    """Law 5: loss and gradients are the same with activation checkpointing, in every style."""
+    """Law 5: loss and gradients are the same with activation checkpointing, in every style.
+
+    The gradients of a learned strategy are among them.
+    """
     model = trial.family.model(trial.attention).train()
     given = trial.batch("right")
     loss, gradients = _trained(trial, model, given, _stored)
@@ -50,8 +54,10 @@ Style = Callable[[Any], Any]
 def _trained(
     trial: Trial, model: Any, given: Batch, style: Style
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss and gradients of one training step."""
+    """Loss and gradients of one training step, those of a learned strategy among them."""
     model.zero_grad()
+    owned = trial.strategy if isinstance(trial.strategy, LearnedStrategy) else nn.Module()
+    owned.zero_grad()
     inputs = dict(given.inputs)
     if given.bare:
         inputs["inputs_embeds"] = inputs["inputs_embeds"].clone().requires_grad_()
@@ -59,6 +65,9 @@ def _trained(
         loss = model(**inputs, labels=given.labels, use_cache=False).loss
         loss.backward()
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    for name, parameter in owned.named_parameters():
+        if parameter.grad is not None:
+            gradients[f"strategy.{name}"] = parameter.grad.clone()
     if given.bare:
         gradients["inputs"] = inputs["inputs_embeds"].grad
     return loss.detach(), gradients

@@ -18,6 +18,7 @@ from tokenreduce.scheduler import Scheduler, Stop
 from tokenreduce.schedulers.explicit import Explicit
 from tokenreduce.strategy import Positions, Strategy
 from tokenreduce.testing.batches import Batch, Side, batch
+from tokenreduce.testing.choices import own
 from tokenreduce.testing.models import FAMILIES, IMAGE, VIDEO, Family
 from tokenreduce.testing.oracle import decoder_of, embedded
 from tokenreduce.tokens import Plan, Tokens
@@ -97,6 +98,9 @@ class Trial:
     attention: str = "sdpa"
     images: tuple[int, ...] = (1, 0, 2)
     memory: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self.strategy = own(self.strategy)
 
     def __str__(self) -> str:
         return f"{self.strategy} under {self.scheduler} on {self.family} ({self.attention})"

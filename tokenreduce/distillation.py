@@ -1,0 +1,256 @@
+"""Teaches a learned scorer what deep layers attend to, from runs of the unreduced model.
+
+Every run gives the scorer the hidden states at its stops, and the attention of a deeper layer as
+the answer: what that layer will look at, said before it. (A small module that is distilled from the
+attention of a language model is the region-focus module of arXiv 2503.07588, ICCV 2025.)
+
+Shapes: b samples, v visual tokens, h heads, t text tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from tokenreduce.choice import candidates
+from tokenreduce.learned import LearnedScorer
+from tokenreduce.reduction import reduce
+from tokenreduce.registry import did_you_mean
+from tokenreduce.scheduler import Scheduler, Stop, layer_at
+from tokenreduce.strategy import Strategy
+from tokenreduce.tokens import Plan, Tokens
+
+TEACHERS = ("attention", "attention_before", "attention_received", "text_attention")
+"""Evidence that can teach: one row of attention, the mean over all rows, or the text's."""
+
+Batches = Iterable[Mapping[str, Any]]
+
+
+def distill(
+    model: nn.Module,
+    strategy: LearnedScorer,
+    batches: Batches,
+    *,
+    layer: int | float = 0.75,
+    scheduler: Scheduler | None = None,
+    steps: int | None = None,
+    lr: float = 1e-3,
+    teacher: str = "attention",
+    optimizer: torch.optim.Optimizer | None = None,
+    adapter: Any = None,
+    seed: int = 0,
+) -> list[dict[str, float]]:
+    """Trains a scorer to foretell what layer `layer` of the unreduced model attends to.
+
+    The loss is the Kullback-Leibler divergence of the softmax of the scores from the attention,
+    both over the visual tokens of a sample that are no separators. The model gets no gradient and
+    runs in evaluation mode; its weights, and afterwards its mode, are as they were.
+
+    Args:
+        model: as `reduce` takes it, not reduced.
+        strategy: trained in place.
+        batches: what the model is called with, batch by batch. Taken again from the beginning
+            where `steps` are more; those without pictures are left out.
+        layer: whose attention teaches; a share of the depth below 1.
+        scheduler: at whose stops the scorer is to work; None means the strategy's own.
+        steps: optimiser steps; None means one for each batch.
+        lr: of AdamW, without an optimiser.
+        teacher: `"attention"` of the tokens that ask, `"attention_before"` of the same one layer
+            earlier, `"attention_received"` from all tokens, `"text_attention"` of all text tokens.
+        optimizer: of `strategy.parameters()` (built by `strategy.prepare(width)`).
+        adapter: as `reduce` takes it.
+        seed: of untrained parameters.
+
+    Returns:
+        a row for each step: `step`, `loss` in nats, and `agreement`, the mean rank correlation
+        (Spearman) of scores and attention, both before the step.
+
+    Raises:
+        TypeError: a strategy that is no learned scorer, or evidence that cannot be measured.
+        ValueError: no batch had a visual token, an unknown teacher, or a layer beyond the model.
+    """
+    log: list[dict[str, float]] = []
+    with _watching(model, strategy, scheduler, layer, teacher, adapter, seed) as watch:
+        if optimizer is None:
+            optimizer = torch.optim.AdamW(strategy.parameters(), lr=lr)
+        for found in _passes(model, watch, batches, again=steps is not None):
+            with torch.enable_grad():
+                loss = torch.stack([divergence(*pair) for pair in found]).mean()
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            row = {"step": len(log), "loss": float(loss.detach())}
+            log.append(row | {"agreement": float(torch.stack([ranks(*p) for p in found]).mean())})
+            if len(log) == steps:
+                break
+    return log
+
+
+def agreement(
+    model: nn.Module,
+    strategy: LearnedScorer,
+    batches: Batches,
+    *,
+    layer: int | float = 0.75,
+    scheduler: Scheduler | None = None,
+    teacher: str = "attention",
+    adapter: Any = None,
+    seed: int = 0,
+) -> float:
+    """How well a scorer ranks tokens as the attention of layer `layer` does, -1 to 1.
+
+    The mean rank correlation (Spearman) over batches and stops; nothing is trained. Arguments and
+    errors are those of `distill`.
+    """
+    with _watching(model, strategy, scheduler, layer, teacher, adapter, seed) as watch:
+        each = [ranks(*p) for found in _passes(model, watch, batches, False) for p in found]
+    return float(torch.stack(each).mean())
+
+
+def divergence(scores: Tensor, target: Tensor, among: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of softmax(`scores`) from `target`, mean over samples, in nats.
+
+    Args:
+        scores: (b, v).
+        target: (b, v), not below zero; made to sum to one over `among`.
+        among: (b, v) the tokens that count. Samples with fewer than two do not.
+    """
+    several = among.sum(dim=1) > 1
+    target = target.masked_fill(~among, 0.0)
+    target = target / target.sum(dim=1, keepdim=True).clamp(min=torch.finfo(target.dtype).tiny)
+    low = torch.finfo(scores.dtype).min
+    guess = scores.masked_fill(~among, low).log_softmax(dim=1)
+    each = (torch.xlogy(target, target) - target * guess).masked_fill(~among, 0.0).sum(dim=1)
+    return each[several].mean() if bool(several.any()) else each.sum() * 0.0
+
+
+def ranks(scores: Tensor, target: Tensor, among: Tensor) -> Tensor:
+    """Spearman's rank correlation of `scores` and `target`, both (b, v), mean over samples."""
+    found = []
+    for mine, theirs, which in zip(scores.detach(), target, among, strict=True):
+        if int(which.sum()) > 1:
+            both = torch.stack([mine[which], theirs[which]]).argsort(dim=1).argsort(dim=1)
+            found.append(torch.corrcoef(both.float())[0, 1])
+    return torch.stack(found).mean() if found else scores.new_zeros(())
+
+
+@dataclass(eq=False)
+class Watch(Strategy):
+    """Looks on as the unreduced model runs: scores at the stops, attention at the teacher's layer.
+
+    Attributes:
+        pupil: whose scores are taken, with gradients.
+        teacher: evidence that is its target.
+        at: the layers of the pupil's stops.
+        layer: that of the teacher.
+    """
+
+    pupil: LearnedScorer
+    teacher: str
+    at: frozenset[int] = frozenset()
+    layer: int = 0
+    scores: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    target: Tensor | None = None
+
+    watches: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        text = {"text_valid"} if self.teacher == "text_attention" else set()
+        needs = self.pupil.needs | {self.teacher} | text
+        self.needs = frozenset(needs)  # type: ignore[misc]
+
+    def plan(self, tokens: Tokens, budget: Sequence[int]) -> Plan:
+        """Everything stays."""
+        if tokens.layer in self.at:
+            self.pupil.prepare(tokens.hidden.shape[-1], tokens.seed, tokens.hidden.device)
+            with torch.enable_grad():
+                self.scores.append((self.pupil.score(tokens), candidates(tokens)))
+        if tokens.layer == self.layer:
+            self.target = self._taught(tokens)
+        keep = torch.arange(tokens.valid.shape[1], device=tokens.valid.device)
+        return Plan(keep.expand_as(tokens.valid), tokens.valid)
+
+    def scheduler(self) -> Scheduler:
+        """None of its own: `Looking` says where."""
+        raise NotImplementedError
+
+    def take(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Scores, target and candidates of every stop of the latest pass; none without pictures."""
+        scores, target = self.scores, self.target
+        self.scores, self.target = [], None
+        return [] if target is None else [(s, target.to(s.device), among) for s, among in scores]
+
+    def _taught(self, tokens: Tokens) -> Tensor:
+        """(b, v) attention, mean over heads, and over the text tokens that count."""
+        x = tokens[self.teacher].float().mean(dim=1)
+        if x.dim() == 2:
+            return x
+        valid = tokens["text_valid"].float()[..., None]
+        return (x * valid).sum(dim=1) / valid.sum(dim=1).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Looking(Scheduler):
+    """Stops where another schedule has some and at one more layer; all keep everything."""
+
+    schedule: Scheduler
+    layer: int | float
+
+    def stops(self, depth: int, progress: float = 1.0) -> tuple[Stop, ...]:
+        """In order of layers."""
+        layers = {stop.layer for stop in self.schedule.stops(depth)} | {layer_at(self.layer, depth)}
+        return tuple(Stop(layer, 1.0) for layer in sorted(layers))
+
+
+@contextmanager
+def _watching(
+    model: nn.Module,
+    strategy: LearnedScorer,
+    scheduler: Scheduler | None,
+    layer: int | float,
+    teacher: str,
+    adapter: Any,
+    seed: int,
+) -> Iterator[Watch]:
+    """A model in evaluation mode that tells what it attends to."""
+    if not isinstance(strategy, LearnedScorer):
+        raise TypeError(f"only a LearnedScorer can be taught, not {strategy!r}")
+    if teacher not in TEACHERS:
+        hint = did_you_mean(teacher, TEACHERS)
+        raise ValueError(f"no teacher {teacher!r}{hint} (known: {', '.join(TEACHERS)})")
+    schedule = strategy.scheduler() if scheduler is None else scheduler
+    watch = Watch(strategy, teacher)
+    with reduce(model, watch, Looking(schedule, layer), adapter=adapter, seed=seed) as reduction:
+        depth = len(reduction.decoder.layers)
+        strategy.begin(reduction.decoder, seed)
+        watch.at = frozenset(stop.layer for stop in schedule.stops(depth))
+        watch.layer = layer_at(layer, depth)
+        mode = model.training
+        model.eval()
+        try:
+            yield watch
+        finally:
+            model.train(mode)
+
+
+def _passes(
+    model: nn.Module, watch: Watch, batches: Batches, again: bool
+) -> Iterator[list[tuple[Tensor, Tensor, Tensor]]]:
+    """What every batch with visual tokens says; over and over where asked."""
+    while True:
+        any_ = False
+        for batch in batches:
+            with torch.no_grad():
+                model(**batch)
+            if found := watch.take():
+                any_ = True
+                yield found
+        if not any_:
+            raise ValueError("no batch had visual tokens: there is nothing to learn from")
+        if not again:
+            return

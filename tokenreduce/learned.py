@@ -1,0 +1,340 @@
+"""Strategies that own parameters: how they are built, trained, saved, and how gradients reach them.
+
+A hard choice has no gradient. The one piece that gives it some is `gated`: kept tokens pass a gate
+whose value is one, and whose gradient is that of a soft choice (straight-through), or, in training
+alone, whose value is the soft choice itself.
+
+Shapes: b samples, v visual tokens, k kept, d width.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from abc import abstractmethod
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from tokenreduce.choice import candidates, kept
+from tokenreduce.files import whole
+from tokenreduce.registry import did_you_mean
+from tokenreduce.scheduler import Scheduler
+from tokenreduce.strategy import Strategy, select
+from tokenreduce.tokens import Plan, Tokens
+
+Gate = Literal["straight_through", "soft", "none"]
+
+HALVINGS = 40
+"""Steps of the search for a threshold: more than fp32 can tell apart."""
+
+
+class LearnedStrategy(Strategy, nn.Module):
+    """A strategy that is a `torch.nn.Module` as well: it owns parameters.
+
+    A subclass says in `build` what modules it has, and in `decide` what `plan` says of others. It
+    is a dataclass whose fields are its options, `@dataclass(eq=False)`. Its parameters are in fp32
+    and on no model: `strategy.parameters()` go to an optimiser, `state_dict()`, `to()`, `train()`
+    are those of torch. They are built when the width of the model is known, by `tokenreduce.reduce`
+    or at the first stop, from the reduction's seed.
+
+    It learns where gradients are on and the model is in training mode, or itself is: like a
+    pretrained model it begins in evaluation mode, and `strategy.train()` lets it learn on a model
+    that stays in that mode. No gradient flows from its choice into the model.
+    """
+
+    weights: str | None = None
+    """A safetensors file with its parameters; None builds untrained ones."""
+
+    def __post_init__(self) -> None:
+        if type(self).__hash__ is None:
+            raise TypeError(
+                f"{type(self).__name__} must be a @dataclass(eq=False): torch asks for modules "
+                "that can be told apart"
+            )
+        nn.Module.__init__(self)
+        self._built: tuple[int, int] | None = None  # width and seed
+        self._fresh: tuple[int, ...] | None = None  # writes, while untrained
+        self._settled = False
+        self.eval()
+
+    @abstractmethod
+    def build(self, width: int) -> None:
+        """Makes the modules, as attributes, for hidden states of `width` numbers."""
+
+    @abstractmethod
+    def decide(self, tokens: Tokens, budget: Sequence[int]) -> Plan:
+        """The plan; with gradients on, where it is to learn, it may depend on the parameters."""
+
+    def plan(self, tokens: Tokens, budget: Sequence[int]) -> Plan:
+        """What `decide` says, in fp32 whatever the model computes in."""
+        hidden = tokens.hidden
+        self.prepare(hidden.shape[-1], tokens.seed, hidden.device)
+        learning = tokens.learning and any(p.requires_grad for p in self.parameters())
+        with ExitStack() as stack:
+            stack.enter_context(torch.autocast(hidden.device.type, enabled=False))
+            stack.enter_context(torch.set_grad_enabled(learning))
+            if learning:
+                # checkpointing counts what is stored inside a layer; a choice is not made again
+                stack.enter_context(saved_tensors_hooks(_as_it_is, _as_it_is))
+            return self.decide(replace(tokens, learning=learning), budget)
+
+    def prepare(self, width: int, seed: int = 0, device: torch.device | str | None = None) -> None:
+        """Builds the modules, once, and brings them to `device`.
+
+        Args:
+            width: of the model's hidden states.
+            seed: of the untrained parameters; torch's own generator is left alone.
+            device: None leaves them where they are.
+
+        Raises:
+            ValueError: modules that were built for another width, or weights that do not fit.
+            FileNotFoundError: there is no file of these weights.
+        """
+        if self._built is None:
+            self._make(width, seed)
+            if self.weights is not None:
+                self.load_weights(self.weights)
+        elif self._built[0] != width:
+            raise ValueError(
+                f"this {type(self).__name__} was built for a model of width {self._built[0]}, and "
+                f"this one has {width}: make a new one for it"
+            )
+        here = next(self.parameters(), None)
+        if device is not None and here is not None and here.device != torch.device(device):
+            self.to(device)
+
+    @property
+    def trained(self) -> bool:
+        """Whether its parameters are any but those that it was built with."""
+        if self._built is None:
+            return False
+        twin = copy.deepcopy(self)
+        twin._make(*self._built)
+        fresh = twin.state_dict()
+        return any(not torch.equal(x.cpu(), fresh[name]) for name, x in self.state_dict().items())
+
+    def begin(self, decoder: Any, seed: int = 0) -> None:
+        """Builds the modules for a decoder, where that lies; looks whether they are trained."""
+        width = int(decoder.config.get_text_config().hidden_size)
+        self.prepare(width, seed, next(decoder.parameters()).device)
+        self._fresh = None if self.trained else self._writes()
+
+    def complaint(self, training: bool) -> str | None:
+        """What to say, once, of its use in a model that is not `training` before it is trained."""
+        learning = torch.is_grad_enabled() and (training or self.training)
+        if self._settled or learning or self._fresh != self._writes():
+            return None
+        self._settled = True
+        return (
+            f"this {type(self).__name__} is untrained: what it keeps is arbitrary. Give it "
+            "weights (an option of that name, or tokenreduce.load) or train it "
+            "(tokenreduce.distill)"
+        )
+
+    def accept_untrained(self) -> None:
+        """From now on nobody is told that it is untrained: a baseline, or a test."""
+        self._settled = True
+
+    def join(self, optimizer: torch.optim.Optimizer, **options: Any) -> None:
+        """Makes the parameters a group of an optimiser that somebody else steps (a `Trainer`).
+
+        Before every step their gradients are averaged over processes, where there are several
+        (a process whose batch had no picture counts as zero); after it they are cleared, since a
+        trainer clears those of its model alone.
+
+        Args:
+            optimizer: of any kind.
+            options: of the group, such as `lr`.
+
+        Raises:
+            ValueError: the parameters are not built yet.
+        """
+        if self._built is None:
+            raise ValueError(
+                f"this {type(self).__name__} has no parameters yet: reduce a model with it first"
+            )
+        optimizer.add_param_group({"params": list(self.parameters()), **options})
+        optimizer.register_step_pre_hook(lambda *_: self._average())
+        optimizer.register_step_post_hook(lambda *_: self.zero_grad())
+
+    def save_weights(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the parameters into a safetensors file, whole or not at all."""
+        from safetensors.torch import save_file
+
+        if self._built is None:
+            raise ValueError(
+                f"this {type(self).__name__} has no parameters yet: reduce a model with it first"
+            )
+        path = Path(path)
+        tensors = {name: x.detach().cpu().clone() for name, x in self.state_dict().items()}
+        with whole(path) as draft:
+            save_file(tensors, draft)
+        return path
+
+    def load_weights(self, path: str | os.PathLike[str]) -> None:
+        """Reads the parameters from a safetensors file, for a module that is built.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: a broken file, or tensors of other names or shapes.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"there is no file {path} with weights")
+        try:
+            tensors = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no safetensors file ({error})") from error
+        mine = {name: tuple(x.shape) for name, x in self.state_dict().items()}
+        theirs = {name: tuple(x.shape) for name, x in tensors.items()}
+        for name in sorted(mine.keys() | theirs.keys()):
+            if mine.get(name) != theirs.get(name):
+                raise ValueError(
+                    f"{path} has {name} {theirs.get(name, 'not at all')}, but this "
+                    f"{type(self).__name__} {mine.get(name, 'not at all')}: it was trained with "
+                    "other options, or for a model of another width"
+                )
+        self.load_state_dict(tensors)
+
+    def _writes(self) -> tuple[int, ...]:
+        """How often each parameter was written to: tells of training without a host sync."""
+        return tuple(parameter._version for parameter in self.parameters())
+
+    def _make(self, width: int, seed: int) -> None:
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.random.fork_rng(devices=[]))
+            stack.enter_context(torch.device("cpu"))
+            torch.default_generator.manual_seed(seed)  # not those of accelerators
+            self.build(width)
+        self.float().train(self.training)
+        self._built = (width, seed)
+
+    def _average(self) -> None:
+        """Means of the gradients over processes."""
+        there = torch.distributed.is_available() and torch.distributed.is_initialized()
+        processes = torch.distributed.get_world_size() if there else 1
+        if processes == 1:
+            return
+        for parameter in self.parameters():
+            if parameter.requires_grad:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                torch.distributed.all_reduce(parameter.grad)
+                parameter.grad /= processes
+
+
+class LearnedScorer(LearnedStrategy):
+    """A learned strategy that keeps the tokens with the highest score.
+
+    In training the kept tokens pass a gate (`gated`), so that gradients of the model's loss reach
+    the score: `gate="straight_through"` leaves every number of the model as it is; `"soft"` fades
+    tokens in training, the less the lower the `temperature`; `"none"` gives no gradient.
+    """
+
+    gate: Gate = "straight_through"
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.gate not in get_args(Gate):
+            hint = did_you_mean(self.gate, get_args(Gate))
+            raise ValueError(f"no gate {self.gate!r}{hint} (known: {', '.join(get_args(Gate))})")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, not {self.temperature!r}")
+
+    @abstractmethod
+    def score(self, tokens: Tokens) -> Tensor:
+        """(b, v) scores; higher is kept. Values at invalid tokens do not matter."""
+
+    def decide(self, tokens: Tokens, budget: Sequence[int]) -> Plan:
+        """The `budget[i]` best-scored tokens of sample i; where it learns, behind a gate."""
+        scores = self.score(tokens)
+        plan = select(scores, tokens, budget)
+        if self.gate == "none" or not scores.requires_grad:
+            return plan
+        return gated(plan, scores, tokens, self.gate, self.temperature)
+
+    def scheduler(self) -> Scheduler:
+        """Before the language model, to a quarter."""
+        from tokenreduce.schedulers.single import Single
+
+        return Single(layer=0, keep=0.25)
+
+
+def gated(
+    plan: Plan,
+    scores: Tensor,
+    tokens: Tokens,
+    gate: Gate = "straight_through",
+    temperature: float = 1.0,
+) -> Plan:
+    """`plan` with a gate through which gradients reach `scores`.
+
+    The soft choice is `soft_top`. Behind a gate that is shut stands the mean of the sample's visual
+    tokens, not zero: decoder layers normalise, and would not notice a token that is merely shorter.
+    So the gradient says what the loss would become if a token told nothing of its own.
+
+    Args:
+        plan: the hard choice.
+        scores: (b, v) with gradients.
+        tokens: that the plan is about. Separators pass freely.
+        gate: `"straight_through"` has the value one; `"soft"` the value of the soft choice.
+        temperature: of the soft choice, in units of the scores.
+    """
+    among = candidates(tokens)
+    chosen = (kept(plan, tokens) & among).sum(dim=1, keepdim=True)
+    share = soft_top(scores, among, chosen, temperature).gather(1, plan.keep)
+    value = share if gate == "soft" else (share - share.detach()) + 1
+    ground = among.float() / among.sum(dim=1, keepdim=True).clamp(min=1)
+    return replace(plan, gate=value, ground=ground)
+
+
+def soft_top(scores: Tensor, among: Tensor, k: Tensor, temperature: float = 1.0) -> Tensor:
+    """(b, v) how far each token is among the `k` best: in (0, 1], of sum `k` where it may be.
+
+    The shares are `sigmoid((score - t) / temperature)` with the threshold t at which they sum to k;
+    t follows the scores, so that the gradient of every share sums to zero over the scores. (T. D.
+    Ahle, "Differentiable top-k", 2022.) Where everything is kept, and outside of `among`, one.
+
+    Args:
+        scores: (b, v), any numbers.
+        among: (b, v) True at the tokens that may be chosen.
+        k: (b, 1) how many are.
+        temperature: the lower, the nearer to a hard choice.
+    """
+    n = among.sum(dim=1, keepdim=True)
+    whole = (k >= n) | (k <= 0)
+    x = scores.float().masked_fill(~among, 0.0) / temperature
+    with torch.no_grad():
+        # where every share is k / n: not above the lowest score's place, nor below the highest's
+        offset = torch.where(whole, 0.5, k / n.clamp(min=1)).logit()
+        low = x.masked_fill(~among, torch.inf).amin(dim=1, keepdim=True) - offset
+        high = x.masked_fill(~among, -torch.inf).amax(dim=1, keepdim=True) - offset
+        low, high = (end.masked_fill(whole, 0.0) for end in (low, high))
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            many = (x - middle).sigmoid().masked_fill(~among, 0.0).sum(dim=1, keepdim=True) > k
+            low, high = torch.where(many, middle, low), torch.where(many, high, middle)
+        threshold = (low + high) / 2
+        share = (x - threshold).sigmoid()
+        slope = (share * (1 - share)).masked_fill(~among, 0.0)
+        slope = slope / slope.sum(dim=1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+    # the derivative of the threshold, by the implicit function theorem; its value stays
+    follows = ((x - x.detach()) * slope).sum(dim=1, keepdim=True)
+    soft = (x - (threshold + follows)).sigmoid()
+    return torch.where(whole | ~among, 1.0, soft)
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
