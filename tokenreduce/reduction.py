@@ -245,7 +245,11 @@ class Reduction:
     def _remember(self, seq: Sequence, cache: Any) -> None:
         self._applied = self._applied or bool(seq.steps)
         learned = self.strategy if isinstance(self.strategy, LearnedStrategy) else None
-        if learned and seq.steps and (complaint := learned.complaint(self.model.training)):
+        if (
+            learned is not None
+            and seq.steps
+            and (complaint := learned.complaint(self.model.training))
+        ):
             warnings.warn(complaint, ReductionWarning, stacklevel=2)
         record = Record(
             seq.counts or (0,) * seq.batch,
