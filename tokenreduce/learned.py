@@ -272,6 +272,11 @@ class LearnedScorer(LearnedStrategy):
         return Single(layer=0, keep=0.25)
 
 
+def complaint(strategy: Strategy, training: bool) -> str | None:
+    """What a strategy has to say of its use in a model that is, or is not, `training`."""
+    return strategy.complaint(training) if isinstance(strategy, LearnedStrategy) else None
+
+
 def gated(
     plan: Plan,
     scores: Tensor,

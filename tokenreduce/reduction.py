@@ -26,7 +26,7 @@ from tokenreduce.engine.sequence import Sequence
 from tokenreduce.engine.setup import Setup
 from tokenreduce.engine.wiring import Wiring
 from tokenreduce.geometry import Picture
-from tokenreduce.learned import LearnedStrategy
+from tokenreduce.learned import LearnedStrategy, complaint
 from tokenreduce.registry import did_you_mean
 from tokenreduce.report import Record, Report, make_report
 from tokenreduce.scheduler import Scheduler, Stop, schedulers
@@ -244,13 +244,8 @@ class Reduction:
 
     def _remember(self, seq: Sequence, cache: Any) -> None:
         self._applied = self._applied or bool(seq.steps)
-        learned = self.strategy if isinstance(self.strategy, LearnedStrategy) else None
-        if (
-            learned is not None
-            and seq.steps
-            and (complaint := learned.complaint(self.model.training))
-        ):
-            warnings.warn(complaint, ReductionWarning, stacklevel=2)
+        if seq.steps and (said := complaint(self.strategy, self.model.training)):
+            warnings.warn(said, ReductionWarning, stacklevel=2)
         record = Record(
             seq.counts or (0,) * seq.batch,
             seq.texts,
