@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -33,11 +33,14 @@ class Trial:
     inside: list[float] = field(default_factory=list)
     adapter: Any = None
     pictures: list[tr.Picture] = field(default_factory=list)
+    logits: Literal["full", "text"] = "full"
 
     def __post_init__(self) -> None:
         self.model, self.twin = models(self.size)
         self.embeds = embeddings(self.size, self.visual + TEXT)
-        self.reduction = tr.reduce(self.model, self.strategy, self.scheduler, adapter=self.adapter)
+        self.reduction = tr.reduce(
+            self.model, self.strategy, self.scheduler, adapter=self.adapter, logits=self.logits
+        )
 
     def unreduced(self) -> None:
         """One round of the other side."""
