@@ -32,7 +32,7 @@ class Study:
     def __init__(self, name: str, about: str, smoke: bool = True) -> None:
         parser = argparse.ArgumentParser(description=about)
         parser.add_argument("--model", default=str(checkpoint_dir()), help="checkpoint folder")
-        parser.add_argument("--images", type=int, default=100, help="held-out pictures")
+        parser.add_argument("--images", type=int, default=60, help="held-out pictures")
         parser.add_argument("--questions", type=int, default=9, help="per picture")
         parser.add_argument("--output", default=f"docs/results/{name}.json", help="results file")
         parser.add_argument("--smoke", action="store_true", help="a few pictures, for CI")

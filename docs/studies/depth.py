@@ -3,7 +3,7 @@
     python docs/studies/depth.py
 
 Every layer by itself, 50, 25, 10 and 0 per cent kept, by attention and at random (PyramidDrop,
-arXiv 2410.17247, figure 1). Writes docs/results/depth.json.
+arXiv 2410.17247, figure 1). Positions stay for both, which differ only in what they choose. Writes docs/results/depth.json.
 """
 
 from common import Study
@@ -23,4 +23,4 @@ if __name__ == "__main__":
                 if study.given.smoke and (layer % 4 or keep == 0.1):
                     continue
                 schedule = tr.Single(layer=layer, keep=keep)
-                study.cell(f"{name} {keep:g} from layer {layer}", name, schedule)
+                study.cell(f"{name} {keep:g} from layer {layer}", name, schedule, positions="keep")

@@ -3,7 +3,7 @@
     python docs/studies/pyramid.py
 
 Three budgets, plug-and-play. The shares of every schedule are solved for, so that each costs the
-same. Writes docs/results/pyramid.json.
+same; positions stay for all. Writes docs/results/pyramid.json.
 """
 
 from common import Study
@@ -31,7 +31,9 @@ if __name__ == "__main__":
                 study.write()
                 continue
             for strategy in ("pyramid_drop", "stride", "pooling"):
-                study.cell(f"{strategy}, {name}, {budget:g} of FLOPs", strategy, schedule)
+                study.cell(
+                    f"{strategy}, {name}, {budget:g} of FLOPs", strategy, schedule, positions="keep"
+                )
             for seed in SEEDS if not study.given.smoke else (0,):
                 label = f"random {seed}, {name}, {budget:g} of FLOPs"
-                study.cell(label, "random", schedule, seed=seed)
+                study.cell(label, "random", schedule, seed=seed, positions="keep")

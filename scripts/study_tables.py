@@ -1,0 +1,199 @@
+"""Tables of the pages under docs/studies, from the results that are committed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
+KINDS = (
+    "read",
+    "colour_of",
+    "shape_of",
+    "left_of",
+    "count",
+    "exist",
+    "word",
+    "where",
+    "what_is_at",
+)
+Row = Iterable[str]
+
+
+@cache
+def results(name: str) -> dict[str, Any]:
+    """A committed results file."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return found
+
+
+def conditions(name: str) -> str:
+    """What the numbers of a study depend on."""
+    found = results(name)
+    machine, versions = found["machine"], found["versions"]
+    return (
+        f"{found['questions']} held-out questions about {found['pictures']} pictures, seed "
+        f"{found['seed']}; {machine['processor']} CPU, {machine['threads']} thread, fp32; torch "
+        f"{versions['torch']}, transformers {versions['transformers']}, Python "
+        f"{versions['python']}; commit {str(found['commit'])[:9]}. Command: "
+        f"`{found['command']}{_options(found['arguments'])}`."
+    )
+
+
+def depth() -> str:
+    """Accuracy against the layer of the one stop."""
+    cells = results("depth")["cells"]
+    layers = sorted({int(name.rpartition(" ")[2]) for name in cells if name != "full"})
+    columns = [("pyramid_drop", k) for k in (0.5, 0.25, 0.1)]
+    columns += [("random", k) for k in (0.5, 0.25, 0.1, 0)]
+    head = ["from layer", *(f"`{s}`, {k:.0%}" if k else "none left" for s, k in columns)]
+    rows = [
+        [str(layer), *(_percent(cells[f"{s} {k:g} from layer {layer}"]) for s, k in columns)]
+        for layer in layers
+    ]
+    return _table(head, rows)
+
+
+def depth_kinds() -> str:
+    """The same by type of question, a quarter left at random."""
+    cells = results("depth")["cells"]
+    layers = sorted({int(name.rpartition(" ")[2]) for name in cells if name != "full"})
+    rows = []
+    for layer in layers:
+        kinds = cells[f"random 0.25 from layer {layer}"]["kinds"]
+        rows.append([str(layer), *(f"{100 * kinds[k]['accuracy']:.0f}" for k in KINDS)])
+    return _table(["from layer", *(f"`{kind}`" for kind in KINDS)], rows)
+
+
+def pyramid() -> str:
+    """Schedules and strategies at equal FLOPs."""
+    cells = results("pyramid")["cells"]
+    groups = list(dict.fromkeys(name.partition(", ")[2] for name in cells if name != "full"))
+    rows = []
+    for group in groups:
+        shape, _, budget = group.rpartition(", ")
+        drawn = [c for name, c in cells.items() if name.endswith(group) and "random" in name]
+        shares = [100 * c["accuracy"] for c in drawn]
+        named = [cells[f"{name}, {group}"] for name in ("pyramid_drop", "stride", "pooling")]
+        spread = f"{sum(shares) / len(shares):.1f} ({min(shares):.1f}-{max(shares):.1f})"
+        share = f"{named[0]['flops_share']:.2f}"
+        rows.append([budget.split()[0], share, shape, *map(_percent, named), spread])
+    head = ["budget", "FLOPs left", "schedule", "`pyramid_drop`", "`stride`", "`pooling`",
+            "`random`, five seeds (range)"]  # fmt: skip
+    return _table(head, rows)
+
+
+def ablations() -> str:
+    """Ratio, stages and positions."""
+    cells = results("ablations")["cells"]
+    names = list(dict.fromkeys(n.rpartition(", ")[0] for n in cells if n != "full"))
+    rows = []
+    for name in names:
+        keep, compact = cells[f"{name}, keep"], cells[f"{name}, compact"]
+        rows.append([name, f"{keep['flops_share']:.2f}", _percent(keep), _percent(compact)])
+    return _table(["schedule", "FLOPs left", "`keep`", "`compact`"], rows)
+
+
+def training() -> str:
+    """Arms of training against ways of asking."""
+    found = results("training")
+    cells = found["cells"]
+    arms = list(dict.fromkeys(name.rpartition(" ")[0] for name in found["runs"]))
+    asked = ("full", "pyramid_drop", "random")
+    before = ["as shipped", *(_percent(cells["full" if a == "full" else f"untrained, asked {a}"])
+              for a in asked)]  # fmt: skip
+    rows = [before]
+    for arm in arms:
+        row = [f"trained: {arm}"]
+        for a in asked:
+            shares = [
+                100 * c["accuracy"] for name, c in cells.items()
+                if name.startswith(f"{arm} ") and name.endswith(f"asked {a}")
+            ]  # fmt: skip
+            low, high = _over_seeds(shares)
+            row.append(f"{sum(shares) / len(shares):.1f} ({low:.1f} to {high:.1f})")
+        rows.append(row)
+    return _table(["weights", *(f"asked: {a}" for a in asked)], rows)
+
+
+def training_runs() -> str:
+    """What each arm took."""
+    runs = results("training")["runs"]
+    arms = list(dict.fromkeys(name.rpartition(" ")[0] for name in runs))
+    rows = []
+    for arm in arms:
+        own = [run for name, run in runs.items() if name.rpartition(" ")[0] == arm]
+
+        def mean(read: Callable[[Any], float], own: list[Any] = own) -> float:
+            return sum(map(read, own)) / len(own)
+
+        rows.append([
+            arm, str(len(own)), f"{mean(lambda r: r['held_out_loss']['last']):.3f}",
+            f"{mean(lambda r: r['seconds'] / r['steps']):.2f}",
+            f"{mean(lambda r: r['peak_memory_bytes']) / 2**30:.2f}",
+        ])  # fmt: skip
+    head = ["arm", "seeds", "held-out loss, as trained", "seconds per step, data included",
+            "peak memory of the process, GiB"]  # fmt: skip
+    return _table(head, rows)
+
+
+def step() -> str:
+    """Time and memory of a training step, from the benchmark."""
+    found = json.loads((RESULTS / "training_step_cpu.json").read_text())
+    rows = []
+    for entry in (b["extra_info"] for b in found["benchmarks"]):
+        rows.append([
+            entry["model"], str(entry["visual_tokens"]), f"`{entry['strategy']}`",
+            "yes" if entry["checkpointed"] else "no", f"{entry['flops_ratio']:.3f}",
+            f"**{entry['time_ratio']['of_minima']:.3f}**",
+            f"{1 / entry['time_ratio']['of_minima']:.2f}", f"{entry['stored_ratio']:.3f}",
+        ])  # fmt: skip
+    head = ["layers x width", "visual tokens", "strategy", "checkpointed", "FLOPs left",
+            "time left", "speed-up", "stored activations left"]  # fmt: skip
+    return _table(head, rows)
+
+
+T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+"""Two-sided 95 % quantiles of Student's t for so many seeds."""
+
+
+def _over_seeds(shares: list[float]) -> tuple[float, float]:
+    """95 % interval of the mean over training seeds, within 0 and 100."""
+    n, mean = len(shares), sum(shares) / len(shares)
+    if n < 2:
+        return 0.0, 100.0
+    spread = (sum((x - mean) ** 2 for x in shares) / (n - 1) / n) ** 0.5
+    return max(0.0, mean - T95[n] * spread), min(100.0, mean + T95[n] * spread)
+
+
+def _percent(cell: dict[str, Any]) -> str:
+    low, high = cell["interval"]
+    return f"{100 * cell['accuracy']:.1f} ({100 * low:.0f}-{100 * high:.0f})"
+
+
+def _options(arguments: dict[str, Any]) -> str:
+    usual = {"images": 60, "questions": 9}
+    changed = {k: v for k, v in arguments.items() if k in usual and v != usual[k]}
+    return "".join(f" --{key} {value}" for key, value in changed.items())
+
+
+def _table(head: Row, rows: Iterable[Row]) -> str:
+    lines = [list(head), *map(list, rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "study-depth": depth,
+    "study-depth-kinds": depth_kinds,
+    "study-pyramid": pyramid,
+    "study-ablations": ablations,
+    "study-training": training,
+    "study-training-runs": training_runs,
+    "study-training-step": step,
+    **{f"conditions-{n}": (lambda n=n: conditions(n))  # type: ignore[misc]
+       for n in ("depth", "pyramid", "ablations", "training")},
+}  # fmt: skip
