@@ -62,7 +62,7 @@ def make(
         max_steps=steps,
         per_device_train_batch_size=len(images) // parts,
         per_device_eval_batch_size=2,
-        gradient_accumulation_steps=parts,
+        gradient_accumulation_steps=options.pop("gradient_accumulation_steps", parts),
         logging_steps=1,
         learning_rate=0.1,
         lr_scheduler_type="constant",

@@ -111,8 +111,8 @@ def _trial(adapter: Adapter, decoder: Part) -> str | None:
     """Why the keys of a layer are not what the adapter makes of its weights, tried on noise."""
     parameters = decoder.layers[0].parameters()
     weight = next(p for p in parameters if p.is_floating_point())  # quantised ones are bytes
-    if weight.is_meta:
-        return None
+    if weight.is_meta or hasattr(weight, "device_mesh"):
+        return None  # its numbers are elsewhere; a sharded layer only runs inside its model
     noise = torch.randn(1, TRIED, decoder.config.hidden_size, generator=torch.Generator())
     hidden, at = noise.to(weight), torch.arange(TRIED, device=weight.device)[None]
     with torch.no_grad():

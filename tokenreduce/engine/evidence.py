@@ -35,7 +35,8 @@ FROM_BEFORE = KEYS_BEFORE | QUERIES_BEFORE
 class Capture:
     """What a layer projects, taken as it runs: keys, and queries when every token asks.
 
-    Where it is not `watching` (a compiled layer is one graph), they are projected again.
+    Where it is not `watching` (a compiled layer is one graph), they are projected here, before the
+    layer runs: afterwards its weights may be gone (FSDP shards a layer again behind its forward).
     """
 
     def __init__(self, view: LayerView, wanted: frozenset[str], watching: bool = True) -> None:
@@ -44,10 +45,12 @@ class Capture:
         self.texts = view.queries(view.text()[0]) if "text_attention_before" in wanted else None
         self.handles: list[Any] = []
         self.projected: dict[str, Tensor] = {}
-        if watching:
-            self._watch("keys", view.adapter.key_projection(view.layer))
-        if watching and wanted & QUERIES_BEFORE:
+        self._watch("keys", view.adapter.key_projection(view.layer))
+        if wanted & QUERIES_BEFORE:
             self._watch("queries", view.adapter.query_projection(view.layer))
+        if not watching:
+            for project in (view.adapter.keys, view.adapter.queries)[: len(self.handles)]:
+                project(view.layer, view.hidden, view.rotary)
 
     def _watch(self, name: str, projection: nn.Module) -> None:
         def take(output: Tensor) -> None:
