@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-pytest.importorskip("accelerate", reason="transformers.Trainer needs accelerate")
-
 
 @pytest.fixture(autouse=True)
 def _quiet_transformers():

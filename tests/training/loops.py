@@ -6,11 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from training.reference import MIXED, collator, gradients, samples
+
+pytest.importorskip("accelerate", reason="transformers.Trainer needs accelerate")
 
 
 @dataclass

@@ -166,17 +166,20 @@ def main(folder: Path) -> None:
         own.mkdir(exist_ok=True)
         found[f"trainer, {logits}"] = trained(own, logits)
     for order in ORDERS:
-        for strategy in ("pyramid_drop", "fastv", "sparsevlm", "fastervlm"):
+        for strategy in ("pyramid_drop", "fastv"):
             found[f"fsdp, {strategy}, {order}"] = step(sharded, order, "llava", strategy)
         found[f"fsdp, text logits, {order}"] = step(sharded, order, logits="text")
         found[f"fsdp, text alone, {order}"] = step(sharded, order, images=TEXT, before=frozen)
         found[f"fsdp, qwen2_vl, {order}"] = step(sharded, order, "qwen2_vl")
-        found[f"fsdp, generic, {order}"] = step(sharded, order, "vipllava")
         found[f"fsdp, checkpointing, {order}"] = step(sharded, order, after=checkpointed)
         found[f"ddp, pyramid_drop, {order}"] = step(replicated, order)
         found[f"ddp, text alone, {order}"] = step(replicated, order, images=TEXT)
         found[f"generate, fastv, {order}"] = generated(order, "fastv")
-    found["fsdp, compiled"] = step(sharded, "wrap first", "llava", "fastv", after=compiled)
+    last = ORDERS[-1]
+    for strategy in ("sparsevlm", "fastervlm", "cdpruner"):
+        found[f"fsdp, {strategy}"] = step(sharded, last, "llava", strategy)
+    found["fsdp, generic"] = step(sharded, last, "vipllava")
+    found["fsdp, compiled"] = step(sharded, last, "llava", "fastv", after=compiled)
     (folder / f"{dist.get_rank()}.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()

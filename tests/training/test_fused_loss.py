@@ -45,8 +45,7 @@ def trained(model, given):
     return loss.detach()
 
 
-@pytest.mark.parametrize("logits", ["full", "text"])
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(("when", "logits"), [("before", "text"), ("after", "full")])
 @pytest.mark.parametrize("name", NAMES)
 def test_labels_align_with_hidden_states(name, when, logits):
     given = batch(FAMILIES[name], (1, 0, 2), side="right")

@@ -40,8 +40,7 @@ def answers(name="llava", **options):
     return int((labels[:, 1:] != IGNORED).sum())
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-@pytest.mark.parametrize("logits", ["full", "text"])
+@pytest.mark.parametrize(("parts", "logits"), [(1, "full"), (2, "text")])
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl"])
 def test_a_step_is_that_of_the_masked_reference(tmp_path, name, logits, parts):
     ours, theirs = both(tmp_path, name, logits=logits, parts=parts)
@@ -51,8 +50,7 @@ def test_a_step_is_that_of_the_masked_reference(tmp_path, name, logits, parts):
     assert ours.items == theirs.items == [answers(name)] * parts
 
 
-@pytest.mark.parametrize("strategy", ["pyramid_drop", "random"])
-@pytest.mark.parametrize("logits", ["full", "text"])
+@pytest.mark.parametrize(("strategy", "logits"), [("pyramid_drop", "text"), ("random", "full")])
 def test_two_micro_batches_are_one_batch(tmp_path, strategy, logits):
     """Though their answers differ in length: the Trainer counts labels, and nobody drops any."""
     found = []
