@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import study_tables
+
 import tokenreduce as tr
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -210,6 +212,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "plugin-tests": lambda: plugin("tests/test_norm.py", "python"),
     "plugin-project": lambda: plugin("pyproject.toml", "toml"),
     "plugin-option": lambda: plugin("tokenreduce_norm/conf/strategy/norm.yaml", "yaml"),
+    **study_tables.TABLES,
 }
 
 

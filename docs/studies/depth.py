@@ -3,7 +3,8 @@
     python docs/studies/depth.py
 
 Every layer by itself, 50, 25, 10 and 0 per cent kept, by attention and at random (PyramidDrop,
-arXiv 2410.17247, figure 1). Positions stay for both, which differ only in what they choose. Writes docs/results/depth.json.
+arXiv 2410.17247, figure 1). Positions stay for both, which then differ only in what they choose.
+Writes docs/results/depth.json.
 """
 
 from common import Study
