@@ -133,9 +133,10 @@ def training_runs() -> str:
         rows.append([
             arm, str(len(own)), f"{mean(lambda r: r['held_out_loss']['last']):.3f}",
             f"{mean(lambda r: r['seconds'] / r['steps']):.2f}",
+                f"{mean(lambda r: r['tokens_per_second']):.0f}",
             f"{mean(lambda r: r['peak_memory_bytes']) / 2**30:.2f}",
         ])  # fmt: skip
-    head = ["arm", "seeds", "held-out loss, as trained", "seconds per step, data included",
+    head = ["arm", "seeds", "held-out loss, as trained", "seconds per step, data included", "tokens per second",
             "peak memory of the process, GiB"]  # fmt: skip
     return _table(head, rows)
 

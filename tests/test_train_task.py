@@ -139,6 +139,32 @@ def test_adapters_train_alone_and_go_on(tmp_path: Path) -> None:
     assert all(torch.equal(names[name], other[name]) for name in names)
 
 
+def test_a_learned_strategy_trains_with_the_model_and_goes_on(tmp_path: Path) -> None:
+    options = ("strategy=scorer_mlp", "strategy.hidden=8", "strategy.gate=soft")
+    run(tmp_path / "a", *options)
+    first, last = (
+        load_file(tmp_path / "a" / "checkpoints" / f"checkpoint-{n}" / "tokenreduce.safetensors")
+        for n in (2, 4)
+    )
+    assert any(not torch.equal(first[name], last[name]) for name in first)
+    run(tmp_path / "b", *options)
+    newest = tmp_path / "b" / "checkpoints" / "checkpoint-4"
+    (newest / "tokenreduce.json").unlink()  # killed before the strategy was saved
+    assert run(tmp_path / "b", *options)["resumed_from"] == "checkpoint-2"
+    again = load_file(newest / "tokenreduce.safetensors")
+    assert all(torch.equal(again[name], last[name]) for name in last)
+
+
+def test_another_training_in_the_same_folder_is_refused(whole: Any) -> None:
+    folder, _ = whole
+    with pytest.raises(ValueError, match="training with another strategy: use another"):
+        run(folder, "strategy=random", "scheduler=pyramid")
+    with pytest.raises(ValueError, match="training with another peft, seed"):
+        run(folder, "peft=lora", "seed=3")
+    with pytest.raises(ValueError, match=r"holds checkpoints: use another hydra\.run\.dir"):
+        run(folder, "task.resume=false")
+
+
 def test_frozen_parts_stay(tmp_path: Path) -> None:
     result = run(tmp_path, "task.frozen=[vision_tower,projector]", "strategy=none")
     assert result["kept_share"] == 1
@@ -197,7 +223,7 @@ def test_wrong_options_are_refused_in_one_line(which: str, tmp_path: Path) -> No
     options, message = WRONG[which]
     with pytest.raises((ValueError, TypeError), match=message):
         run(tmp_path, *options)
-    assert not (tmp_path / "checkpoints").exists() or not any((tmp_path / "checkpoints").iterdir())
+    assert not any((tmp_path / "checkpoints").glob("checkpoint-*"))
 
 
 @pytest.mark.parametrize("data", ["llava", "folder"])

@@ -24,6 +24,7 @@ import torch
 import torch.distributed
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tokenreduce.learned import LearnedStrategy
 from tokenreduce.reduction import Reduction
 from tokenreduce.report import Report
 
@@ -166,7 +167,8 @@ def follow(trainer: Trainer, reduction: Reduction) -> ReductionCallback:
     """Lets a reduction follow the progress of `trainer`, in front of every other callback.
 
     Labels that the trainer keeps from the model (label smoothing, `compute_loss_func`) are told to
-    the reduction, so that what is kept never depends on the answers.
+    the reduction, so that what is kept never depends on the answers. The parameters of a learned
+    strategy become a group of the trainer's optimiser, unless they are in it already.
 
     Returns:
         the callback, already added.
@@ -194,6 +196,8 @@ def follow(trainer: Trainer, reduction: Reduction) -> ReductionCallback:
     callback = ReductionCallback(reduction)
     callbacks.insert(0, callback)
     trainer.compute_loss = _telling(trainer.compute_loss, reduction)
+    if isinstance(reduction.strategy, LearnedStrategy):
+        trainer.create_optimizer = _joining(trainer, reduction.strategy)
     return callback
 
 
@@ -207,6 +211,23 @@ def _compares(trainer: Trainer) -> list[str]:
         found["compute_metrics"] = trainer.compute_metrics
         found["preprocess_logits_for_metrics"] = trainer.preprocess_logits_for_metrics
     return [name for name, part in found.items() if part is not None]
+
+
+def _joining(trainer: Trainer, strategy: LearnedStrategy) -> Callable[..., Any]:
+    """A trainer's `create_optimizer` that has a strategy's parameters in what it makes."""
+    make = trainer.create_optimizer
+
+    @wraps(make)
+    def joined(*args: Any, **kwargs: Any) -> Any:
+        made = make(*args, **kwargs)
+        strategy.accept_untrained()  # it is about to be trained: nothing to warn of
+        own = {id(parameter) for parameter in strategy.parameters()}
+        groups = trainer.optimizer.param_groups
+        if not any(id(parameter) in own for group in groups for parameter in group["params"]):
+            strategy.join(trainer.optimizer)
+        return made
+
+    return joined
 
 
 def _telling(compute: Callable[..., Any], reduction: Reduction) -> Callable[..., Any]:

@@ -26,6 +26,7 @@ from omegaconf import DictConfig
 from transformers import Trainer, set_seed
 
 import tokenreduce as tr
+from tokenreduce.checkpoint import FILE, WEIGHTS
 from tokenreduce.config import build_scheduler, build_strategy
 from tokenreduce.data.encoding import Collator, EncodedDataset, Encoder
 from tokenreduce.integrations.trainer import PREFIX, follow
@@ -34,6 +35,7 @@ from tokenreduce.tasks import tasks
 from tokenreduce.tasks.loading import Loaded, load
 from tokenreduce.tasks.training.checkpoints import (
     Resumed,
+    check_same,
     drop_parts,
     export,
     finished,
@@ -58,16 +60,21 @@ def train(config: DictConfig, output: Path) -> dict[str, Any]:
     data = conversations(config)
     folder = output / "checkpoints"
     settings = arguments(config, folder, data.measured is not None)
-    found = newest_whole(folder) if config.task.resume else None
+    check_same(folder, config)
+    learned = isinstance(strategy, tr.LearnedStrategy)
+    found = newest_whole(folder, (FILE, WEIGHTS) if learned else ())
     loaded = load(config, weights=None if found is None or config.peft.name != "none" else found)
     model = loaded.model
     freeze(model, list(config.task.frozen))
     set_seed(config.seed)  # what adapters begin with is drawn
     model = adapted(model, config.peft)
     ended = finished(found, settings.max_steps)
-    reduction = tr.reduce(
-        model, strategy, scheduler, positions=config.positions, logits=logits, seed=config.seed
-    )
+    if learned and found is not None:
+        reduction = tr.load(model, found)  # with the strategy's own parameters
+    else:
+        reduction = tr.reduce(
+            model, strategy, scheduler, positions=config.positions, logits=logits, seed=config.seed
+        )
     with quiet_if(ended is not None), reduction:
         trainer = make_trainer(config, loaded, model, settings, data, output, found)
         follow(trainer, reduction)

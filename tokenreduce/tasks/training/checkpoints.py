@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
 from transformers import Trainer, TrainerState
+
+from tokenreduce.files import whole
 
 STATE = "trainer_state.json"
 """What the trainer writes last of a checkpoint."""
+ASKED = "asked.json"
+SAME = ("model", "data", "strategy", "scheduler", "peft", "positions", "logits", "seed")
+"""What a training that goes on must have been asked for."""
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json")
 
 
-def newest_whole(folder: Path) -> Path | None:
+def newest_whole(folder: Path, also: Sequence[str] = ()) -> Path | None:
     """The newest checkpoint that was written to its end; None where there is none.
+
+    `also` are files that it must have besides those of the trainer.
 
     A kill during saving leaves a folder without the file that is written last, or with a part of
     it: the checkpoint before it is the one to go on from.
@@ -23,7 +32,9 @@ def newest_whole(folder: Path) -> Path | None:
     found = [
         (int(number), path)
         for path in folder.glob("checkpoint-*")
-        if (number := path.name.rpartition("-")[2]).isdigit() and _whole(path)
+        if (number := path.name.rpartition("-")[2]).isdigit()
+        and _whole(path)
+        and all((path / name).is_file() for name in also)
     ]
     return max(found)[1] if found else None
 
@@ -49,6 +60,40 @@ def finished(found: Path | None, steps: int) -> TrainerState | None:
         return None
     state = TrainerState.load_from_json(str(found / STATE))
     return state if state.global_step >= (steps if steps > 0 else state.max_steps) else None
+
+
+def check_same(folder: Path, config: DictConfig) -> None:
+    """Refuses to go on with a training that was asked for something else; notes what is asked.
+
+    Raises:
+        ValueError: the folder holds checkpoints of another training, or any at all where none is
+            to be gone on from.
+    """
+    asked = {name: plain(config.get(name)) for name in SAME}
+    note = folder / ASKED
+    if any(folder.glob("checkpoint-*")):
+        if not config.task.resume:
+            raise ValueError(
+                f"{folder} holds checkpoints: use another hydra.run.dir, or task.resume=true to go "
+                "on from them"
+            )
+        if note.exists():
+            before = json.loads(note.read_text())
+            other = [name for name in SAME if before.get(name) != asked[name]]
+            if other:
+                raise ValueError(
+                    f"{folder} holds checkpoints of a training with another {', '.join(other)}: "
+                    "use another hydra.run.dir"
+                )
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole(note) as draft:
+        Path(draft).write_text(json.dumps(asked, indent=1) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """A part of the configuration, as JSON gives it back."""
+    value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    return json.loads(json.dumps(value))
 
 
 def drop_parts(folder: Path) -> list[str]:
