@@ -136,8 +136,8 @@ def training_runs() -> str:
                 f"{mean(lambda r: r['tokens_per_second']):.0f}",
             f"{mean(lambda r: r['peak_memory_bytes']) / 2**30:.2f}",
         ])  # fmt: skip
-    head = ["arm", "seeds", "held-out loss, as trained", "seconds per step, data included", "tokens per second",
-            "peak memory of the process, GiB"]  # fmt: skip
+    head = ["arm", "seeds", "held-out loss, as trained", "seconds per step, data included",
+            "tokens per second",            "peak memory of the process, GiB"]  # fmt: skip
     return _table(head, rows)
 
 

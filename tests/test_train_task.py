@@ -109,6 +109,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(
         assert all(torch.equal(mine[key], theirs[key]) for key in theirs), name
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in log if "loss" in row] == [1, 2, 3, 4]
+    assert [row["step"] for row in log if "eval_loss" in row] == [2, 4]
 
 
 def test_a_finished_run_is_not_trained_again(whole: tuple[Path, dict[str, Any]]) -> None:
@@ -125,11 +126,15 @@ def test_a_finished_run_is_not_trained_again(whole: tuple[Path, dict[str, Any]])
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # of peft
 def test_adapters_train_alone_and_go_on(tmp_path: Path) -> None:
     pytest.importorskip("peft")
-    options = ("peft=lora", "peft.rank=2", "strategy=random", "seed=1")
+    options = ("peft=lora", "peft.rank=2", "strategy=random", "seed=1", "data.measured=0")
     first = run(tmp_path / "a", *options)
     assert first["parameters"]["trained"] < 0.05 * first["parameters"]["all"]
     names = load_file(tmp_path / "a" / "checkpoint" / "adapter_model.safetensors")
     assert all("language_model.layers" in name and "lora_" in name for name in names)
+    run(tmp_path / "a", *options)  # ended: exported again, though its adapters are not loaded
+    kept = load_file(tmp_path / "a" / "checkpoint" / "adapter_model.safetensors")
+    assert all(torch.equal(names[name], kept[name]) for name in names)
+    assert max(float(x.abs().max()) for name, x in kept.items() if "lora_B" in name) > 0
     run(tmp_path / "b", *options)
     for part in (tmp_path / "b" / "checkpoints").glob("checkpoint-4/*"):
         part.unlink()  # the newest is lost
@@ -212,6 +217,10 @@ WRONG = {
     "refused": (["trainer.lr_scheduler_type=steep"], "the trainer refuses its options"),
     "frozen": (["task.frozen=[vison_tower]"], "no parameter has that in its name"),
     "nothing": (["task.frozen=[model]"], "leaves nothing to train"),
+    "checkpointing": (["+trainer.gradient_checkpointing=true"], "trainer.activation_checkpoint"),
+    "evaluation": (["+trainer.eval_strategy=epoch"], "data.holdout"),
+    "module": (["peft=lora", "peft.also=[nowhere]"], "peft.also=nowhere: no module has that name"),
+    "gpu": (["device=cuda:1"], "cuda:1"),
     "smoothing": (["trainer.label_smoothing_factor=0.1", "logits=text"], "use logits=full"),
     "targets": (["peft=lora", "peft.targets=nowhere"], "peft.targets=nowhere"),
     "pictures": (["strategy=downsample"], "acts on pictures"),
@@ -238,7 +247,7 @@ def test_label_smoothing_takes_all_logits(tmp_path: Path) -> None:
 
 
 def test_a_curriculum_begins_with_everything(tmp_path: Path) -> None:
-    result = run(tmp_path, "scheduler=curriculum")
+    result = run(tmp_path, "scheduler=curriculum", "trainer.eval_steps=1")
     rows = [json.loads(line) for line in Path(result["log"]).read_text().splitlines()]
     shares = [row["tokenreduce/kept_share"] for row in rows if "loss" in row]
     assert shares[0] == 1
@@ -259,6 +268,33 @@ def test_two_processes_are_one_with_twice_the_rows(tmp_path: Path) -> None:
     assert result["processes"] == 2
     one = run(tmp_path / "one", "trainer.per_device_train_batch_size=4")
     assert result["loss"]["first"] == pytest.approx(one["loss"]["first"], rel=2e-2)
-    a, b = weights(tmp_path / "one" / "checkpoint"), weights(tmp_path / "two" / "checkpoint")
-    far = max(float((a[name].float() - b[name].float()).abs().max()) for name in a)
-    assert far < 5e-3
+    start = AutoModelForImageTextToText.from_pretrained(tr.embedded.checkpoint_dir()).state_dict()
+    ends = [
+        AutoModelForImageTextToText.from_pretrained(tmp_path / name / "checkpoint").state_dict()
+        for name in ("one", "two")
+    ]
+    ways = [torch.cat([(e[n] - start[n].float()).flatten() for n in sorted(e)]) for e in ends]
+    assert torch.cosine_similarity(*ways, dim=0) > 0.9  # the same way from the same start
+    run(tmp_path / "other", "trainer.per_device_train_batch_size=4", "seed=5")
+    other = AutoModelForImageTextToText.from_pretrained(tmp_path / "other" / "checkpoint")
+    states = other.state_dict()
+    way = torch.cat([(states[n] - start[n].float()).flatten() for n in sorted(states)])
+    assert torch.cosine_similarity(ways[0], way, dim=0) < 0.7  # other rows lead elsewhere
+
+
+def test_more_epochs_go_on(tmp_path: Path) -> None:
+    path = rows_on_disk(tmp_path)
+    options = [x for x in SMALL if not x.startswith(("data.", "trainer.max_steps"))]
+    asked = [*options, "data=llava", f"data.path={path}", "data.bad=skip", "trainer.max_steps=-1"]
+    first = task.train(compose(asked), tmp_path / "a")
+    assert first["steps"] == 3  # five rows, two at once
+    more = task.train(compose([*asked, "trainer.num_train_epochs=2"]), tmp_path / "a")
+    assert more["steps"] == 6
+
+
+def test_weights_that_are_trained_are_of_full_precision(tmp_path: Path) -> None:
+    config = compose([*SMALL, "model.dtype=auto"])
+    assert task.dtype_of(config) == "float32"
+    assert task.dtype_of(compose([*SMALL, "model.dtype=auto", "peft=lora"])) == "auto"
+    with pytest.warns(UserWarning, match="steps smaller than its resolution are lost"):
+        assert task.dtype_of(compose([*SMALL, "model.dtype=bfloat16"])) == "bfloat16"

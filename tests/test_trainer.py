@@ -190,6 +190,20 @@ def test_evaluation_gives_a_loss_and_no_share(tmp_path):
     assert not any(key.startswith("tokenreduce/") for row in reporter.told for key in row)
 
 
+def test_an_evaluation_in_between_is_that_of_the_end(tmp_path):
+    model = LLAVA.model()
+    schedule = tr.Curriculum(tr.Single(2, 0.2), begin=0.0, end=1.0)
+    with tr.reduce(model, "random", schedule) as reduction:
+        loop, _ = trainer(model, tmp_path)
+        follow(loop, reduction)
+        reduction.progress = 0.0
+        early = loop.evaluate()["eval_loss"]
+        assert reduction.progress == 0.0
+        assert [stop.keep for stop in reduction.stops] == [1.0]
+        reduction.progress = 1.0
+        assert loop.evaluate()["eval_loss"] == early
+
+
 def test_the_wrong_model_and_a_second_reduction_are_refused(tmp_path):
     model, other = LLAVA.model(), LLAVA.model()
     with tr.reduce(model, "none") as reduction, tr.reduce(other, "none") as odd:

@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 
 from tokenreduce import config as configuration
 from tokenreduce import plugins, refusals
-from tokenreduce.tasks import Task, result, tasks
+from tokenreduce.tasks import Task, first_process, result, tasks
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 TEXT = ("image", "prompt", "model.id")
@@ -86,7 +86,7 @@ def run(config: DictConfig, output: Path) -> dict[str, Any]:
     configuration.refuse_code(config)
     started = time.time()
     numbers = find_task(str(config.task.name))(config, output)
-    if os.environ.get("RANK", "0") == "0":  # one of several processes writes, and speaks
+    if first_process():
         path = result.write(config, output, numbers, seconds=time.time() - started)
         print(f"\nWritten: {path}")
     return numbers

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokenreduce.engine.merging import Merged, Merging
-from tokenreduce.engine.packed import PackedMerging
+from tokenreduce.engine.packed import PackedMerged, PackedMerging
 from tokenreduce.report import EncoderReport
 from tokenreduce.scheduler import Scheduler, Stop
 from tokenreduce.strategy import Strategy, TowerStrategy
@@ -114,7 +114,8 @@ class EncoderReduction:
             for which, counts in enumerate((merged.counts, (o,) * len(merged.counts)))
         )
         tokens = list(merged.counts)
-        return EncoderReport(n, o, tokens, n * short, n * whole, bool(merged.plans))
+        blocks = len(merged.blocks[0]) if isinstance(merged, PackedMerged) else None
+        return EncoderReport(n, o, tokens, n * short, n * whole, bool(merged.plans), blocks)
 
     def remove(self) -> None:
         """Takes every hook off: the model is as it was. Warns when nothing was ever merged."""

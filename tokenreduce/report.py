@@ -78,11 +78,12 @@ class EncoderReport:
     """Tokens of the latest pass, per picture; class tokens are counted.
 
     Attributes:
-        pictures: in the batch.
+        pictures: rows of the batch; 1 where a tower packs all pictures into one sequence.
         tokens: that the encoder begins with.
         tokens_per_layer: behind each layer.
         flops, flops_full: of the layers, all pictures, with and without the reduction.
         applied: whether tokens were merged.
+        blocks: of a packed sequence: pictures, frames or windows, which are kept apart.
     """
 
     pictures: int
@@ -91,7 +92,10 @@ class EncoderReport:
     flops: int
     flops_full: int
     applied: bool
-    convention: str = "matmul FLOPs (2 per multiply-add) of the layers, full attention square"
+    blocks: int | None = None
+    convention: str = (
+        "matmul FLOPs (2 per multiply-add) of the layers, full attention square of what sees itself"
+    )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -100,8 +104,11 @@ class EncoderReport:
     def __str__(self) -> str:
         behind = " ".join(str(n) for n in self.tokens_per_layer)
         share = self.flops / self.flops_full if self.flops_full else 1.0
+        where = f"each of {self.pictures} pictures"
+        if self.blocks is not None:
+            where = f"one sequence of {self.blocks} blocks"
         return (
-            f"tokens            {self.tokens} in each of {self.pictures} pictures\n"
+            f"tokens            {self.tokens} in {where}\n"
             f"behind the layers {behind}\n"
             f"FLOPs             {self.flops:.4g} of {self.flops_full:.4g} ({share:.1%})"
         )

@@ -29,16 +29,18 @@ class Study:
     A cell that the results file holds already is not run again: a killed study goes on.
     """
 
-    def __init__(self, name: str, about: str, smoke: bool = True) -> None:
+    def __init__(self, name: str, about: str) -> None:
         parser = argparse.ArgumentParser(description=about)
         parser.add_argument("--model", default=str(checkpoint_dir()), help="checkpoint folder")
         parser.add_argument("--images", type=int, default=60, help="held-out pictures")
         parser.add_argument("--questions", type=int, default=9, help="per picture")
-        parser.add_argument("--output", default=f"docs/results/{name}.json", help="results file")
+        parser.add_argument("--output", help=f"results file (docs/results/{name}.json)")
         parser.add_argument("--smoke", action="store_true", help="a few pictures, for CI")
         self.given = parser.parse_args()
         if self.given.smoke:
             self.given.images, self.given.questions = 2, 2
+        folder = "outputs/smoke" if self.given.smoke else "docs/results"
+        self.given.output = self.given.output or f"{folder}/{name}.json"
         self.processor: Any = AutoProcessor.from_pretrained(self.given.model)
         self.model: Any = AutoModelForImageTextToText.from_pretrained(
             self.given.model, dtype=torch.float32
@@ -105,7 +107,7 @@ class Study:
         head: dict[str, Any] = {
             "study": name,
             "command": f"python docs/studies/{name}.py",
-            "arguments": vars(self.given),
+            "arguments": dict(vars(self.given)),
             "model": "embedded" if self.given.model == str(checkpoint_dir()) else self.given.model,
             "questions": len(self.items),
             "pictures": self.given.images,

@@ -62,7 +62,7 @@ def main() -> None:
     study = Study("training", __doc__ or "")
     steps = 2 if study.given.smoke else 150
     folder = Path(os.environ.get("TOKENREDUCE_RUNS", tempfile.gettempdir())) / "training_study"
-    folder = folder.with_name(folder.name + ("_smoke" if study.given.smoke else ""))
+    folder = folder.with_name(f"{folder.name}_{steps}_{str(study.record['commit'])[:9]}")
     study.record["steps"], study.record["recipe"] = steps, RECIPE
     runs = study.record.setdefault("runs", {})
     for asked in ("pyramid_drop", "random"):  # before any training

@@ -225,6 +225,10 @@ BAD_ROWS = {
         {**UNNAMED, "image": "https://example.org/a.png"},
     ],
     "not a path of an image": [{**UNNAMED, "image": 7}, {**UNNAMED, "image": [""]}],
+    "a video": [
+        {"video": "a.mp4", **turns(("human", "<video>\nwhat happens?"), ("gpt", "b"))},
+        turns(("human", "<video> what happens?"), ("gpt", "b")),
+    ],
     "unknown part of a content": [
         chat(("user", [{"type": "video"}]), ("assistant", "b")),
         chat(("user", ["a"]), ("assistant", "b")),

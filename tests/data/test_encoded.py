@@ -161,7 +161,7 @@ def test_scenes_with_the_embedded_model():
 def test_processes_that_note_a_row_at_one_time(encoder, tmp_path, monkeypatch):
     """Threads with files of their own stand for processes; they wait before they write."""
     log, start = tmp_path / "log.jsonl", threading.Barrier(6)
-    log.write_text('{"name": "other"}\nno JSON\n')
+    log.write_text('{"name": "other", "row": 0}\nno JSON\n')
 
     def slowly(row, **options):
         time.sleep(0.02)
@@ -182,4 +182,4 @@ def test_processes_that_note_a_row_at_one_time(encoder, tmp_path, monkeypatch):
         thread.start()
     for thread in threads:
         thread.join()
-    assert log.read_text().count('"row"') == 1
+    assert log.read_text().count('"name": "row"') == 1

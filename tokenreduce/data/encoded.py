@@ -28,7 +28,7 @@ class EncodedDataset(Dataset[dict[str, Tensor]]):
         bad: `"error"` stops at a row that cannot be encoded; `"skip"` gives the next row that can,
             beginning anew behind the last, so that the length and the order of an epoch stay.
         log: a file that gets a line `{"name": ..., "reason": ..., "detail": ...}` for every row
-            that was skipped, once, from whatever process and run.
+            that was skipped, once, from whatever process and run; `"row"` is its index.
     """
 
     def __init__(
@@ -44,6 +44,8 @@ class EncodedDataset(Dataset[dict[str, Tensor]]):
         self.bad = bad
         self.log = None if log is None else Path(log)
         self._faults: dict[int, str] = {}  # by index: what is known to be unusable
+        self._noted: set[tuple[str, int]] = set()  # what the log had when it was read last
+        self._read = 0  # bytes of the log until there
 
     def __len__(self) -> int:
         return len(self.conversations)
@@ -92,18 +94,25 @@ class EncodedDataset(Dataset[dict[str, Tensor]]):
         self._faults[place] = str(error)
         if self.log is None:
             return
-        row = {"name": self._name(place), "reason": error.reason, "detail": error.detail}
+        key = self._name(place), place
+        row = {"name": key[0], "row": place, "reason": error.reason, "detail": error.detail}
         # one write of a whole line at the file's end: lines of several processes do not mix
         handle = os.open(self.log, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        with os.fdopen(handle, "rb", buffering=0) as file:
+        with os.fdopen(handle, "rb") as file:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
-            if not any(_names(line, row["name"]) for line in file):
+            file.seek(self._read)
+            fresh = file.read()  # what has been noted since
+            self._read += len(fresh)
+            self._noted.update(filter(None, map(_key, fresh.splitlines())))
+            if key not in self._noted:
                 os.write(handle, (json.dumps(row, ensure_ascii=False) + "\n").encode())
 
 
-def _names(line: bytes, name: str) -> bool:
+def _key(line: bytes) -> tuple[str, int] | None:
+    """The name and index in a line of the log."""
     try:
-        return bool(json.loads(line)["name"] == name)
+        row = json.loads(line)
+        return str(row["name"]), int(row["row"])
     except (ValueError, KeyError, TypeError):
-        return False
+        return None

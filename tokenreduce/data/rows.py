@@ -105,6 +105,8 @@ def read_messages(row: Any) -> tuple[Message, ...]:
     """
     if not isinstance(row, Mapping):
         raise Unusable("not an object", f"a row is {{...}}, not {type(row).__name__}")
+    if row.get("video") or row.get("videos"):
+        raise Unusable("a video", "only images can be trained on")
     if row.get("conversations") is not None:
         turns = _turns(row, "conversations", "from", "value")
     elif row.get("messages") is not None:
@@ -112,6 +114,8 @@ def read_messages(row: Any) -> tuple[Message, ...]:
     else:
         raise Unusable("missing field", "neither 'conversations' nor 'messages'")
     messages = tuple(_message(role, content) for role, content in turns)
+    if any("<video>" in part.get("text", "") for m in messages for part in m["content"]):
+        raise Unusable("a video", "a <video> marker, and only images can be trained on")
     _check_order([message["role"] for message in messages])
     return messages
 

@@ -78,7 +78,8 @@ class SavedRows:
         column = chunk.column(self.images)
         kind = column.type
         single = not (pa.types.is_list(kind) or pa.types.is_large_list(kind))
-        if pa.types.is_string(kind if single else kind.value_type):
+        of = kind if single else kind.value_type
+        if pa.types.is_string(of) or pa.types.is_large_string(of):
             return [self._of({self.images: value}) for value in column.to_pylist()]
         if single:
             return [[b""] * there for there in column.is_valid().to_pylist()]

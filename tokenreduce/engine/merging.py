@@ -233,7 +233,9 @@ class Merging:
     def _planned(self, tokens: Tokens, budget: tuple[int, ...]) -> Plan:
         """The strategy's plan, which keeps exactly `budget` and groups every token."""
         plan, n = self.strategy.plan(tokens, budget), len(budget)
-        if plan.group is None or plan.keep.shape != (n, max(budget)) or plan.how != "mean":
+        uneven = plan.valid is None and len(set(budget)) > 1
+        size = plan.keep.shape == (n, max(budget))
+        if uneven or not size or plan.group is None or plan.how != "mean":
             raise ValueError(
                 f"{type(self.strategy).__name__} kept {plan.keep.shape[1]} tokens in layer "
                 f"{tokens.layer} of the vision tower, where the budget was {max(budget)}: in a "

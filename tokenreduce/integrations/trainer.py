@@ -91,7 +91,8 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]  # transformers'
     """Steps a reduction's schedule with training, logs what it does, saves it with checkpoints.
 
     Before every optimiser step, `reduction.progress` is the share of `max_steps` that is done;
-    after training it is 1. An evaluation in between runs under the schedule of that moment.
+    after training it is 1, and during evaluations in between (where `follow` has put it): they
+    measure what inference will be, and can be compared with each other.
 
     Logged at every log of training, over all processes since the last one: `tokens_per_second`
     (text and visual, before the reduction), `visual_tokens_in` and `visual_tokens_out` (in front of
@@ -105,13 +106,14 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]  # transformers'
     def __init__(self, reduction: Reduction) -> None:
         self.reduction = reduction
         self._tally = Tally()
-        self._since = time.monotonic()
+        self._since = self._ended = time.monotonic()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Starts to count."""
-        self._tally, self._since = Tally(), time.monotonic()
+        self._tally = Tally()
+        self._since = self._ended = time.monotonic()
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -130,6 +132,7 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]  # transformers'
     ) -> None:
         """Counts the last micro-batch of a step."""
         self._tally.add(self.reduction.report)
+        self._ended = time.monotonic()
 
     def on_log(
         self,
@@ -144,7 +147,7 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]  # transformers'
             return  # of an evaluation, or of the whole training
         now = time.monotonic()
         found = self._tally.summed(args.device).logs(now - self._since)
-        self._tally, self._since = Tally(), now
+        self._tally, self._since, self._ended = Tally(), now, now
         logs.update(found)
         if state.log_history:  # has a copy of the logs already
             state.log_history[-1].update(found)
@@ -153,8 +156,21 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]  # transformers'
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Writes the reduction beside the checkpoint."""
+        self._passed()
         if state.is_world_process_zero:
             self.reduction.save(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leaves the time of an evaluation out."""
+        self._passed()
+
+    def _passed(self) -> None:
+        """Leaves the time since the last step out of what training took."""
+        now = time.monotonic()
+        self._since += now - self._ended
+        self._ended = now
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -196,6 +212,7 @@ def follow(trainer: Trainer, reduction: Reduction) -> ReductionCallback:
     callback = ReductionCallback(reduction)
     callbacks.insert(0, callback)
     trainer.compute_loss = _telling(trainer.compute_loss, reduction)
+    trainer.evaluate = _as_at_inference(trainer.evaluate, reduction)
     if isinstance(reduction.strategy, LearnedStrategy):
         trainer.create_optimizer = _joining(trainer, reduction.strategy)
     return callback
@@ -211,6 +228,20 @@ def _compares(trainer: Trainer) -> list[str]:
         found["compute_metrics"] = trainer.compute_metrics
         found["preprocess_logits_for_metrics"] = trainer.preprocess_logits_for_metrics
     return [name for name, part in found.items() if part is not None]
+
+
+def _as_at_inference(evaluate: Callable[..., Any], reduction: Reduction) -> Callable[..., Any]:
+    """A trainer's `evaluate` under the schedule that training leads to."""
+
+    @wraps(evaluate)
+    def at_the_end(*args: Any, **kwargs: Any) -> Any:
+        before, reduction.progress = reduction.progress, 1.0
+        try:
+            return evaluate(*args, **kwargs)
+        finally:
+            reduction.progress = before
+
+    return at_the_end
 
 
 def _joining(trainer: Trainer, strategy: LearnedStrategy) -> Callable[..., Any]:

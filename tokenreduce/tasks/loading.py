@@ -51,11 +51,11 @@ class Loaded:
         return str(self.processor.decode(ids, skip_special_tokens=True)).strip()
 
 
-def load(config: DictConfig, weights: Path | None = None) -> Loaded:
+def load(config: DictConfig, weights: Path | None = None, precision: str | None = None) -> Loaded:
     """The model and processor of `config.model`, on `config.device`, with `config.attention`.
 
     `weights` is a folder that weights are read from in place of the model's own: a checkpoint of
-    its training.
+    its training. `precision` stands in for `model.dtype`.
 
     Weights are read from safetensors only, and code that comes with a checkpoint is not run unless
     `model.trust_remote_code` says so for a fixed `model.revision`. Whether any adapter reads the
@@ -67,7 +67,7 @@ def load(config: DictConfig, weights: Path | None = None) -> Loaded:
     """
     source, options = model_source(config), _hub_options(config.model)
     device = pick_device(str(config.device))
-    dtype = _known(config.model.get("dtype", "auto"), DTYPES, "model.dtype")
+    dtype = _known(precision or config.model.get("dtype", "auto"), DTYPES, "model.dtype")
     attention = _known(config.attention, ATTENTIONS, "attention")
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 

@@ -12,17 +12,19 @@ from __future__ import annotations
 
 import json
 import os
-import resource
+import shutil
+import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from rich.console import Console
 from transformers import Trainer, set_seed
 
 import tokenreduce as tr
@@ -31,7 +33,7 @@ from tokenreduce.config import build_scheduler, build_strategy
 from tokenreduce.data.encoding import Collator, EncodedDataset, Encoder
 from tokenreduce.integrations.trainer import PREFIX, follow
 from tokenreduce.reduction import Logits
-from tokenreduce.tasks import tasks
+from tokenreduce.tasks import first_process, tasks
 from tokenreduce.tasks.loading import Loaded, load
 from tokenreduce.tasks.training.checkpoints import (
     Resumed,
@@ -44,8 +46,10 @@ from tokenreduce.tasks.training.checkpoints import (
 from tokenreduce.tasks.training.curve import draw
 from tokenreduce.tasks.training.setup import adapted, arguments, freeze
 from tokenreduce.tasks.training.sources import Data, conversations
+from tokenreduce.tasks.training.summary import summary
 
 SKIPPED = "skipped.jsonl"
+HALF = ("bfloat16", "float16")
 LOGGED = ("kept_share", "flops_share", "tokens_per_second")
 
 
@@ -63,43 +67,45 @@ def train(config: DictConfig, output: Path) -> dict[str, Any]:
     check_same(folder, config)
     learned = isinstance(strategy, tr.LearnedStrategy)
     found = newest_whole(folder, (FILE, WEIGHTS) if learned else ())
-    loaded = load(config, weights=None if found is None or config.peft.name != "none" else found)
+    weights = found if config.peft.name == "none" else None
+    loaded = load(config, weights, dtype_of(config))
     model = loaded.model
     freeze(model, list(config.task.frozen))
     set_seed(config.seed)  # what adapters begin with is drawn
     model = adapted(model, config.peft)
-    ended = finished(found, settings.max_steps)
-    if learned and found is not None:
-        reduction = tr.load(model, found)  # with the strategy's own parameters
-    else:
-        reduction = tr.reduce(
-            model, strategy, scheduler, positions=config.positions, logits=logits, seed=config.seed
-        )
+    ended = finished(found, settings.max_steps, settings.num_train_epochs)
+    reduction = reduced(config, model, strategy, scheduler, found if learned else None)
     with quiet_if(ended is not None), reduction:
         trainer = make_trainer(config, loaded, model, settings, data, output, found)
         follow(trainer, reduction)
         if first_process():
             drop_parts(folder)
+            if found is None:
+                (output / SKIPPED).unlink(missing_ok=True)
         started = time.monotonic()
         if ended is None:
             trainer.train(resume_from_checkpoint=None if found is None else str(found))
-            if data.measured is not None and trainer.state.global_step % settings.eval_steps:
+            if data.measured is not None and not measured_now(trainer):
                 trainer.evaluate()
         else:
             trainer.state = ended
         seconds = time.monotonic() - started
         best = best_of(trainer)
         export_to = output / "checkpoint"
-        export(trainer, loaded.processor, best, export_to)
+        # adapters of a training that has ended were never loaded
+        export(trainer, loaded.processor, best or (found if ended is not None else None), export_to)
         if first_process():
             reduction.save(export_to)
+            if best is not None and learned:
+                for name in (FILE, WEIGHTS):
+                    shutil.copy2(best / name, export_to / name)
     history = trainer.state.log_history
     if not first_process():
         return {}
     log = output / "log.jsonl"
     log.write_text("".join(json.dumps(row) + "\n" for row in history))
     curve = draw(history, output / "curve.png")
-    return {
+    told = {
         "checkpoint": str(export_to),
         "best": None if best is None else best.name,
         "resumed_from": None if found is None else found.name,
@@ -116,6 +122,28 @@ def train(config: DictConfig, output: Path) -> dict[str, Any]:
         "device": str(settings.device),
         **numbers(trainer, seconds),
     }
+    Console().print(summary(told, f"{strategy}, {scheduler}"))
+    return told
+
+
+def reduced(
+    config: DictConfig,
+    model: Any,
+    strategy: tr.Strategy,
+    scheduler: tr.Scheduler,
+    saved: Path | None,
+) -> tr.Reduction:
+    """The reduction that is trained under; `saved` has the parameters of one that is learned."""
+    if saved is not None:
+        return tr.load(model, saved)
+    return tr.reduce(
+        model,
+        strategy,
+        scheduler,
+        positions=config.positions,
+        logits=logits_of(config),
+        seed=config.seed,
+    )
 
 
 @contextmanager
@@ -133,7 +161,7 @@ def logits_of(config: DictConfig) -> Logits:
     Raises:
         ValueError: label smoothing with logits of text alone.
     """
-    smoothed = float(config.trainer.label_smoothing_factor) > 0
+    smoothed = float(config.trainer.label_smoothing_factor or 0) > 0
     if smoothed and config.logits == "text":
         raise ValueError(
             "trainer.label_smoothing_factor compares every position's logits with its label: "
@@ -141,6 +169,23 @@ def logits_of(config: DictConfig) -> Logits:
         )
     found: Logits = config.logits or ("full" if smoothed else "text")
     return found
+
+
+def dtype_of(config: DictConfig) -> str:
+    """The precision of the weights that are loaded: of those that are trained, float32.
+
+    AdamW's steps are smaller than what half precision tells apart: most weights would not move.
+    """
+    name = str(config.model.get("dtype", "auto"))
+    if config.peft.name != "none":
+        return name
+    if name in HALF:
+        warnings.warn(
+            f"training weights in {name}: steps smaller than its resolution are lost; "
+            "model.dtype=float32 trainer.bf16=true computes as fast and keeps them",
+            stacklevel=2,
+        )
+    return "float32" if name == "auto" else name
 
 
 def make_trainer(
@@ -171,6 +216,12 @@ def make_trainer(
     )
 
 
+def measured_now(trainer: Trainer) -> bool:
+    """Whether the held-out loss was measured after the last step."""
+    steps = [row["step"] for row in trainer.state.log_history if "eval_loss" in row]
+    return trainer.state.global_step in steps
+
+
 def best_of(trainer: Trainer) -> Path | None:
     """The checkpoint with the least held-out loss; None where it is the last or none is known."""
     name = trainer.state.best_model_checkpoint
@@ -179,13 +230,13 @@ def best_of(trainer: Trainer) -> Path | None:
 
 def skipped(before: Sequence[tuple[str, str]], log: Path) -> dict[str, Any]:
     """How many rows were left out for which reason, and which: when read, and when encoded."""
-    found = dict(before)
+    found = list(before)
     if log.exists():
-        for line in log.read_text().splitlines():
-            row = json.loads(line)
-            found[row["name"]] = row["reason"]
-    counts = Counter(found.values())
-    return {"rows": len(found), "reasons": dict(counts), "names": sorted(found)[:1000]}
+        rows = [json.loads(line) for line in log.read_text().splitlines()]
+        found += [(row["name"], row["reason"]) for row in rows]
+    counts = Counter(reason for _, reason in found)
+    names = sorted(name for name, _ in found)
+    return {"rows": len(found), "reasons": dict(counts), "names": names[:1000]}
 
 
 def numbers(trainer: Trainer, seconds: float) -> dict[str, Any]:
@@ -193,20 +244,30 @@ def numbers(trainer: Trainer, seconds: float) -> dict[str, Any]:
     history = trainer.state.log_history
     losses = [row["loss"] for row in history if "loss" in row]
     measured = [row["eval_loss"] for row in history if "eval_loss" in row]
-    last: dict[str, Any] = next((row for row in reversed(history) if "loss" in row), {})
-    gpu = torch.cuda.is_available()
+    mean = next((row["train_loss"] for row in reversed(history) if "train_loss" in row), None)
     return {
         "steps": trainer.state.global_step,
         "seconds": round(seconds, 2),
-        "loss": {"first": losses[0], "last": losses[-1]} if losses else None,
+        "loss": {"first": losses[0], "last": losses[-1], "mean": mean} if losses else None,
         "held_out_loss": {"best": min(measured), "last": measured[-1]} if measured else None,
-        **{name: last.get(PREFIX + name) for name in LOGGED},
-        "peak_memory_bytes": torch.cuda.max_memory_allocated()
-        if gpu
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        **{name: averaged(history, PREFIX + name) for name in LOGGED},
+        "peak_memory_bytes": peak_memory(trainer.args.device),
     }
 
 
-def first_process() -> bool:
-    """Whether this process writes."""
-    return os.environ.get("RANK", "0") == "0"
+def averaged(history: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    """The mean of a number over the logs that have it."""
+    found = [float(row[name]) for row in history if row.get(name) is not None]
+    return sum(found) / len(found) if found else None
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes of the GPU that were taken at most, or of this process; None where nobody counts."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import Trainer, TrainerState
 
 from tokenreduce.files import whole
+from tokenreduce.tasks import first_process
 
 STATE = "trainer_state.json"
 """What the trainer writes last of a checkpoint."""
@@ -40,26 +41,34 @@ def newest_whole(folder: Path, also: Sequence[str] = ()) -> Path | None:
 
 
 def _whole(path: Path) -> bool:
+    return _state(path) is not None and any(True for pattern in WEIGHTS for _ in path.glob(pattern))
+
+
+def _state(path: Path) -> Any:
+    """What the file says that is written last; None where it is missing or broken."""
     try:
-        json.loads((path / STATE).read_text())
+        return json.loads((path / STATE).read_text())
     except (OSError, json.JSONDecodeError):
-        return False
-    return any(True for pattern in WEIGHTS for _ in path.glob(pattern))
+        return None
 
 
-def finished(found: Path | None, steps: int) -> TrainerState | None:
+def finished(found: Path | None, steps: int, epochs: float) -> TrainerState | None:
     """How a training stood that is at its end already; None for one that is not.
 
     The trainer would take one more step.
 
     Args:
         found: the newest whole checkpoint.
-        steps: that are asked for; below 1 as many as there were to be.
+        steps: that are asked for; below 1 it is epochs that count.
+        epochs: that are asked for.
     """
     if found is None:
         return None
     state = TrainerState.load_from_json(str(found / STATE))
-    return state if state.global_step >= (steps if steps > 0 else state.max_steps) else None
+    if steps > 0:
+        return state if state.global_step >= steps else None
+    done = state.global_step >= state.max_steps and epochs <= state.num_train_epochs
+    return state if done else None
 
 
 def check_same(folder: Path, config: DictConfig) -> None:
@@ -85,6 +94,8 @@ def check_same(folder: Path, config: DictConfig) -> None:
                     f"{folder} holds checkpoints of a training with another {', '.join(other)}: "
                     "use another hydra.run.dir"
                 )
+    if not first_process():
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with whole(note) as draft:
         Path(draft).write_text(json.dumps(asked, indent=1) + "\n")
@@ -97,8 +108,15 @@ def plain(value: Any) -> Any:
 
 
 def drop_parts(folder: Path) -> list[str]:
-    """Deletes checkpoints that were not written to their end; returns their names."""
-    parts = [path for path in folder.glob("checkpoint-*") if not _whole(path)]
+    """Deletes checkpoints that were not written to their end; returns their names.
+
+    Those whose last file is there stay, whatever else they hold.
+    """
+    parts = [
+        path
+        for path in folder.glob("checkpoint-*")
+        if path.name.rpartition("-")[2].isdigit() and _state(path) is None
+    ]
     for path in parts:
         shutil.rmtree(path)
     return sorted(path.name for path in parts)

@@ -24,7 +24,14 @@ FIXED = {
     "use_cpu": "device",
     "disable_tqdm": "task.progress",
     "resume_from_checkpoint": "task.resume",
-    "load_best_model_at_end": "nothing: output/checkpoint holds the best",
+    "load_best_model_at_end": "nothing, since checkpoint/ holds the best anyway,",
+    "gradient_checkpointing": "trainer.activation_checkpointing",
+    "eval_strategy": "data.holdout (or data.measured)",
+    "metric_for_best_model": "data.holdout (or data.measured)",
+    "greater_is_better": "data.holdout (or data.measured)",
+    "label_names": "data",
+    "remove_unused_columns": "data",
+    "prediction_loss_only": "data",
 }
 """Arguments of the trainer that options of ours stand for."""
 
@@ -63,7 +70,7 @@ def arguments(config: DictConfig, folder: Path, measured: bool) -> TrainingArgum
         given.setdefault("ddp_find_unused_parameters", True)
     shown = config.task.progress
     try:
-        return TrainingArguments(
+        found = TrainingArguments(
             output_dir=str(folder),
             seed=config.seed,
             data_seed=config.seed,
@@ -79,6 +86,26 @@ def arguments(config: DictConfig, folder: Path, measured: bool) -> TrainingArgum
         )
     except (ValueError, TypeError) as error:
         raise ValueError(f"the trainer refuses its options: {error}") from error
+    _check_device(str(config.device), found)
+    return found
+
+
+def _check_device(name: str, settings: TrainingArguments) -> None:
+    """Refuses a device that the trainer would not train on.
+
+    Raises:
+        ValueError: one of several GPUs, or several without a process for each.
+    """
+    if name.startswith("cuda:") and name != "cuda:0":
+        raise ValueError(
+            f"device={name}: the trainer takes the first GPU that it sees; set "
+            f"CUDA_VISIBLE_DEVICES={name.partition(':')[2]} and leave device out"
+        )
+    if settings.n_gpu > 1:
+        raise ValueError(
+            f"{settings.n_gpu} GPUs and one process: start one for each with torchrun "
+            "--nproc-per-node, or set CUDA_VISIBLE_DEVICES to one of them"
+        )
 
 
 def freeze(model: nn.Module, parts: list[str]) -> None:
@@ -119,8 +146,8 @@ def adapted(model: nn.Module, peft: DictConfig) -> Any:
         r=peft.rank,
         lora_alpha=peft.alpha,
         lora_dropout=peft.dropout,
-        target_modules=_targets(model, str(peft.targets)),
-        modules_to_save=list(peft.also) or None,
+        target_modules=_targets(model, peft.targets),
+        modules_to_save=_named(model, list(peft.also)) or None,
     )
     try:
         return get_peft_model(model, config)
@@ -128,8 +155,22 @@ def adapted(model: nn.Module, peft: DictConfig) -> Any:
         raise ValueError(f"peft.targets={peft.targets}: {error}") from error
 
 
-def _targets(model: Any, targets: str) -> list[str] | str:
+def _named(model: nn.Module, names: list[str]) -> list[str]:
+    """`names`, each of which ends the name of a module.
+
+    Raises:
+        ValueError: a name that is of no module.
+    """
+    for name in names:
+        if not any(f".{found}".endswith(f".{name}") for found, _ in model.named_modules()):
+            raise ValueError(f"peft.also={name}: no module has that name")
+    return names
+
+
+def _targets(model: Any, targets: Any) -> list[str] | str:
     """Names of modules, or what the user wrote for them."""
+    if not isinstance(targets, str):
+        return [str(target) for target in targets]
     if targets == "all":
         return "all-linear"
     if targets != "decoder":
