@@ -21,10 +21,8 @@ def summary(numbers: Mapping[str, Any], title: str) -> Table:
     trained, whole = (quantity(parameters[name], "", 1000) for name in ("trained", "all"))
     row("parameters trained", f"{trained} of {whole}")
     if numbers["loss"] is not None:
-        row(
-            "loss",
-            f"{numbers['loss']['first']:.4g} at first, {numbers['loss']['last']:.4g} at last",
-        )
+        found = [f"{name} {x:.4g}" for name, x in numbers["loss"].items() if x is not None]
+        row("loss", ", ".join(found))
     if numbers["held_out_loss"] is not None:
         best = numbers["best"] or "the last step"
         row("held-out loss", f"{numbers['held_out_loss']['best']:.4g} at best ({escape(best)})")
