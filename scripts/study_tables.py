@@ -8,6 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from tokenreduce.evaluation.intervals import clustered
+
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 KINDS = (
     "read",
@@ -70,7 +74,8 @@ def depth_kinds() -> str:
 
 def pyramid() -> str:
     """Schedules and strategies at equal FLOPs."""
-    cells = results("pyramid")["cells"]
+    found = results("pyramid")
+    cells, pictures = found["cells"], np.array(found["picture_of"])
     groups = list(dict.fromkeys(name.partition(", ")[2] for name in cells if name != "full"))
     rows = []
     for group in groups:
@@ -80,9 +85,12 @@ def pyramid() -> str:
         named = [cells[f"{name}, {group}"] for name in ("pyramid_drop", "stride", "pooling")]
         spread = f"{sum(shares) / len(shares):.1f} ({min(shares):.1f}-{max(shares):.1f})"
         share = f"{named[0]['flops_share']:.2f}"
-        rows.append([budget.split()[0], share, shape, *map(_percent, named), spread])
+        change = _right(named[0]) - np.mean([_right(c) for c in drawn], axis=0)
+        low, high = clustered(change, pictures)
+        paired = f"{100 * change.mean():+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+        rows.append([budget.split()[0], share, shape, *map(_percent, named), spread, paired])
     head = ["budget", "FLOPs left", "schedule", "`pyramid_drop`", "`stride`", "`pooling`",
-            "`random`, five seeds (range)"]  # fmt: skip
+            "`random`, five seeds (range)", "`pyramid_drop` less `random`, paired"]  # fmt: skip
     return _table(head, rows)
 
 
@@ -117,6 +125,27 @@ def training() -> str:
             row.append(f"{sum(shares) / len(shares):.1f} ({low:.1f} to {high:.1f})")
         rows.append(row)
     return _table(["weights", *(f"asked: {a}" for a in asked)], rows)
+
+
+def training_paired() -> str:
+    """Every arm less the whole model's training of the same seed, on the same questions."""
+    found = results("training")
+    cells, asked = found["cells"], ("full", "pyramid_drop", "random")
+    arms = list(dict.fromkeys(name.rpartition(" ")[0] for name in found["runs"]))
+    seeds = sorted({name.rpartition(" ")[2] for name in found["runs"]})
+    rows = []
+    for arm in arms[1:]:
+        row = [f"{arm} less {arms[0]}"]
+        for a in asked:
+            changes = [
+                100 * (cells[f"{arm} {s}, asked {a}"]["accuracy"]
+                       - cells[f"{arms[0]} {s}, asked {a}"]["accuracy"])
+                for s in seeds
+            ]  # fmt: skip
+            low, high = _over_seeds(changes, -100.0)
+            row.append(f"{sum(changes) / len(changes):+.1f} ({low:+.1f} to {high:+.1f})")
+        rows.append(row)
+    return _table(["arms", *(f"asked: {a}" for a in asked)], rows)
 
 
 def training_runs() -> str:
@@ -161,13 +190,18 @@ T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 """Two-sided 95 % quantiles of Student's t for so many seeds."""
 
 
-def _over_seeds(shares: list[float]) -> tuple[float, float]:
-    """95 % interval of the mean over training seeds, within 0 and 100."""
+def _right(cell: dict[str, Any]) -> Any:
+    """(n,) 1.0 at the answers that are right."""
+    return np.array([float(x) for x in cell["right"]])
+
+
+def _over_seeds(shares: list[float], least: float = 0.0) -> tuple[float, float]:
+    """95 % interval of the mean over training seeds, between `least` and 100."""
     n, mean = len(shares), sum(shares) / len(shares)
     if n < 2:
-        return 0.0, 100.0
+        return least, 100.0
     spread = (sum((x - mean) ** 2 for x in shares) / (n - 1) / n) ** 0.5
-    return max(0.0, mean - T95[n] * spread), min(100.0, mean + T95[n] * spread)
+    return max(least, mean - T95[n] * spread), min(100.0, mean + T95[n] * spread)
 
 
 def _percent(cell: dict[str, Any]) -> str:
@@ -193,6 +227,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "study-pyramid": pyramid,
     "study-ablations": ablations,
     "study-training": training,
+    "study-training-paired": training_paired,
     "study-training-runs": training_runs,
     "study-training-step": step,
     **{f"conditions-{n}": (lambda n=n: conditions(n))  # type: ignore[misc]

@@ -334,7 +334,7 @@ def _check_fit(strategy: Strategy, reader: Adapter, model: Part) -> None:
     if strategy.site == "pictures":
         raise TypeError(
             f"{type(strategy).__name__} acts on pictures, before the processor: make the model's "
-            "inputs of tokenreduce.downsample(processor, images, keep).images"
+            "inputs of tokenreduce.downsample(processor, images, keep).images (task=generate does)"
         )
     missing = reader.lacks(strategy.needs, model)
     if missing:
