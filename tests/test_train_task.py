@@ -243,7 +243,12 @@ def test_data_without_a_path_is_refused(data: str, tmp_path: Path) -> None:
 
 
 def test_label_smoothing_takes_all_logits(tmp_path: Path) -> None:
-    assert run(tmp_path, "trainer.label_smoothing_factor=0.1")["logits"] == "full"
+    options = ("strategy=none", "trainer.label_smoothing_factor=0.1")
+    result = run(tmp_path, *options)
+    assert result["logits"] == "full"
+    # the shipped model answers rightly, so that hardly more is left than what is smoothed; labels
+    # that are not shifted would be the tokens that it has just read
+    assert result["loss"]["first"] < 5
 
 
 def test_a_curriculum_begins_with_everything(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -207,13 +208,17 @@ def make_trainer(
     )
     whole = found is not None and config.peft.name == "none"
     kind: type[Trainer] = Resumed if whole else Trainer
-    return kind(
+    trainer = kind(
         model=model,
         args=settings,
         train_dataset=train_on,
         eval_dataset=measured_on,
         data_collator=Collator(loaded.processor),
     )
+    if trainer.label_smoother is not None:
+        # the trainer shifts labels for models that it knows to be causal: of text alone
+        trainer.label_smoother = partial(trainer.label_smoother, shift_labels=True)
+    return trainer
 
 
 def measured_now(trainer: Trainer) -> bool:
