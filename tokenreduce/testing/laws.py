@@ -19,8 +19,11 @@ is still in the making: `laws.dropping_is_masking(laws.trial(Norm(), "llava"))`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+import torch
 
 from tokenreduce.scheduler import Scheduler, Stop
 from tokenreduce.strategy import Strategy
@@ -143,8 +146,23 @@ class Case:
         if missing:
             refused(tried, TypeError, min(missing))
             return
-        for law in self.laws():
-            law(tried)
+        with one_thread():
+            for law in self.laws():
+                law(tried)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Tiny models compute in one thread: several wait for each other more than they help.
+
+    Two workers of a test run on two cores take ten times as long with two threads each.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def cases(
