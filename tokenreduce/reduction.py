@@ -379,7 +379,9 @@ def unwrap(model: nn.Module) -> nn.Module:
     while True:
         if hasattr(found, "get_base_model"):
             found = found.get_base_model()
-        elif not hasattr(found, "config") and isinstance(getattr(found, "module", None), nn.Module):
+        elif isinstance(getattr(found, "module", None), nn.Module) and (
+            "module" in getattr(found, "_modules", ()) or not hasattr(found, "config")
+        ):  # DDP, DeepSpeed's engine
             found = found.module
         else:
             return found  # type: ignore[no-any-return]
