@@ -34,7 +34,7 @@ class Tower:
         norm: the norm behind the feature layer, where the projector gets what leaves it.
         readers: modules behind layers that must get every place of a packed sequence.
         mask: the parameter of a layer's forward that is added to its attention scores.
-        no_mask: what to do where the attention in use adds none, as the beginning of a sentence.
+        takes_mask: whether there is one.
     """
 
     layers: Sequence[Part]
@@ -43,8 +43,8 @@ class Tower:
     classes: int = 0
     norm: Part | None = None
     readers: Sequence[Part] = ()
-    no_mask: ClassVar[str] = "load the vision tower with attn_implementation='sdpa' or 'eager', or "
     mask: ClassVar[str] = "attention_mask"
+    takes_mask: ClassVar[bool] = True
 
     def attention(self, layer: Part) -> Part:
         """The attention of a layer."""
@@ -100,8 +100,10 @@ class Tower:
 
     def adds_mask(self) -> bool:
         """Whether the attention that is in use can add a (n, 1, 1, p) mask to its scores."""
-        attention = self.layers[0].self_attn
-        return attention.config._attn_implementation in ("sdpa", "eager")
+        if not self.takes_mask:
+            return False
+        config = self.attention(self.layers[0]).config
+        return config._attn_implementation in ("sdpa", "eager")
 
 
 class PackedTower(Tower):

@@ -16,7 +16,7 @@ from tokenreduce.tower import Part, Tower
 class InternViT(Tower):
     """InternVL's tower, which may norm queries and keys over their full width."""
 
-    no_mask: ClassVar[str] = "this tower's takes none; "
+    takes_mask: ClassVar[bool] = False
 
     def attention(self, layer: Part) -> Part:
         """By its own name."""
@@ -33,10 +33,6 @@ class InternViT(Tower):
     def mlp(self, layer: Part) -> tuple[Part, Part]:
         """The norm in front of a layer's MLP, and the MLP."""
         return layer.layernorm_after, layer.mlp
-
-    def adds_mask(self) -> bool:
-        """A layer hands none to its attention."""
-        return False
 
 
 @adapters.register("internvl")

@@ -66,11 +66,6 @@ class PixtralTower(PackedTower):
         """The norm in front of a layer's MLP, and the MLP."""
         return layer.ffn_norm, layer.feed_forward
 
-    def adds_mask(self) -> bool:
-        """Whether the attention in use adds masks."""
-        config = self.layers[0].attention.config
-        return config._attn_implementation in ("sdpa", "eager")
-
     def blocks(self, call: Mapping[str, Any]) -> list[int] | None:
         """Patches of one picture see each other, by the mask (sync: once per encoder call)."""
         mask = call["attention_mask"]

@@ -18,7 +18,7 @@ from tokenreduce.tower import PackedTower, Part, Tower
 class FusedTower(PackedTower):
     """A packed tower whose queries, keys and values are one projection."""
 
-    no_mask: ClassVar[str] = "this tower's takes none; "
+    takes_mask: ClassVar[bool] = False
 
     def attention(self, layer: Part) -> Part:
         """By its own name."""
@@ -43,10 +43,6 @@ class FusedTower(PackedTower):
     def mlp(self, layer: Part) -> tuple[Part, Part]:
         """The norm in front of a block's MLP, and the MLP."""
         return layer.norm2, layer.mlp
-
-    def adds_mask(self) -> bool:
-        """It never does."""
-        return False
 
 
 @adapters.register("qwen2_vl")

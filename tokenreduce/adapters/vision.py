@@ -32,6 +32,10 @@ class ClipVision(Encoder):
 class ViTTower(Tower):
     """A layer of ViT: other names, the same order."""
 
+    def attention(self, layer: Part) -> Part:
+        """By its own name."""
+        return layer.attention
+
     def projections(self, layer: Part) -> tuple[Part, Part]:
         """The query and the key projection of a layer."""
         return layer.attention.q_proj, layer.attention.k_proj
@@ -43,11 +47,6 @@ class ViTTower(Tower):
     def mlp(self, layer: Part) -> tuple[Part, Part]:
         """The norm in front of a layer's MLP, and the MLP."""
         return layer.layernorm_after, layer.mlp
-
-    def adds_mask(self) -> bool:
-        """Whether the attention in use adds masks."""
-        attention = self.layers[0].attention
-        return attention.config._attn_implementation in ("sdpa", "eager")
 
 
 @encoders.register("vit")

@@ -21,10 +21,9 @@ from torch import Tensor, nn
 
 from tokenreduce.engine.hooks import Hook
 from tokenreduce.engine.merging import Merged
-from tokenreduce.engine.packed import whole
 from tokenreduce.geometry import Picture
-from tokenreduce.tokens import Plan, gather
-from tokenreduce.tower import PackedTower, Tower
+from tokenreduce.tokens import Plan
+from tokenreduce.tower import Tower
 
 GROUP = "tower_group"
 """Under which a picture carries the group of each token; separators have groups of their own."""
@@ -86,14 +85,11 @@ class Inside:
             passes.append(merged.behind(self.tower.feature))
         if not merged.plans:
             return None
-        packed = isinstance(self.tower, PackedTower)
         last = len(self.tower.layers) - 1
-        x = output.last_hidden_state
-        output.last_hidden_state = whole(x) if packed else _spread(merged, last, x)
+        output.last_hidden_state = merged.spread(output.last_hidden_state, last)
         if output.get("hidden_states") is not None:
             output.hidden_states = tuple(
-                # not every one is kept
-                None if x is None else whole(x) if packed else _spread(merged, i - 1, x)
+                None if x is None else merged.spread(x, i - 1)  # not every one is kept
                 for i, x in enumerate(output.hidden_states)
             )
         return output
@@ -142,7 +138,3 @@ def _of(picture: Picture, groups: Tensor) -> Tensor:
     patch = picture.patches[:, 0]
     alone = -1 - torch.arange(len(patch))
     return torch.where(patch < 0, alone, groups[patch.clamp(min=0)])
-
-
-def _spread(merged: Merged, layer: int, x: Tensor) -> Tensor:
-    return gather(x, merged.behind(layer)) if layer >= 0 else x

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from tokenreduce.engine.hooks import Hook, bind, parameters
 from tokenreduce.strategy import TowerStrategy
-from tokenreduce.tokens import Places, Plan, Tokens
+from tokenreduce.tokens import Places, Plan, Tokens, gather
 from tokenreduce.tower import Part, Tower
 
 CARRIED = "tokenreduce_merged"
@@ -83,6 +83,10 @@ class Merged:
             plans={**self.plans, layer: plan},
         )
 
+    def spread(self, x: Tensor, layer: int) -> Tensor:
+        """What left `layer` (-1: what entered the first), every token as its group became."""
+        return gather(x, self.behind(layer)) if layer >= 0 else x
+
     def pairs(self, layer: int) -> tuple[int, int]:
         """Queries times keys of a picture in `layer`: as it was, and had nothing been merged."""
         entering = self.counts[layer - 1] if layer else self.began
@@ -117,9 +121,11 @@ class Merging:
         self._local = threading.local()
         self.handles: list[Any] = []
         if strategy.proportional and not tower.adds_mask():
+            other = "load the vision tower with attn_implementation='sdpa' or 'eager', or "
+            why = other if tower.takes_mask else "this tower's takes none; "
             raise ValueError(
                 "attention proportional to size needs attention that adds a mask to its scores: "
-                f"{tower.no_mask}choose prop_attn=False"
+                f"{why}choose prop_attn=False"
             )
         for hook in tower.layers[0]._forward_pre_hooks.values():
             if isinstance(getattr(hook, "call", None), Enter):

@@ -50,9 +50,9 @@ class PackedMerged(Merged):
             return _pairs(self.blocks[layer]), _pairs(self.blocks[0])
         return _pairs(self.bounds(layer, whole).diff().tolist()), _pairs(whole.diff().tolist())
 
-    def spread(self, x: Tensor) -> Tensor:
-        """(…, p, d) -> (…, o, d): every token of the beginning, as its group became."""
-        return x.index_select(-2, self.group[0])
+    def spread(self, x: Tensor, layer: int) -> Tensor:
+        """(…, p, d) -> (…, o, d); what was made of it behind the layers is not of tokens."""
+        return whole(x)
 
 
 class PackedMerging(Merging):
@@ -75,9 +75,8 @@ class PackedMerging(Merging):
             merged = self._nothing(x, given)
             self._follows(i, merged)
         merged = replace(merged, seen={**merged.seen, i: tower.bounds(given)})
-        setattr(
-            x, CARRIED, merged
-        )  # for the norm in front, which checkpointing may run again alone
+        # for the norm in front, which checkpointing may run again alone
+        setattr(x, CARRIED, merged)
         if not merged.plans:
             return None
         changed = tower.shorter(given, merged.first[0], lambda whole: merged.bounds(i, whole))
@@ -142,7 +141,7 @@ def whole(x: Tensor) -> Tensor:
     merged = getattr(x, CARRIED, None)
     if not isinstance(merged, PackedMerged) or not merged.plans:
         return x
-    return merged.spread(x)
+    return x.index_select(-2, merged.group[0])
 
 
 def _whole(module: nn.Module, args: tuple[Any, ...]) -> Any:
