@@ -176,8 +176,8 @@ class Watch(Strategy):
         return Plan(keep.expand_as(tokens.valid), tokens.valid)
 
     def scheduler(self) -> Scheduler:
-        """None of its own: `Looking` says where."""
-        raise NotImplementedError
+        """The pupil's; `Looking` adds the teacher's layer."""
+        return self.pupil.scheduler()
 
     def take(self) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Scores, target and candidates of every stop of the latest pass; none without pictures."""

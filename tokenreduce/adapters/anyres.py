@@ -40,7 +40,7 @@ def traced(base: Part, size: Any, pack: Pack, *, tiled: bool = True) -> Picture:
     """
     vision = base.config.vision_config
     side = vision.image_size // vision.patch_size
-    size = torch.as_tensor(size).cpu()
+    size = torch.as_tensor(size).cpu()  # sync: once per encoder call
     y, x = (t.flatten() for t in torch.meshgrid(*[torch.arange(side)] * 2, indexing="ij"))
     views = [torch.stack([torch.zeros_like(y), y, x], dim=1)]
     across = 1

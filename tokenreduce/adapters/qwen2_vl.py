@@ -75,7 +75,7 @@ class Qwen2VL(Adapter):
         vision = base.config.vision_config
         merge, found, first = vision.spatial_merge_size, [], 0
         order = self._order(vision, sizes)
-        for frames, rows, columns in sizes.tolist():
+        for frames, rows, columns in sizes.tolist():  # sync: once per encoder call
             picture = Picture.grid(rows // merge, columns // merge, frames=frames)
             squares = torch.arange(first, first + len(picture))
             squares = squares if order is None else order[squares]
@@ -96,7 +96,7 @@ class Qwen2VL(Adapter):
             window_size=vision.window_size,
             patch_size=vision.patch_size,
         )[0]
-        return index.argsort().cpu()
+        return index.argsort().cpu()  # sync: once per encoder call
 
     def tower(self, base: Part) -> Tower | None:
         """A tower of blocks; its last one sees whole pictures."""

@@ -31,7 +31,7 @@ def tile(pixels: Tensor, tokens: int) -> Picture:
     if side * side != tokens:
         return picture
     colour = torch.nn.functional.adaptive_avg_pool2d(pixels.detach().float(), side)
-    return replace(picture, measures={COLOUR: colour.flatten(1).T.cpu()})
+    return replace(picture, measures={COLOUR: colour.flatten(1).T.cpu()})  # sync: once per view
 
 
 def whole(tiles: Sequence[Picture], thumbnail: int) -> Picture:

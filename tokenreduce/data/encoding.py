@@ -20,7 +20,7 @@ from tokenreduce.data.batching import Collator
 from tokenreduce.data.encoded import EncodedDataset
 from tokenreduce.data.packing import IGNORED
 from tokenreduce.data.rows import Conversation, Message, Unusable
-from tokenreduce.data.transcripts import PROMPTS, Transcript, Writer, image_token
+from tokenreduce.data.transcripts import PROMPTS, Transcript, Writer, begins, image_token
 from tokenreduce.registry import did_you_mean
 
 __all__ = ["Collator", "EncodedDataset", "Encoder", "Unusable"]
@@ -118,7 +118,7 @@ class Encoder:
         # nested by prompt: a flat list is several prompts of one picture each to some processors
         images = {"images": [pictures]} if pictures else {}
         if not self._suffixed:
-            more["add_special_tokens"] = self._specials(text)
+            more["add_special_tokens"] = not begins(self.processor.tokenizer, text)
         try:
             made = self.processor(text=[text], return_tensors="pt", **images, **more)
         except ValueError as error:
@@ -204,13 +204,8 @@ class Encoder:
 
     def _tokens(self, text: str, whole: str) -> list[int]:
         """Token ids of a beginning of `whole`."""
-        made = self.processor.tokenizer(text, add_special_tokens=self._specials(whole))
-        return list(made["input_ids"])
-
-    def _specials(self, text: str) -> bool:
-        """Whether the tokenizer is to add `<s>`: not where the template has written it already."""
-        start = getattr(self.processor.tokenizer, "bos_token", None)
-        return not (start and text.startswith(str(start)))
+        tokenizer = self.processor.tokenizer
+        return list(tokenizer(text, add_special_tokens=not begins(tokenizer, whole))["input_ids"])
 
     def _blank(self, token: int) -> bool:
         if token not in self._blanks:

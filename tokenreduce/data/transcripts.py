@@ -148,6 +148,12 @@ def images_in(messages: Sequence[Message]) -> int:
     return sum(part["type"] == "image" for message in messages for part in message["content"])
 
 
+def begins(tokenizer: Any, text: str) -> bool:
+    """Whether a prompt begins with `<s>` already, which the tokenizer is then not to add."""
+    start = getattr(tokenizer, "bos_token", None)
+    return bool(start) and text.startswith(str(start))
+
+
 def image_token(processor: Any) -> str:
     """The text that stands for an image, as the processor knows it.
 

@@ -27,7 +27,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from tokenreduce.data import sample
 from tokenreduce.data.packing import Packer
 from tokenreduce.embedded.build import build_model, build_processor
-from tokenreduce.tasks import tasks
+from tokenreduce.tasks import first_process, tasks
 from tokenreduce.tasks.pretraining import align, language, tower
 from tokenreduce.tasks.pretraining.assess import assess
 from tokenreduce.tasks.pretraining.curriculum import Curriculum, at_level, blend_weights
@@ -63,12 +63,12 @@ def pretrain(config: DictConfig, output: Path) -> dict[str, Any]:
         stage = STAGES[str(name)](model, processor, config.seed, numbers, task)
         run_stage(stage, task, numbers, output / str(name), output / "log.jsonl", config.seed)
         model.requires_grad_(True)
-        if _is_first():
+        if first_process():
             weights = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}  # tied
             save_file(weights, done)
         _wait()
     result: dict[str, Any] = {"log": str(output / "log.jsonl")}
-    if _is_first():
+    if first_process():
         result["bytes"] = export(model, processor, output)
         result["checkpoint"] = str(output / "checkpoint")
         result["assessment"] = assess(output / "checkpoint", config.seed, **task.assess)
@@ -195,10 +195,6 @@ def _join_processes(threads: int) -> None:
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo", timeout=timedelta(minutes=30))
-
-
-def _is_first() -> bool:
-    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 
 def _wait() -> None:

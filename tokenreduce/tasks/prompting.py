@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import Image
 
+from tokenreduce.data.transcripts import begins
 from tokenreduce.tasks.loading import Loaded
 
 
@@ -47,8 +48,7 @@ def encode(loaded: Loaded, question: str, images: Sequence[Image.Image]) -> Any:
             f"the prompt has {question.count(token)} times {token!r} for {len(images)} pictures: "
             "write it once for each, or leave it out"
         )
-    start = getattr(loaded.processor.tokenizer, "bos_token", None)
-    twice = bool(start) and text.startswith(str(start))  # the template has written it already
+    twice = begins(loaded.processor.tokenizer, text)
     # nested by prompt: a flat list is several prompts of one picture each to some processors
     inputs = loaded.processor(
         images=[list(images)], text=[text], return_tensors="pt", add_special_tokens=not twice

@@ -11,7 +11,6 @@ Writes checkpoints, and at the end `checkpoint/` (the best weights, the processo
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 import time
@@ -26,7 +25,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
-from transformers import Trainer, set_seed
+from transformers import Trainer, TrainingArguments, set_seed
 
 import tokenreduce as tr
 from tokenreduce.checkpoint import FILE, WEIGHTS
@@ -35,7 +34,7 @@ from tokenreduce.data.encoding import Collator, EncodedDataset, Encoder
 from tokenreduce.integrations.trainer import PREFIX, follow
 from tokenreduce.reduction import Logits
 from tokenreduce.tasks import first_process, tasks
-from tokenreduce.tasks.loading import Loaded, load
+from tokenreduce.tasks.loading import load
 from tokenreduce.tasks.training.checkpoints import (
     Resumed,
     check_same,
@@ -68,16 +67,22 @@ def train(config: DictConfig, output: Path) -> dict[str, Any]:
     check_same(folder, config)
     learned = isinstance(strategy, tr.LearnedStrategy)
     found = newest_whole(folder, (FILE, WEIGHTS) if learned else ())
-    weights = found if config.peft.name == "none" else None
+    weights = found if config.peft.name == "none" else None  # adapters are the trainer's to load
     loaded = load(config, weights, dtype_of(config))
     model = loaded.model
     freeze(model, list(config.task.frozen))
     set_seed(config.seed)  # what adapters begin with is drawn
     model = adapted(model, config.peft)
     ended = finished(found, settings.max_steps, settings.num_train_epochs)
-    reduction = reduced(config, model, strategy, scheduler, found if learned else None)
+    if learned and found is not None:
+        reduction = tr.load(model, found)  # with the strategy's own parameters
+    else:
+        how = {"positions": config.positions, "logits": logits, "seed": config.seed}
+        reduction = tr.reduce(model, strategy, scheduler, **how)
     with quiet_if(ended is not None), reduction:
-        trainer = make_trainer(config, loaded, model, settings, data, output, found)
+        trainer = make_trainer(
+            config, loaded.processor, model, settings, data, output / SKIPPED, weights is not None
+        )
         follow(trainer, reduction)
         if first_process():
             drop_parts(folder)
@@ -115,36 +120,10 @@ def train(config: DictConfig, output: Path) -> dict[str, Any]:
         "logits": logits,
         "rows": {"train": len(data.train), "measured": len(data.measured or ())},
         "skipped": skipped(data.skipped, output / SKIPPED),
-        "parameters": {
-            "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "all": sum(p.numel() for p in model.parameters()),
-        },
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
-        "device": str(settings.device),
         **numbers(trainer, seconds),
     }
     Console().print(summary(told, f"{strategy}, {scheduler}"))
     return told
-
-
-def reduced(
-    config: DictConfig,
-    model: Any,
-    strategy: tr.Strategy,
-    scheduler: tr.Scheduler,
-    saved: Path | None,
-) -> tr.Reduction:
-    """The reduction that is trained under; `saved` has the parameters of one that is learned."""
-    if saved is not None:
-        return tr.load(model, saved)
-    return tr.reduce(
-        model,
-        strategy,
-        scheduler,
-        positions=config.positions,
-        logits=logits_of(config),
-        seed=config.seed,
-    )
 
 
 @contextmanager
@@ -191,29 +170,37 @@ def dtype_of(config: DictConfig) -> str:
 
 def make_trainer(
     config: DictConfig,
-    loaded: Loaded,
+    processor: Any,
     model: Any,
-    settings: Any,
+    settings: TrainingArguments,
     data: Data,
-    output: Path,
-    found: Path | None,
+    log: Path,
+    loaded: bool,
 ) -> Trainer:
-    """The trainer of `model` on encoded conversations; `found` is where it goes on from."""
-    limit = config.data.get("max_length")
-    encoder = Encoder(loaded.processor, limit, config.data.get("prompt", "chat"))
+    """The trainer of `model` on encoded conversations.
+
+    Args:
+        config: the whole configuration.
+        processor: of the model.
+        model: what is trained.
+        settings: of the trainer.
+        data: to train on, and to measure on.
+        log: gets the rows that are left out.
+        loaded: whether the model has the weights of the checkpoint that it goes on from.
+    """
+    encoder = Encoder(processor, config.data.get("max_length"), config.data.get("prompt", "chat"))
     bad = config.data.get("bad", "error")
     train_on, measured_on = (
-        None if rows is None else EncodedDataset(rows, encoder, bad, output / SKIPPED)
+        None if rows is None else EncodedDataset(rows, encoder, bad, log)
         for rows in (data.train, data.measured)
     )
-    whole = found is not None and config.peft.name == "none"
-    kind: type[Trainer] = Resumed if whole else Trainer
+    kind: type[Trainer] = Resumed if loaded else Trainer
     trainer = kind(
         model=model,
         args=settings,
         train_dataset=train_on,
         eval_dataset=measured_on,
-        data_collator=Collator(loaded.processor),
+        data_collator=Collator(processor),
     )
     if trainer.label_smoother is not None:
         # the trainer shifts labels for models that it knows to be causal: of text alone
@@ -250,7 +237,14 @@ def numbers(trainer: Trainer, seconds: float) -> dict[str, Any]:
     losses = [row["loss"] for row in history if "loss" in row]
     measured = [row["eval_loss"] for row in history if "eval_loss" in row]
     mean = next((row["train_loss"] for row in reversed(history) if "train_loss" in row), None)
+    parameters = list(trainer.model.parameters())
     return {
+        "parameters": {
+            "trained": sum(p.numel() for p in parameters if p.requires_grad),
+            "all": sum(p.numel() for p in parameters),
+        },
+        "processes": trainer.args.world_size,
+        "device": str(trainer.args.device),
         "steps": trainer.state.global_step,
         "seconds": round(seconds, 2),
         "loss": {"first": losses[0], "last": losses[-1], "mean": mean} if losses else None,

@@ -78,7 +78,8 @@ def check_same(folder: Path, config: DictConfig) -> None:
         ValueError: the folder holds checkpoints of another training, or any at all where none is
             to be gone on from.
     """
-    asked = {name: plain(config.get(name)) for name in SAME}
+    parts = OmegaConf.to_container(OmegaConf.masked_copy(config, list(SAME)), resolve=True)
+    asked = json.loads(json.dumps(parts))  # as the note will give it back
     note = folder / ASKED
     if any(folder.glob("checkpoint-*")):
         if not config.task.resume:
@@ -98,13 +99,7 @@ def check_same(folder: Path, config: DictConfig) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     with whole(note) as draft:
-        Path(draft).write_text(json.dumps(asked, indent=1) + "\n")
-
-
-def plain(value: Any) -> Any:
-    """A part of the configuration, as JSON gives it back."""
-    value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-    return json.loads(json.dumps(value))
+        draft.write_text(json.dumps(asked, indent=1) + "\n")
 
 
 def drop_parts(folder: Path) -> list[str]:
