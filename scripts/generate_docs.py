@@ -14,18 +14,17 @@ import dataclasses
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import study_tables
+from markdown import table
 
 import tokenreduce as tr
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"(<!-- generated: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-Row = Iterable[str]
 
 
 def main(arguments: list[str]) -> int:
@@ -214,15 +213,6 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "plugin-option": lambda: plugin("tokenreduce_norm/conf/strategy/norm.yaml", "yaml"),
     **study_tables.TABLES,
 }
-
-
-def table(head: Row, rows: Iterable[Row]) -> str:
-    """A Markdown table."""
-    head = list(head)
-    lines = [head, ["---"] * len(head), *map(list, rows)]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
-    )
 
 
 def summary(kind: Any) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markdown import table
 
 from tokenreduce.evaluation.intervals import clustered
 
@@ -24,7 +25,6 @@ KINDS = (
     "where",
     "what_is_at",
 )
-Row = Iterable[str]
 
 
 @cache
@@ -58,7 +58,7 @@ def depth() -> str:
         [str(layer), *(_percent(cells[f"{s} {k:g} from layer {layer}"]) for s, k in columns)]
         for layer in layers
     ]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def depth_kinds() -> str:
@@ -69,7 +69,7 @@ def depth_kinds() -> str:
     for layer in layers:
         kinds = cells[f"random 0.25 from layer {layer}"]["kinds"]
         rows.append([str(layer), *(f"{100 * kinds[k]['accuracy']:.0f}" for k in KINDS)])
-    return _table(["from layer", *(f"`{kind}`" for kind in KINDS)], rows)
+    return table(["from layer", *(f"`{kind}`" for kind in KINDS)], rows)
 
 
 def pyramid() -> str:
@@ -91,7 +91,7 @@ def pyramid() -> str:
         rows.append([budget.split()[0], share, shape, *map(_percent, named), spread, paired])
     head = ["budget", "FLOPs left", "schedule", "`pyramid_drop`", "`stride`", "`pooling`",
             "`random`, five seeds (range)", "`pyramid_drop` less `random`, paired"]  # fmt: skip
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def ablations() -> str:
@@ -102,7 +102,7 @@ def ablations() -> str:
     for name in names:
         keep, compact = cells[f"{name}, keep"], cells[f"{name}, compact"]
         rows.append([name, f"{keep['flops_share']:.2f}", _percent(keep), _percent(compact)])
-    return _table(["schedule", "FLOPs left", "`keep`", "`compact`"], rows)
+    return table(["schedule", "FLOPs left", "`keep`", "`compact`"], rows)
 
 
 def training() -> str:
@@ -124,7 +124,7 @@ def training() -> str:
             low, high = _over_seeds(shares)
             row.append(f"{sum(shares) / len(shares):.1f} ({low:.1f} to {high:.1f})")
         rows.append(row)
-    return _table(["weights", *(f"asked: {a}" for a in asked)], rows)
+    return table(["weights", *(f"asked: {a}" for a in asked)], rows)
 
 
 def training_paired() -> str:
@@ -145,7 +145,7 @@ def training_paired() -> str:
             low, high = _over_seeds(changes, -100.0)
             row.append(f"{sum(changes) / len(changes):+.1f} ({low:+.1f} to {high:+.1f})")
         rows.append(row)
-    return _table(["arms", *(f"asked: {a}" for a in asked)], rows)
+    return table(["arms", *(f"asked: {a}" for a in asked)], rows)
 
 
 def training_runs() -> str:
@@ -167,7 +167,7 @@ def training_runs() -> str:
         ])  # fmt: skip
     head = ["arm", "seeds", "held-out loss, as trained", "seconds per step, data included",
             "tokens per second",            "peak memory of the process, GiB"]  # fmt: skip
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def step() -> str:
@@ -183,7 +183,7 @@ def step() -> str:
         ])  # fmt: skip
     head = ["layers x width", "visual tokens", "strategy", "checkpointed", "FLOPs left",
             "time left", "speed-up", "stored activations left"]  # fmt: skip
-    return _table(head, rows)
+    return table(head, rows)
 
 
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
@@ -213,12 +213,6 @@ def _options(arguments: dict[str, Any]) -> str:
     usual = {"images": 60, "questions": 9}
     changed = {k: v for k, v in arguments.items() if k in usual and v != usual[k]}
     return "".join(f" --{key} {value}" for key, value in changed.items())
-
-
-def _table(head: Row, rows: Iterable[Row]) -> str:
-    lines = [list(head), *map(list, rows)]
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 TABLES: dict[str, Callable[[], str]] = {

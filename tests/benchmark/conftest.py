@@ -9,18 +9,15 @@ import pytest
 import torch
 
 import tests.benchmark.sizes as sizes
+from tests.quiet import quiet_transformers
 
 LOAD = os.getloadavg()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_transformers():
-    import transformers
-
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    yield
-    transformers.logging.set_verbosity(level)
+    with quiet_transformers():
+        yield
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):

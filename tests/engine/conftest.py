@@ -7,17 +7,14 @@ from typing import Any
 import pytest
 
 import tokenreduce as tr
+from tests.quiet import quiet_transformers
 from tokenreduce.testing.models import FAMILIES
 
 
 @pytest.fixture(autouse=True)
 def _quiet_transformers():
-    import transformers
-
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    yield
-    transformers.logging.set_verbosity(level)
+    with quiet_transformers():
+        yield
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import tokenreduce as tr
+from tests.gradients import checkpointing_changes_no_gradient
 from tokenreduce.testing.encoders import KINDS, SIDE, encoder
 from tokenreduce.testing.plain import checkpoint_activations
 from tokenreduce.tower import encoder_tower
@@ -177,23 +178,15 @@ def test_a_batch_is_its_pictures_one_by_one(kind: str) -> None:
 def test_checkpointing_changes_no_gradient(kind: str) -> None:
     model, x = encoder(kind), pictures()
 
-    def gradients() -> dict[str, Tensor]:
-        model.zero_grad()
+    def backward() -> None:
         with tr.reduce(model, tr.ToMe(r=12)):
             call(model.train(), x).square().mean().backward()
-        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
-    plain = gradients()
-    given: Any = model
     if kind.startswith("timm"):
-        given.set_grad_checkpointing()
+        turn_on: Any = type(model).set_grad_checkpointing
+        checkpointing_changes_no_gradient(model, backward, "0", CLOSE, turn_on)
     else:
-        checkpoint_activations(given, reentrant=False)
-    checkpointed = gradients()
-    assert plain.keys() == checkpointed.keys()
-    assert any("0" in name and grad.abs().max() > 0 for name, grad in plain.items())
-    for name, grad in plain.items():
-        assert (grad - checkpointed[name]).abs().max() < CLOSE
+        checkpointing_changes_no_gradient(model, backward, "0", CLOSE)
 
 
 def test_reentrant_checkpointing_is_refused_with_the_way_out() -> None:

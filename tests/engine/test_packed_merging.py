@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 import tokenreduce as tr
+from tests.gradients import checkpointing_changes_no_gradient
 from tokenreduce.engine.hooks import bind, parameters
 from tokenreduce.testing import model_laws, state_laws
 from tokenreduce.testing.models import FAMILIES
-from tokenreduce.testing.plain import checkpoint_activations
 from tokenreduce.testing.trial import Stops, Trial
 
 CLOSE = 2e-5
@@ -266,18 +266,11 @@ def test_training_with_checkpointing_gives_the_same_gradients(family: str) -> No
     one = trial(family)
     model, batch = one.family.model().train(), one.batch()
 
-    def gradients() -> dict[str, Tensor]:
-        model.zero_grad()
+    def backward() -> None:
         with one.reduce(model=model):
             batch.run(model, labels=batch.labels, use_cache=False).loss.backward()
-        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
-    plain = gradients()
-    checkpoint_activations(model, reentrant=False)
-    checkpointed = gradients()
-    assert any("visual" in name and grad.abs().max() > 0 for name, grad in plain.items())
-    for name, grad in plain.items():
-        assert (grad - checkpointed[name]).abs().max() < CLOSE
+    checkpointing_changes_no_gradient(model, backward, "visual", CLOSE)
 
 
 def test_what_cannot_be_is_refused_and_nothing_stays_behind() -> None:

@@ -10,11 +10,11 @@ import transformers as hf
 from torch import Tensor
 
 import tokenreduce as tr
+from tests.gradients import checkpointing_changes_no_gradient
 from tokenreduce.engine.inside import GROUP, Inside
 from tokenreduce.geometry import Picture
 from tokenreduce.testing import model_laws, state_laws
 from tokenreduce.testing.models import FAMILIES
-from tokenreduce.testing.plain import checkpoint_activations
 from tokenreduce.testing.trial import Stops, Trial
 from tokenreduce.tower import Tower
 
@@ -332,18 +332,11 @@ def test_groups_of_several_calls_of_the_tower_are_told_apart() -> None:
 def test_training_with_checkpointing_gives_the_same_gradients() -> None:
     model, given = llava("clip").train(), inputs()
 
-    def gradients() -> dict[str, Tensor]:
-        model.zero_grad()
+    def backward() -> None:
         with tr.reduce(model, tr.ToMe(r=8, tower="merged")):
             model(**given, labels=given["input_ids"]).loss.backward()
-        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
-    plain = gradients()
-    checkpoint_activations(model, reentrant=False)
-    checkpointed = gradients()
-    assert any("vision_tower" in name and grad.abs().max() > 0 for name, grad in plain.items())
-    for name, grad in plain.items():
-        assert (grad - checkpointed[name]).abs().max() < CLOSE
+    checkpointing_changes_no_gradient(model, backward, "vision_tower", CLOSE)
 
 
 def test_it_travels_beside_a_checkpoint(tmp_path: Any) -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from tests.quiet import quiet_transformers
+
 
 @pytest.fixture(autouse=True)
 def _quiet_transformers():
-    import transformers
-
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    yield
-    transformers.logging.set_verbosity(level)
+    with quiet_transformers():
+        yield
