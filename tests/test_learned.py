@@ -431,24 +431,12 @@ def test_a_joined_group_is_cleared_after_a_step():
 
 
 def test_transformers_trainer_trains_it(tmp_path):
-    from transformers import Trainer, TrainingArguments
+    from transformers import Trainer
 
-    from tests.test_trainer import collate, rows
+    from tests.test_trainer import collate, rows, settings
 
     model, strategy = LLAVA.model(), tr.ScorerMLP(hidden=8)
-    arguments = TrainingArguments(
-        output_dir=str(tmp_path),
-        max_steps=3,
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=2,
-        learning_rate=1e-3,
-        use_cpu=True,
-        report_to=[],
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        disable_tqdm=True,
-        save_strategy="no",
-    )
+    arguments = settings(tmp_path, max_steps=3, save_strategy="no")
     trainer = Trainer(model, arguments, train_dataset=rows(12), data_collator=collate)
     steps = []
     with tr.reduce(model, strategy, tr.Single(1, 0.5)):

@@ -50,26 +50,29 @@ def collate(samples):
     return out
 
 
+def settings(folder, **options):
+    usual = {
+        "output_dir": str(folder),
+        "max_steps": STEPS,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": PARTS,
+        "logging_steps": 2,
+        "save_steps": 2,
+        "learning_rate": 1e-3,
+        "use_cpu": True,
+        "report_to": [],
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": False,
+        "disable_tqdm": True,
+    }
+    return TrainingArguments(**usual | options)
+
+
 def trainer(model, folder, **options):
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=STEPS,
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=PARTS,
-        logging_steps=2,
-        save_steps=2,
-        learning_rate=1e-3,
-        use_cpu=True,
-        report_to=[],
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        disable_tqdm=True,
-        **options,
-    )
     reporter = Reporter()
     return Trainer(
         model=model,
-        args=arguments,
+        args=settings(folder, **options),
         train_dataset=rows(STEPS * PARTS * 2),
         eval_dataset=rows(2),
         data_collator=collate,
