@@ -7,6 +7,7 @@ takes two steps; `count` and `exist` look at everything; `word` reads three lett
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -213,6 +214,27 @@ def ask(
         if len(asked) == number:
             return tuple(asked)
     raise ValueError(f"the scene admits no {number} questions with the weights {weights}")
+
+
+REWORDED = (
+    (r"what is in (the \w+ row \w+ column)\?", r"what is there in \1?"),
+    (r"what is in (the \w+ \w+)\?", r"what is written in \1?"),
+    (r"what colour is the object (\w+)\?", r"what colour has the object \1?"),
+    (r"what shape has the (\w+)\?", r"what shape is the object \1?"),
+    (r"what is (left of|right of|above|below) (.+)\?", r"what is there \1 \2?"),
+    (r"how many (.+) are there\?", r"there are how many \1?"),
+    (r"is there (a .+)\?", r"there is \1?"),
+    (r"what word is written\?", r"what is the written word?"),
+    (r"where is (.+)\?", r"\1 is where?"),
+)
+
+
+def paraphrased(text: str) -> str | None:
+    """The same question in other words of the same vocabulary; None where there is no rule."""
+    for pattern, other in REWORDED:
+        if match := re.fullmatch(pattern, text):
+            return match.expand(other)
+    return None
 
 
 def _described(scene: Scene) -> list[Item]:

@@ -2,48 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
-from tokenreduce.data import Sample, sample
+from tokenreduce.evaluation.items import HELDOUT, Item, heldout, items_of
 
-HELDOUT = 1_000_000
-"""Held-out samples below were looked at while models were trained, these were not."""
-
-
-@dataclass(frozen=True)
-class Item:
-    """A question about a picture (h, w, 3), of a kind, with its right answer.
-
-    `image` numbers the picture: several questions may be about one.
-    """
-
-    image: int
-    pixels: np.ndarray[Any, np.dtype[np.uint8]]
-    kind: str
-    question: str
-    answer: str
-
-
-def items_of(samples: Iterable[Sample]) -> list[Item]:
-    """Every question of every sample; pictures are numbered from 0."""
-    return [
-        Item(number, one.image, question.type, question.text, question.answer)
-        for number, one in enumerate(samples)
-        for question in one.questions
-    ]
-
-
-def heldout(seed: int, images: int, questions: int, first: int = HELDOUT) -> list[Item]:
-    """Questions about pictures that no training has seen, at full difficulty."""
-    return items_of(
-        sample(seed, "heldout", first + number, questions=questions) for number in range(images)
-    )
+__all__ = ["HELDOUT", "Item", "answers", "heldout", "items_of", "right"]
 
 
 @torch.no_grad()
@@ -85,7 +52,7 @@ def right(items: Sequence[Item], said: Sequence[str]) -> np.ndarray[Any, np.dtyp
 
 def _chat(item: Item) -> list[dict[str, Any]]:
     content = [
-        {"type": "image", "image": Image.fromarray(item.pixels)},
+        {"type": "image", "image": item.picture()},
         {"type": "text", "text": item.question},
     ]
     return [{"role": "user", "content": content}]

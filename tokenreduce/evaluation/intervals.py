@@ -24,6 +24,22 @@ def wilson(hits: int, trials: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
 
 
+def resampled(
+    values: np.ndarray[Any, Any], cluster: np.ndarray[Any, Any], seed: int = 0, draws: int = 2000
+) -> np.ndarray[Any, Any]:
+    """(draws,) means of `values` (n,), with whole clusters (pictures) drawn again and again.
+
+    The same seed and clusters draw the same pictures, whatever the values: two conditions stay
+    paired.
+    """
+    names, at = np.unique(cluster, return_inverse=True)
+    total = np.bincount(at, weights=values.astype(float))
+    count = np.bincount(at).astype(float)
+    chosen = np.random.default_rng(seed).integers(0, len(names), (draws, len(names)))
+    found: np.ndarray[Any, Any] = total[chosen].sum(axis=1) / count[chosen].sum(axis=1)
+    return found
+
+
 def clustered(
     values: np.ndarray[Any, Any], cluster: np.ndarray[Any, Any], seed: int = 0, draws: int = 2000
 ) -> tuple[float, float]:
@@ -35,11 +51,7 @@ def clustered(
         seed: of the draws.
         draws: how many.
     """
-    names, at = np.unique(cluster, return_inverse=True)
-    total = np.bincount(at, weights=values.astype(float))
-    count = np.bincount(at).astype(float)
-    chosen = np.random.default_rng(seed).integers(0, len(names), (draws, len(names)))
-    means = total[chosen].sum(axis=1) / count[chosen].sum(axis=1)
+    means = resampled(values, cluster, seed, draws)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
 

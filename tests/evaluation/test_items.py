@@ -1,0 +1,128 @@
+"""Questions from files and from the rendered task; what is wrong with a file is said in one line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from tokenreduce.data.conversations import read_llava
+from tokenreduce.data.questions import VOCABULARY
+from tokenreduce.evaluation.items import (
+    candidates,
+    fingerprint,
+    first_questions,
+    heldout,
+    read_questions,
+)
+
+GOOD = {"image": "a.png", "question": "What is this?", "answer": "a cat"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    Image.new("RGB", (8, 6), "red").save(tmp_path / "a.png")
+    return tmp_path
+
+
+def write(folder, *rows):
+    path = folder / "questions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_file_of_questions(folder):
+    path = write(
+        folder,
+        {**GOOD, "id": 7, "group": "animals", "options": ["a cat", "a dog"]},
+        {**GOOD, "answer": ["a cat", "cat"], "paraphrase": "Which animal?"},
+    )
+    one, two = read_questions(path)
+    assert (one.name, one.kind, one.options) == ("7", "animals", ("a cat", "a dog"))
+    assert (two.name, two.kind, two.right_answers) == ("2", "question", ("a cat", "cat"))
+    assert two.paraphrase == "Which animal?"
+    assert one.picture().size == (8, 6)
+    assert one.image == two.image
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"image": "a.png", "prompt": "x", "answer": "y"}, r":1: no 'question'.*'prompt'"),
+        ({**GOOD, "answer": ""}, ":1: no 'answer'"),
+        ({**GOOD, "answer": 3}, ":1: 'answer' is no text: 3"),
+        ({**GOOD, "options": "yes"}, ":1: 'options' is no text"),
+        ({**GOOD, "image": "../a.png"}, ":1: image outside the folder"),
+        ({**GOOD, "image": "/etc/passwd"}, ":1: image outside the folder"),
+        ({**GOOD, "image": "b.png"}, ":1: missing image file"),
+        ([1, 2], ":1: not an object"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_line(folder, row, message):
+    with pytest.raises(ValueError, match=message) as told:
+        read_questions(write(folder, row))
+    assert "\n" not in str(told.value)
+
+
+def test_files_that_are_none(folder):
+    with pytest.raises(ValueError, match="no file"):
+        read_questions(folder / "nothing.jsonl")
+    with pytest.raises(ValueError, match="holds no question"):
+        read_questions(write(folder))
+    with pytest.raises(ValueError, match="no folder"):
+        read_questions(write(folder, GOOD), folder / "pictures")
+    (folder / "questions.jsonl").write_text("{broken\n")
+    with pytest.raises(ValueError, match=":1: not JSON"):
+        read_questions(folder / "questions.jsonl")
+    with pytest.raises(ValueError, match=":2: a second question with the id 'x'"):
+        read_questions(write(folder, {**GOOD, "id": "x"}, {**GOOD, "id": "x"}))
+
+
+def test_the_rendered_task_in_other_words():
+    items = heldout(0, 40, 9)
+    assert len({item.name for item in items}) == len(items)
+    kinds = {item.kind for item in items if item.paraphrase}
+    assert kinds == {item.kind for item in items}
+    for item in items:
+        assert item.paraphrase
+        assert item.paraphrase != item.question
+        words = set(item.paraphrase.replace("?", " ?").split())
+        assert words <= set(VOCABULARY)
+        # the words that carry the meaning are the same
+        known = {*"what is in the of on there a how many are where has written ?".split()}
+        assert words - known - {"object"} == (
+            set(item.question.replace("?", " ?").split()) - known - {"object"}
+        )
+
+
+def test_candidates_are_what_a_kind_answers():
+    items = heldout(0, 30, 9)
+    found = candidates(items)
+    assert set(found["exist"]) == {"yes", "no"}
+    assert len(candidates(items, most=3)["read"]) == 3
+
+
+def test_a_fingerprint_tells_sets_apart(folder):
+    items = heldout(0, 2, 2)
+    assert fingerprint(items) == fingerprint(heldout(0, 2, 2))
+    assert fingerprint(items) != fingerprint(heldout(1, 2, 2))
+    assert fingerprint(items) != fingerprint(items[:-1])
+    path = write(folder, GOOD)
+    before = fingerprint(read_questions(path))
+    Image.new("RGB", (80, 60), "blue").save(folder / "a.png")
+    assert fingerprint(read_questions(path)) != before
+
+
+def test_first_questions_of_conversations(folder):
+    path = folder / "rows.json"
+    turns = [("human", "<image>\nWhat is this?"), ("gpt", "A cat."), ("human", "x"), ("gpt", "y")]
+    rows = [
+        {"id": "1", "image": "a.png", "conversations": [{"from": a, "value": b} for a, b in turns]},
+        {"id": "2", "conversations": [{"from": a, "value": b} for a, b in turns[2:]]},
+    ]
+    path.write_text(json.dumps(rows))
+    (item,) = first_questions(read_llava(path))
+    assert (item.name, item.question, item.answer) == ("1", "What is this?", "A cat.")
+    with pytest.raises(ValueError, match="no conversation"):
+        first_questions(read_llava(path).select([1]))

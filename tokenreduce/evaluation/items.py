@@ -1,0 +1,235 @@
+r"""What a model is asked: questions about pictures with their right answers.
+
+Of the rendered task, of training conversations, or of a file with one JSON object per line:
+
+    {"id": "7", "image": "cat.jpg", "question": "What is this?", "answer": "a cat",
+     "group": "animals", "options": ["a cat", "a dog"], "paraphrase": "Which animal is this?"}
+
+`image`, `question` and `answer` (one, or a list of right ones) must be there. Several questions
+may be about one picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tokenreduce.data import Sample, sample
+from tokenreduce.data.conversations import Conversations
+from tokenreduce.data.images import load_image
+from tokenreduce.data.questions import paraphrased
+from tokenreduce.data.rows import Unusable, image_path
+from tokenreduce.registry import did_you_mean
+
+HELDOUT = 1_000_000
+"""Held-out samples below were looked at while models were trained, these were not."""
+NEEDED = ("image", "question", "answer")
+FIELDS = ("id", *NEEDED, "group", "options", "paraphrase")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question about a picture, of a kind, with its right answer.
+
+    Attributes:
+        image: names the picture; several questions may be about one.
+        pixels: the picture: (h, w, 3), or where it lies on this disk.
+        kind: of the question; accuracy is told by kind.
+        question: what is asked.
+        answer: the right answer.
+        name: of the question.
+        accepted: other right answers.
+        options: what there is to choose from, where the data says so.
+        paraphrase: the same question in other words.
+    """
+
+    image: int | str
+    pixels: np.ndarray[Any, np.dtype[np.uint8]] | Path | Image.Image
+    kind: str
+    question: str
+    answer: str
+    name: str = ""
+    accepted: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    paraphrase: str | None = None
+
+    def picture(self) -> Image.Image:
+        """The picture in RGB.
+
+        Raises:
+            ValueError: a file that is not there, damaged, too large or of an unknown format.
+        """
+        if isinstance(self.pixels, Path):
+            return load_image(self.pixels)
+        if isinstance(self.pixels, Image.Image):
+            return self.pixels.convert("RGB")
+        return Image.fromarray(self.pixels)
+
+    @property
+    def right_answers(self) -> tuple[str, ...]:
+        """Every answer that counts."""
+        return (self.answer, *self.accepted)
+
+
+def items_of(samples: Iterable[Sample]) -> list[Item]:
+    """Every question of every sample; pictures are numbered from 0."""
+    return [
+        Item(
+            number,
+            one.image,
+            question.type,
+            question.text,
+            question.answer,
+            name=f"{number}-{place}",
+            paraphrase=paraphrased(question.text),
+        )
+        for number, one in enumerate(samples)
+        for place, question in enumerate(one.questions)
+    ]
+
+
+def heldout(
+    seed: int, images: int, questions: int, first: int = HELDOUT, difficulty: float = 1.0
+) -> list[Item]:
+    """Questions about pictures that no training has seen, at full difficulty unless told."""
+    return items_of(
+        sample(seed, "heldout", first + number, questions=questions, difficulty=difficulty)
+        for number in range(images)
+    )
+
+
+def read_questions(path: str | Path, images: str | Path | None = None) -> list[Item]:
+    """The questions of a file with one JSON object per line; pictures are opened later.
+
+    Args:
+        path: of the file.
+        images: the folder that the names of pictures start from; the file's own where not given.
+            Names that lead out of it are refused.
+
+    Raises:
+        ValueError: no such file or folder, a line that is not a JSON object, fields that are
+            missing or of the wrong kind, a picture outside of the folder or not there, two
+            questions of one id, no question at all; with file and line.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ValueError(f"no file {str(path)!r}: give the path of a JSON-lines file of questions")
+    folder = file.parent if images is None else Path(images).expanduser()
+    if not folder.is_dir():
+        raise ValueError(
+            f"no folder {str(images)!r}: pictures are looked for in the images= folder"
+        )
+    found: dict[str, Item] = {}
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                item = _read_item(json.loads(line), f"{number}", folder)
+            except Unusable as error:
+                raise ValueError(f"{file}:{number}: {error}") from None
+            except ValueError as error:
+                raise ValueError(f"{file}:{number}: not JSON ({error})") from None
+            if item.name in found:
+                raise ValueError(f"{file}:{number}: a second question with the id {item.name!r}")
+            found[item.name] = item
+    if not found:
+        raise ValueError(f"{file} holds no question")
+    return list(found.values())
+
+
+def first_questions(rows: Conversations, limit: int | None = None) -> list[Item]:
+    """The first question of each conversation about one picture, with its answer.
+
+    What came before a later question would have to be the model's own words, so those are left
+    out; conversations without a picture, or with several, are too.
+    """
+    found = []
+    for row in rows:
+        if limit is not None and len(found) >= limit:
+            break
+        turns = [m for m in row.messages if m["role"] != "system"]
+        if len(row.images) != 1 or len(turns) < 2:
+            continue
+        asked = " ".join(part["text"] for part in turns[0]["content"] if part["type"] == "text")
+        answer = str(turns[1]["content"][0]["text"])
+        source = row.images[0]
+        key = str(source) if isinstance(source, Path) else row.name
+        found.append(Item(key, source, "question", asked, answer, name=row.name))
+    if not found:
+        raise ValueError(
+            "the data has no conversation that begins with a question about one picture"
+        )
+    return found
+
+
+def fingerprint(items: Sequence[Item]) -> str:
+    """Tells one set of questions from another: texts, and the sizes or pixels of pictures."""
+    digest = hashlib.sha256()
+    for item in items:
+        texts = (item.name, str(item.image), item.question, item.kind, *item.right_answers)
+        digest.update("\0".join(texts).encode())
+        if isinstance(item.pixels, Path):
+            digest.update(str(item.pixels.stat().st_size).encode())
+        elif isinstance(item.pixels, np.ndarray):
+            digest.update(item.pixels.tobytes())
+        else:
+            digest.update(item.pixels.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def candidates(items: Sequence[Item], most: int = 64) -> dict[str, list[str]]:
+    """Per kind, the answers among which a model's first token is looked at: `most` at most.
+
+    The options where the data names them, else the right answers of that kind, the most frequent
+    first.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for item in items:
+        row = found.setdefault(item.kind, {})
+        for answer in item.options or item.right_answers:
+            row[answer] = row.get(answer, 0) + 1
+    return {
+        kind: sorted(sorted(row), key=lambda answer: -row[answer])[:most]
+        for kind, row in found.items()
+    }
+
+
+def _read_item(row: Any, name: str, folder: Path) -> Item:
+    if not isinstance(row, Mapping):
+        raise Unusable("not an object", f"a line is {{...}}, not {type(row).__name__}")
+    if lacking := [field for field in NEEDED if row.get(field) in (None, "", [])]:
+        hints = "".join(did_you_mean(field, [str(key) for key in row]) for field in lacking)
+        raise Unusable(
+            f"no {', '.join(map(repr, lacking))}{hints}",
+            f"the fields here are {', '.join(map(repr, row))}; known: {', '.join(FIELDS)}",
+        )
+    answers = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
+    options = row.get("options") or []
+    for field, value in (
+        ("question", row["question"]),
+        *(("answer", answer) for answer in answers),
+        *(("options", option) for option in (options if isinstance(options, list) else [None])),
+        ("paraphrase", row.get("paraphrase") or "-"),
+    ):
+        if not isinstance(value, str) or not value.strip():
+            raise Unusable(f"{field!r} is no text", repr(value))
+    path = image_path(row["image"], folder)
+    return Item(
+        image=str(row["image"]),
+        pixels=path,
+        kind=str(row.get("group") or "question"),
+        question=row["question"],
+        answer=answers[0],
+        name=str(row.get("id") or name),
+        accepted=tuple(answers[1:]),
+        options=tuple(options),
+        paraphrase=row.get("paraphrase"),
+    )
