@@ -98,7 +98,7 @@ def test_every_scheduler_can_be_saved(tmp_path, name):
 def test_the_file_is_plain_data(saved):
     content = json.loads((saved / FILE).read_text())
     assert content == {
-        "format": FORMAT,
+        "format": 1,
         "tokenreduce": tr.__version__,
         "strategy": {"name": "random", "options": {}},
         "scheduler": {

@@ -431,6 +431,21 @@ def test_the_main_task(
         assert drawn.width >= width
 
 
+def test_a_short_prompt_is_left_alone_and_the_table_says_so(
+    program: Program, checkpoint: str, picture: str, tmp_path: Path
+) -> None:
+    ask = [f"model.id={checkpoint}", f"image={picture}", "prompt=What?", "max_new_tokens=2"]
+    done = program(*ask, "task.runs=1", "min_tokens=145", "hydra.run.dir=run")
+    record = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert done.err == ""
+    assert record["report"]["applied"] == [False]
+    assert record["report"]["skipped"] == ["144 visual tokens are fewer than min_tokens=145"]
+    assert "as they are: 144 visual tokens" in " ".join(done.out.split())
+    assert record["probability"]["full"] == record["probability"]["reduced"]
+    done = program(*ask, "min_tokens=145", "strategy=downsample")
+    assert "acts before it" in done.line
+
+
 def test_without_arguments_the_embedded_model_answers(program: Program, tmp_path: Path) -> None:
     done = program()
     assert done.code == 0, done.err

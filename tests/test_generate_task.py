@@ -143,3 +143,10 @@ def test_stages_are_listed() -> None:
 def test_auto_is_a_device_that_works() -> None:
     torch.empty(1, device=pick_device("auto"))
     assert pick_device("cpu") == torch.device("cpu")
+
+
+def test_a_prompt_that_is_left_alone_says_so_in_the_table() -> None:
+    why = "16 visual tokens are fewer than min_tokens=20"
+    report = {"visual_tokens": [16], "stops": [{"layer": 2, "kept": [16]}], "skipped": [why]}
+    assert stages(report) == f"as they are: {why}"
+    assert stages(report | {"skipped": [None]}) == "16\n16 from layer 2"

@@ -32,8 +32,8 @@ FILE = "tokenreduce.json"
 WEIGHTS = "tokenreduce.safetensors"
 NEW_WEIGHTS = f"{WEIGHTS}.new"
 """Their name until the file that tells of them is there: a kill in between leaves both usable."""
-FORMAT = 1
-"""Raised whenever an older version could misread the file."""
+FORMAT = 2
+"""Raised whenever an older version could misread the file; a file has the lowest that fits it."""
 
 
 def save(reduction: Reduction, directory: str | os.PathLike[str]) -> Path:
@@ -50,7 +50,7 @@ def save(reduction: Reduction, directory: str | os.PathLike[str]) -> Path:
         OSError: the folder cannot be written; a file that was there before is as it was.
     """
     content = {
-        "format": FORMAT,
+        "format": 1,
         "tokenreduce": tokenreduce.__version__,
         "strategy": _told(reduction.strategy),
         "scheduler": _described(reduction.scheduler, schedulers),
@@ -60,6 +60,8 @@ def save(reduction: Reduction, directory: str | os.PathLike[str]) -> Path:
         "seed": reduction.seed,
         "model": _facts(reduction.model, reduction.adapter),
     }
+    if reduction.min_tokens:  # which a reader of format 1 would leave out
+        content |= {"format": FORMAT, "min_tokens": reduction.min_tokens}
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     path, weights, draft = folder / FILE, folder / WEIGHTS, folder / NEW_WEIGHTS
@@ -113,6 +115,7 @@ def load(model: nn.Module, directory: str | os.PathLike[str]) -> Reduction:
         positions=content["positions"],
         logits=content["logits"],
         seed=content["seed"],
+        min_tokens=content.get("min_tokens", 0),
     )
 
 

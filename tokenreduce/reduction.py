@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -25,16 +25,14 @@ from tokenreduce.engine.inside import Inside
 from tokenreduce.engine.sequence import Sequence
 from tokenreduce.engine.setup import Setup
 from tokenreduce.engine.wiring import Wiring
+from tokenreduce.fit import Logits, check_fit, check_options
 from tokenreduce.geometry import Picture
 from tokenreduce.learned import LearnedStrategy, complaint
-from tokenreduce.registry import did_you_mean
 from tokenreduce.report import Record, Report, make_report
 from tokenreduce.scheduler import Scheduler, Stop, schedulers
 from tokenreduce.strategy import Positions, Strategy, TowerStrategy, strategies
 from tokenreduce.tokens import Plan
-from tokenreduce.tower import Part, Tower, encoder_tower
-
-Logits = Literal["full", "text"]
+from tokenreduce.tower import Part, encoder_tower
 
 
 class ReductionWarning(UserWarning):
@@ -53,13 +51,17 @@ class Reduction:
         positions: Positions,
         logits: Logits,
         seed: int,
+        min_tokens: int = 0,
     ) -> None:
         self.model, self.strategy, self.scheduler = model, strategy, scheduler
         self.adapter, self.positions, self.logits, self.seed = adapter, positions, logits, seed
+        self.min_tokens = min_tokens
         core = unwrap(model)
         self.decoder = adapter.decoder(core)
         names = parameters(self.decoder.layers[0])
-        self._setup = Setup(adapter, self.decoder, strategy, {}, positions, seed, names)
+        self._setup = Setup(
+            adapter, self.decoder, strategy, {}, positions, seed, names, min_tokens=min_tokens
+        )
         self._record: Record | None = None
         self._applied = False
         self.progress = 1.0
@@ -114,7 +116,7 @@ class Reduction:
         if self._setup.grouped and any(record.counts):
             share = sum(record.budgets.get(0, record.counts)) / sum(record.counts)
             stops = {0: Stop(0, share)}
-        report = make_report(record, stops, shape, value.element_size())
+        report = make_report(record, stops, shape, value.element_size(), self.min_tokens)
         inside = self._inside
         return report if inside is None or not inside.ran else replace(report, tower=inside.report)
 
@@ -243,17 +245,20 @@ class Reduction:
         return found
 
     def _remember(self, seq: Sequence, cache: Any) -> None:
-        self._applied = self._applied or bool(seq.steps)
+        spared = self._setup.spared(seq.counts)
+        self._applied = self._applied or bool(seq.steps) or any(spared)  # or was asked not to
         if seq.steps and (said := complaint(self.strategy, self.model.training)):
             warnings.warn(said, ReductionWarning, stacklevel=2)
+        blank = (0,) * seq.batch
         record = Record(
-            seq.counts or (0,) * seq.batch,
+            seq.counts or blank,
             seq.texts,
             {i: counts for i, (_, _, counts) in seq.kept.items()},
             {i: (index, valid) for i, (index, valid, _) in seq.kept.items()},
             dict(seq.plans),
             seq.pictures or [[] for _ in seq.texts],
             None if cache is None else weakref.ref(cache),
+            tuple(n * left for n, left in zip(seq.counts, spared, strict=True)) or blank,
         )
         if seq.start and self._record is not None and self._record.of(cache):
             record = self._record.join(record)
@@ -271,6 +276,7 @@ def reduce(
     positions: Positions | None = None,
     logits: Logits = "full",
     seed: int = 0,
+    min_tokens: int = 0,
 ) -> Reduction:
     """Reduces the visual tokens of `model` from now on, until `remove()` or the end of the block.
 
@@ -292,6 +298,8 @@ def reduce(
             Training without labels is refused with `"text"`: a loss outside the model would
             compare other positions.
         seed: for strategies that draw.
+        min_tokens: samples with fewer visual tokens in a pass are left as they are, and the
+            report says so: below some number choosing costs more than it saves.
 
     Raises:
         KeyError: an unknown strategy, scheduler or adapter name.
@@ -308,69 +316,21 @@ def reduce(
     tower = encoder_tower(unwrap(model)) if adapter is None else None
     if tower is not None:
         own = None if scheduler is None else schedule
-        inside: Reduction = _in_encoder(model, tower, chosen, own, positions, logits, seed)
-        return inside
+        if positions is not None or logits != "full" or min_tokens:
+            raise ValueError(
+                "positions, logits and min_tokens are of a language model, which a plain vision "
+                "encoder does not have"
+            )
+        inside: Any = EncoderReduction(unwrap(model), tower, chosen, own, seed)
+        return inside  # type: ignore[no-any-return]
     reader = (
         adapter_for(unwrap(model)) if adapter is None else _instance(adapter, adapters, Adapter)
     )
     if adapter is not None and (reason := reader.unfit(unwrap(model))):
         raise ValueError(f"the {type(reader).__name__} adapter cannot read this model: {reason}")
-    _check_fit(chosen, reader, unwrap(model))
-    rule = positions or (chosen.positions if chosen.positions in reader.positions else "keep")
-    for name, value, known in (("positions", rule, Positions), ("logits", logits, Logits)):
-        if value not in get_args(known):
-            hint = did_you_mean(value, get_args(known))
-            raise ValueError(f"no {name} {value!r}{hint} (known: {', '.join(get_args(known))})")
-    if rule not in reader.positions:
-        raise ValueError(
-            f"positions={rule!r} is not defined for {type(reader).__name__} models, whose tokens "
-            f"have no single position number: use positions={min(reader.positions)!r}"
-        )
-    return Reduction(model, chosen, schedule, reader, rule, logits, seed)
-
-
-def _check_fit(strategy: Strategy, reader: Adapter, model: Part) -> None:
-    """Refuses a strategy whose evidence, or whose work in the tower, the adapter cannot provide."""
-    if strategy.site == "pictures":
-        raise TypeError(
-            f"{type(strategy).__name__} acts on pictures, before the processor: make the model's "
-            "inputs of tokenreduce.downsample(processor, images, keep).images (task=generate does)"
-        )
-    missing = reader.lacks(strategy.needs, model)
-    if missing:
-        raise TypeError(
-            f"{type(strategy).__name__} needs {', '.join(sorted(missing))}, which the "
-            f"{type(reader).__name__} adapter cannot measure (it has: "
-            f"{', '.join(sorted(reader.evidence)) or 'nothing'})"
-        )
-    wanted = strategy.tower if isinstance(strategy, TowerStrategy) else None
-    if wanted is None:
-        return
-    allowed = reader.merging(reader.base(model))
-    if wanted not in allowed:
-        known = f"knows {', '.join(sorted(allowed))}" if allowed else "cannot merge in its tower"
-        raise ValueError(
-            f"tower={wanted!r} is not possible for {type(model).__name__}: the "
-            f"{type(reader).__name__} adapter {known}; tower=None merges at decoder layers"
-        )
-
-
-def _in_encoder(
-    model: nn.Module,
-    tower: Tower,
-    strategy: Strategy,
-    scheduler: Scheduler | None,
-    positions: Positions | None,
-    logits: Logits,
-    seed: int,
-) -> Any:
-    """An `EncoderReduction`: no decoder, and so no positions and no logits of one."""
-    if positions is not None or logits != "full":
-        raise ValueError(
-            "positions and logits are of a language model, which a plain vision encoder does not "
-            "have"
-        )
-    return EncoderReduction(unwrap(model), tower, strategy, scheduler, seed)
+    check_fit(chosen, reader, unwrap(model))
+    rule = check_options(chosen, reader, positions, logits, min_tokens)
+    return Reduction(model, chosen, schedule, reader, rule, logits, seed, min_tokens)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -34,6 +34,7 @@ class Record:
     plans: dict[int, Plan]
     pictures: list[list[Picture]]
     cache: Any = None
+    spared: tuple[int, ...] = ()
 
     def of(self, cache: Any) -> bool:
         """Whether this record is about what `cache` holds."""
@@ -59,6 +60,7 @@ class Record:
             later.plans or self.plans,
             [a + b for a, b in zip(self.pictures, later.pictures, strict=True)],
             later.cache,
+            add(self.spared, later.spared),
         )
 
     def indices(self) -> dict[int, list[Tensor]]:
@@ -126,6 +128,8 @@ class Report:
         convention: how FLOPs are counted (`tokenreduce.cost`).
         kv_bytes, kv_bytes_full: keys and values of the prompt, all layers and samples.
         applied: per sample, whether tokens were dropped.
+        skipped: per sample, why none were although that was asked for; None where they were, or
+            where there are none.
         tower: of the latest pass through the vision tower, where it merges tokens.
     """
 
@@ -137,6 +141,7 @@ class Report:
     kv_bytes: int
     kv_bytes_full: int
     applied: list[bool]
+    skipped: list[str | None] = field(default_factory=list)
     convention: str = field(
         default="matmul FLOPs (2 per multiply-add) of the decoder layers, full attention square"
     )
@@ -154,6 +159,7 @@ class Report:
             f"layer {stop['layer']:<3} keeps   {_row(stop['kept'])}  ({stop['keep']:.4g} of all)"
             for stop in self.stops
         ]
+        lines += [f"sample {i:<3} as is     {why}" for i, why in enumerate(self.skipped) if why]
         lines.append(f"prefill FLOPs     {self.flops:.4g} of {self.flops_full:.4g} ({share:.1%})")
         if self.tower is not None:
             behind = " ".join(str(n) for n in self.tower.tokens_per_layer)
@@ -171,10 +177,15 @@ def _row(values: list[int]) -> str:
 
 
 def make_report(
-    record: Record, stops: Mapping[int, Stop], shape: DecoderShape, bytes_per_value: int
+    record: Record,
+    stops: Mapping[int, Stop],
+    shape: DecoderShape,
+    bytes_per_value: int,
+    min_tokens: int = 0,
 ) -> Report:
     """The numbers of a record, for a decoder of the given shape."""
     visual, layers = record.counts, []
+    spared = record.spared or (0,) * len(record.counts)
     for i in range(shape.layers):
         visual = record.budgets.get(i, visual)
         layers.append([text + v for text, v in zip(record.texts, visual, strict=True)])
@@ -194,4 +205,16 @@ def make_report(
             sum(kv_bytes(shape, [n] * shape.layers, bytes_per_value) for n in full)
         ),
         applied=[now < before for now, before in zip(visual, record.counts, strict=True)],
+        skipped=[
+            _reason(left, n, min_tokens) for left, n in zip(spared, record.counts, strict=True)
+        ],
     )
+
+
+def _reason(left: int, n: int, min_tokens: int) -> str | None:
+    """Why `left` of a sample's `n` visual tokens had no reduction."""
+    if not left:
+        return None
+    if left == n:
+        return f"{n} visual tokens are fewer than min_tokens={min_tokens}"
+    return f"{left} of {n} visual tokens came in parts of fewer than min_tokens={min_tokens}"

@@ -167,9 +167,10 @@ def _decide(
         _merge_as_the_tower(seq, i, before)
         return
     capture: Capture | None = seq.evidence.pop(i, None)
-    stop = setup.stops[i]
+    stop, spared = setup.stops[i], setup.spared(seq.counts)
     budget = tuple(
-        min(stop.count(n), have) for n, have in zip(seq.counts, before.counts, strict=True)
+        have if left else min(stop.count(n), have)
+        for n, have, left in zip(seq.counts, before.counts, spared, strict=True)
     )
     stays = budget == before.counts
     if stays:

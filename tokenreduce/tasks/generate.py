@@ -57,6 +57,11 @@ def generate(config: DictConfig, output: Path) -> dict[str, Any]:
     loaded = load(config)
     inputs = small = encode(loaded, question.text, images)
     if strategy.site == "pictures":  # smaller ones; in the model nothing is left to do
+        if config.min_tokens:
+            raise ValueError(
+                f"min_tokens={config.min_tokens} is decided in the model, and "
+                f"strategy={config.strategy.name} acts before it: leave one of them out"
+            )
         keep = only_share(scheduler, loaded)
         made = tr.downsample(loaded.processor, images, keep)
         small = encode(loaded, question.text, made.images)
@@ -69,6 +74,7 @@ def generate(config: DictConfig, output: Path) -> dict[str, Any]:
             positions=config.positions,
             logits=config.logits or "full",
             seed=config.seed,
+            min_tokens=config.min_tokens,
         )
 
     with reduced() as reduction:  # first, so that what cannot be reduced is refused at once

@@ -57,6 +57,8 @@ def comparison(numbers: Mapping[str, Any], title: str) -> Table:
 
 def stages(report: Mapping[str, Any]) -> str:
     """How many tokens go on from which layer, one line each."""
+    if why := next(iter(report.get("skipped", ())), None):
+        return f"as they are: {why}"
     counts = [f"{stop['kept'][0]} from layer {stop['layer']}" for stop in report["stops"]]
     return "\n".join([str(report["visual_tokens"][0]), *counts])
 

@@ -31,8 +31,8 @@ import tokenreduce as tr
 from tokenreduce.checkpoint import FILE, WEIGHTS
 from tokenreduce.config import build_scheduler, build_strategy
 from tokenreduce.data.encoding import Collator, EncodedDataset, Encoder
+from tokenreduce.fit import Logits
 from tokenreduce.integrations.trainer import PREFIX, follow
-from tokenreduce.reduction import Logits
 from tokenreduce.tasks import first_process, tasks
 from tokenreduce.tasks.loading import load
 from tokenreduce.tasks.training.checkpoints import (
@@ -77,8 +77,8 @@ def train(config: DictConfig, output: Path) -> dict[str, Any]:
     if learned and found is not None:
         reduction = tr.load(model, found)  # with the strategy's own parameters
     else:
-        how = {"positions": config.positions, "logits": logits, "seed": config.seed}
-        reduction = tr.reduce(model, strategy, scheduler, **how)
+        how = {name: config[name] for name in ("positions", "seed", "min_tokens")}
+        reduction = tr.reduce(model, strategy, scheduler, logits=logits, **how)
     with quiet_if(ended is not None), reduction:
         trainer = make_trainer(
             config, loaded.processor, model, settings, data, output / SKIPPED, weights is not None

@@ -39,6 +39,7 @@ from tokenreduce.testing.model_laws import (
     order_ascends_and_budget_is_exact,
     refused,
     rows_stand_alone,
+    too_few_tokens_are_left_alone,
 )
 from tokenreduce.testing.models import FAMILIES, LAYERS, Family
 from tokenreduce.testing.state_laws import (
@@ -77,6 +78,7 @@ __all__ = [
     "rows_stand_alone",
     "text_logits_give_the_same_loss",
     "the_model_is_left_as_it_was",
+    "too_few_tokens_are_left_alone",
     "trial",
 ]
 
@@ -94,6 +96,7 @@ ALWAYS: tuple[Law, ...] = (
 
 ONCE: tuple[Law, ...] = (
     keeping_all_is_the_plain_model,
+    too_few_tokens_are_left_alone,
     a_gate_of_ones_changes_nothing,
     checkpointing_changes_nothing,
     text_logits_give_the_same_loss,

@@ -174,6 +174,29 @@ def _same_choice(trial: Trial, i: int, done: Outcome, alone: dict[int, list[Tens
         )
 
 
+def too_few_tokens_are_left_alone(trial: Trial) -> None:
+    """`min_tokens`: such samples are the plain model's, others what they are without it."""
+    given, stops = trial.batch("right"), trial.stops
+    due, most = any(stop.keep < 1 for stop in stops), max(given.counts)
+    with torch.no_grad(), trial.reduce(min_tokens=most + 1) as reduction:
+        logits = given.run(trial.model, reduction, use_cache=False).logits
+        told = [why is not None for why in reduction.report.skipped]
+    same("min_tokens: all are left alone", trial, logits, trial.plain("right"))
+    assert told == [due and n > 0 for n in given.counts], f"min_tokens: {trial} reports {told}"
+    with torch.no_grad(), trial.reduce(min_tokens=most, positions="keep") as reduction:
+        logits = given.run(trial.model, reduction, use_cache=False).logits
+        kept = reduction.kept
+    done = trial.forward("keep", "right")
+    for i, n in enumerate(given.counts):
+        left, real = n < most, given.real[i]
+        expected = (trial.plain("right") if left else done.logits)[i, real]
+        law = f"min_tokens: sample {i} of {n} visual tokens beside one of {most}"
+        close(law, trial, logits[i, real], expected, tolerance=OTHER_SHAPES)
+        for layer, samples in done.kept.items():
+            whole = torch.arange(n) if left else samples[i]
+            assert torch.equal(kept[layer][i], whole), f"{law}: {trial} keeps {kept[layer][i]}"
+
+
 def order_ascends_and_budget_is_exact(trial: Trial) -> None:
     """Laws 6 and 7: kept tokens ascend, are as many as asked, and that is what ran."""
     done = trial.forward("keep", "right")

@@ -17,7 +17,9 @@ from tokenreduce.tasks import first_process
 STATE = "trainer_state.json"
 """What the trainer writes last of a checkpoint."""
 ASKED = "asked.json"
-SAME = ("model", "data", "strategy", "scheduler", "peft", "positions", "logits", "seed")
+SAME = (
+    "model", "data", "strategy", "scheduler", "peft", "positions", "logits", "seed", "min_tokens",
+)  # fmt: skip
 """What a training that goes on must have been asked for."""
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json")
 
@@ -88,7 +90,7 @@ def check_same(folder: Path, config: DictConfig) -> None:
                 "on from them"
             )
         if note.exists():
-            before = json.loads(note.read_text())
+            before = {"min_tokens": 0, **json.loads(note.read_text())}
             other = [name for name in SAME if before.get(name) != asked[name]]
             if other:
                 raise ValueError(
