@@ -56,7 +56,9 @@ def clustered(
     return float(low), float(high)
 
 
-def shares(right: Right, kinds: list[str], cluster: np.ndarray[Any, Any]) -> dict[str, Any]:
+def shares(
+    right: np.ndarray[Any, Any], kinds: list[str], cluster: np.ndarray[Any, Any]
+) -> dict[str, Any]:
     """Accuracy over all answers and of every kind, each with an interval.
 
     Over all, pictures are drawn (several questions share one); within a kind, Wilson's interval.
@@ -70,7 +72,7 @@ def shares(right: Right, kinds: list[str], cluster: np.ndarray[Any, Any]) -> dic
     kind = np.array(kinds)
     for name in dict.fromkeys(kinds):
         own = right[kind == name]
-        bounds = wilson(int(own.sum()), len(own))
+        bounds = wilson(round(own.sum()), len(own))  # a mean over seeds is no whole number
         found["kinds"][name] = {
             "accuracy": round(float(own.mean()), 4),
             "interval": [round(x, 4) for x in bounds],

@@ -151,7 +151,7 @@ def first_questions(rows: Conversations, limit: int | None = None) -> list[Item]
     What came before a later question would have to be the model's own words, so those are left
     out; conversations without a picture, or with several, are too.
     """
-    found = []
+    found: list[Item] = []
     for row in rows:
         if limit is not None and len(found) >= limit:
             break

@@ -38,14 +38,16 @@ def jensen_shannon(p: Values, q: Values) -> Values:
     Symmetric and bounded; scipy's distance squared.
     """
     found = np.asarray(jensenshannon(_whole(p), _whole(q), base=2, axis=1), dtype=float)
-    return np.nan_to_num(found) ** 2  # rounding may leave a square root of less than nothing
+    return np.asarray(
+        np.nan_to_num(found) ** 2
+    )  # rounding may leave a square root of less than nothing
 
 
 def kullback_leibler(p: Values, q: Values) -> Values:
     """(n, c), (n, c) -> (n,) what is lost by taking q for p, in bits; q is nowhere below 1e-10."""
     safe = np.maximum(_whole(q), NOTHING)
     found: Values = entropy(_whole(p), safe / safe.sum(axis=1, keepdims=True), base=2, axis=1)
-    return np.maximum(found, 0.0)
+    return np.asarray(np.maximum(found, 0.0))
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -169,4 +171,4 @@ def _whole(p: Values) -> Values:
     p = np.clip(np.asarray(p, dtype=float), 0.0, 1.0)
     rest = np.clip(1 - p.sum(axis=1, keepdims=True), 0.0, 1.0)
     full = np.concatenate([p, rest], axis=1)
-    return full / full.sum(axis=1, keepdims=True)
+    return np.asarray(full / full.sum(axis=1, keepdims=True))

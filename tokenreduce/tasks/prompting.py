@@ -42,15 +42,32 @@ def encode(loaded: Loaded, question: str, images: Sequence[Image.Image]) -> Any:
     Raises:
         ValueError: the user's own prompt has another number of image tokens than pictures.
     """
-    text, token = full_prompt(loaded, question, len(images)), image_token(loaded)
-    if token in question and question.count(token) != len(images):
-        raise ValueError(
-            f"the prompt has {question.count(token)} times {token!r} for {len(images)} pictures: "
-            "write it once for each, or leave it out"
-        )
-    twice = begins(loaded.processor.tokenizer, text)
+    return encode_all(loaded, [question], [images])
+
+
+def encode_all(
+    loaded: Loaded, questions: Sequence[str], images: Sequence[Sequence[Image.Image]]
+) -> Any:
+    """The same for several questions at once, each on its own pictures; padded on the left.
+
+    Raises:
+        ValueError: as `encode`.
+    """
+    texts = [full_prompt(loaded, q, len(own)) for q, own in zip(questions, images, strict=True)]
+    token = image_token(loaded)
+    for question, own in zip(questions, images, strict=True):
+        if token in question and question.count(token) != len(own):
+            raise ValueError(
+                f"the prompt has {question.count(token)} times {token!r} for {len(own)} pictures: "
+                "write it once for each, or leave it out"
+            )
+    padded = {"padding": True, "padding_side": "left"} if len(texts) > 1 else {}
     # nested by prompt: a flat list is several prompts of one picture each to some processors
     inputs = loaded.processor(
-        images=[list(images)], text=[text], return_tensors="pt", add_special_tokens=not twice
+        images=[list(own) for own in images],
+        text=texts,
+        return_tensors="pt",
+        add_special_tokens=not begins(loaded.processor.tokenizer, texts[0]),
+        **padded,
     )
     return inputs.to(loaded.device, loaded.model.dtype)

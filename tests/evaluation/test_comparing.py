@@ -1,0 +1,189 @@
+"""The table against answers that were made up: every number by hand, and pairing matters."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tokenreduce.evaluation.comparing import Level, compare
+
+N = 40
+FULL = {"strategy": None, "scheduler": None, "positions": None, "seed": 0, "change": None}
+STOP = {"name": "single", "layer": 0}
+
+
+def rows(right, p_yes=0.9, cost=50, images=None):
+    return {
+        str(i): {
+            "item": str(i),
+            "image": i if images is None else images[i],
+            "group": ("a", "b")[i % 2],
+            "correct": bool(right[i]),
+            "probabilities": {"yes": p_yes, "no": round(1 - p_yes, 6)},
+            "visual": 100,
+            "average": cost,
+            "stops": {"0": cost},
+            "flops": cost,
+            "flops_full": 100,
+            "kv_bytes": cost,
+            "kv_bytes_full": 200,
+        }
+        for i in range(len(right))
+    }
+
+
+def reduced(name, seed=0, **more):
+    return {
+        **FULL,
+        "strategy": {"name": name},
+        "scheduler": STOP,
+        "positions": "keep",
+        "seed": seed,
+        **more,
+    }
+
+
+LEVEL = Level(0.05)
+
+
+def table(**conditions):
+    noted = {key: {"condition": condition} for key, (condition, _) in conditions.items()}
+    answers = {key: found for key, (_, found) in conditions.items()}
+    return compare(noted, answers, LEVEL)
+
+
+def test_one_table_by_hand():
+    whole = [1] * 38 + [0] * 2
+    half = [0] * 10 + [1] * 30
+    found = table(
+        full=(FULL, rows(whole)),
+        ours=(reduced("fastv"), rows(half, p_yes=0.5)),
+        r0=(reduced("random", 0), rows([0] * 20 + [1] * 20)),
+        r1=(reduced("random", 1), rows([0] * 10 + [1] * 30)),
+        jpeg=({**FULL, "change": "jpeg"}, rows(whole, p_yes=0.88)),
+    )
+    assert [row["role"] for row in found] == ["full", "harmless", "null", "tested"]
+    full, harmless, null, ours = found
+    assert full["accuracy"] == 0.95
+    assert full["verdict"] == ""
+    assert harmless["difference"] == 0
+    assert harmless["flops_share"] == 0.5  # what the rows say
+    assert null["seeds"] == [0, 1]
+    assert null["accuracy"] == pytest.approx(25 / 40)
+    assert null["mcnemar"] is None
+    assert ours["accuracy"] == 0.75
+    assert ours["relative"]["relative"] == pytest.approx(0.7895, abs=1e-4)
+    assert ours["difference"] == -0.2
+    assert ours["mcnemar"] == {
+        "p": pytest.approx(0.0385, abs=1e-4),
+        "gained": 2,
+        "lost": 10,
+        "holm": ours["mcnemar"]["p"],
+    }
+    assert ours["jsd"]["mean"] == pytest.approx(0.1468, abs=1e-3)
+    assert ours["against"]["random"]["difference"] == 0.125
+    assert ours["beyond"]["jpeg"]["p"] < 0.01
+    assert ours["non_inferiority"]["p"] > 0.9
+    assert ours["verdict"] == "worse"
+    assert (ours["flops_share"], ours["kv_share"], ours["stops"]) == (0.5, 0.25, {"0": 50.0})
+    assert ours["kinds"]["a"]["accuracy"] == 0.75
+
+
+def test_the_same_answers_are_not_inferior_where_the_questions_suffice():
+    whole = [1] * 300
+    found = table(full=(FULL, rows(whole)), ours=(reduced("fastv"), rows(whole)))
+    assert found[1]["verdict"] == "within 0.05"
+    assert found[1]["mcnemar"]["p"] == 1.0
+    assert found[1]["jsd"] == {"mean": 0.0, "interval": [0.0, 0.0]}
+    few = table(full=(FULL, rows(whole[:20])), ours=(reduced("fastv"), rows(whole[:20])))
+    assert few[1]["verdict"] == "not shown"
+
+
+def test_differences_are_paired():
+    """The same number of right answers, to the same questions or to others: not the same news."""
+    rng = np.random.default_rng(0)
+    whole = rng.random(400) < 0.5
+    same, shuffled = whole.copy(), rng.permutation(whole)
+    same[:4] = ~same[:4]
+
+    def width(right):
+        row = table(full=(FULL, rows(whole)), ours=(reduced("fastv"), rows(right)))[1]
+        low, high = row["difference_interval"]
+        return high - low
+
+    assert width(shuffled) > 3 * width(same)
+
+
+def test_answers_about_one_picture_go_together():
+    whole, half = [1] * N, [0] * 20 + [1] * 20
+    images = [i // 10 for i in range(N)]
+
+    def width(images):
+        row = table(
+            full=(FULL, rows(whole, images=images)),
+            ours=(reduced("fastv"), rows(half, images=images)),
+        )[1]
+        low, high = row["difference_interval"]
+        return high - low
+
+    assert width(images) > 2 * width(None)
+
+
+def test_nulls_under_another_schedule_are_not_compared():
+    whole = [1] * N
+    other = {"name": "single", "layer": 4}
+    found = table(
+        full=(FULL, rows(whole)),
+        ours=(reduced("fastv"), rows(whole)),
+        here=(reduced("stride"), rows(whole)),
+        there=(reduced("pooling", scheduler=other), rows(whole)),
+        compact=(reduced("random", positions="compact"), rows(whole)),
+        small=(reduced("downsample", scheduler=other), rows(whole)),
+    )
+    assert set(found[-1]["against"]) == {"stride", "downsample"}
+
+
+def test_questions_that_a_change_leaves_out():
+    whole = [1] * N
+    part = {k: row for k, row in rows([0] * N).items() if int(k) < 10}
+    found = table(
+        full=(FULL, rows(whole)),
+        paraphrase=({**FULL, "change": "paraphrase"}, part),
+        ours=(reduced("fastv"), rows(whole)),
+    )
+    assert (found[1]["questions"], found[1]["difference"]) == (10, -1.0)
+    assert found[2]["beyond"] == {}
+
+
+def test_following():
+    def noted(pairs):
+        return [
+            {
+                "item": str(i),
+                "image": i,
+                "other": a,
+                "paraphrase": b,
+                "edit_other": 0.3,
+                "edit_paraphrase": 0.3,
+            }
+            for i, (a, b) in enumerate(pairs)
+        ]
+
+    whole = [1] * N
+    verdicts = []
+    for pairs in ([(0.0, 0.0)] * 20, [(0.5, 0.1), (0.6, 0.2)] * 10, [(0.3, 0.3), (0.2, 0.4)] * 10):
+        conditions = {"full": FULL, "ours": reduced("fastv")}
+        found = compare(
+            {
+                "full": {"condition": FULL},
+                "ours": {"condition": conditions["ours"], "following": noted(pairs)},
+            },
+            {key: rows(whole) for key in conditions},
+        )
+        verdicts.append(found[1]["following"]["verdict"])
+    assert verdicts == ["does not read the text", "follows the text", "moves with the wording"]
+
+
+def test_without_the_full_model_nothing_is_compared():
+    with pytest.raises(ValueError, match="unreduced model has not answered"):
+        table(ours=(reduced("fastv"), rows([1] * N)))

@@ -1,0 +1,125 @@
+"""`task=evaluate`: the same questions, with and without reduction, compared in pairs.
+
+    tokenreduce task=evaluate strategy=fastv
+    tokenreduce task=evaluate strategy=random,pyramid_drop,fastv -m       one table of all
+    tokenreduce task=evaluate data=questions data.path=questions.jsonl model.id=path
+    accelerate launch --num_processes 2 -m tokenreduce task=evaluate ...
+
+Every run also asks the unreduced model, null reducers under the same schedule, and harmless
+changes of the input. Answers are kept in the folder and used again: a killed run goes on, and the
+runs of a sweep share what they have in common. Writes `table.json`, `table.csv` and pictures.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from tokenreduce.evaluation.answering import first_tokens, is_right
+from tokenreduce.evaluation.comparing import Level
+from tokenreduce.evaluation.items import Item, candidates
+from tokenreduce.evaluation.records import Store
+from tokenreduce.evaluation.statistics import needed, planned_power
+from tokenreduce.tasks import result, tasks
+from tokenreduce.tasks.evaluating.asking import Asking
+from tokenreduce.tasks.evaluating.conditions import FULL, NULLS, chosen, plan
+from tokenreduce.tasks.evaluating.identity import folder_of, identity, root_of
+from tokenreduce.tasks.evaluating.pareto import draw
+from tokenreduce.tasks.evaluating.running import Runner
+from tokenreduce.tasks.evaluating.shard import Shard
+from tokenreduce.tasks.evaluating.sources import questions
+from tokenreduce.tasks.evaluating.table import collect, show, write
+from tokenreduce.tasks.loading import Loaded, load
+
+ENOUGH = 0.8
+"""Power below which whoever asks is told."""
+
+
+@tasks.register("evaluate")
+def evaluate(config: DictConfig, output: Path) -> dict[str, Any]:
+    """Asks, compares, draws; returns the rows of the table.
+
+    output: folder of this run; answers go to the folder that the runs of a sweep share.
+    """
+    items = questions(config)
+    level = Level(config.task.margin, config.task.alpha)
+    _tell_power(len(items), level, config.task.changing)
+    is_right(items[0], "", config.task.match)  # an unknown rule is refused now
+    shard = Shard.begin(str(config.device))
+    loaded = load(config)
+    tested = chosen(config, loaded)
+    conditions = plan(tested, list(config.task.nulls), config.task.seeds, list(config.task.changes))
+    root = root_of(config, output)
+    runner = _runner(config, loaded, items, Store(folder_of(root, loaded)), shard)
+    notes = []
+    for condition in conditions:
+        runner.run(condition, needed=condition in (tested, FULL))
+    if tested != FULL and "downsample" in config.task.nulls:
+        reason = runner.run_smaller(tested)
+        notes += [f"downsample: {reason}"] if reason else []
+    notes += [f"{key.rpartition('-')[0]}: {why}" for key, why in runner.impossible.items()]
+    numbers: dict[str, Any] = {"folder": str(root)}
+    if shard.first:
+        rows = collect(root, level)
+        with runner.store.locked("table"):
+            files = [*write(root, rows, level, notes), *draw(root, rows)]
+        Console().print(show(rows, level, notes))
+        numbers |= {
+            "model": loaded.source,
+            "device": str(loaded.device),
+            "tested": None if tested == FULL else tested.key,
+            "table": rows,
+            "notes": notes,
+            "files": [str(file) for file in files],
+        }
+    shard.wait()
+    return numbers
+
+
+def _runner(
+    config: DictConfig, loaded: Loaded, items: Sequence[Item], store: Store, shard: Shard
+) -> Runner:
+    """What asks, with the folder made for this model and these questions."""
+    starts = {
+        kind: first_tokens(loaded.processor.tokenizer, answers)
+        for kind, answers in candidates(items).items()
+    }
+    about = {
+        "versions": result.versions(),
+        "machine": result.machine(),
+        "device": str(loaded.device),
+        "commit": result.commit(),
+        "null_reducers": list(NULLS),
+    }
+    store.begin(identity(config, loaded, items, starts), about)
+    how = Asking(config.task.batch, config.max_new_tokens, config.task.match, starts)
+    task = config.task
+    return Runner(
+        loaded,
+        items,
+        how,
+        store,
+        shard,
+        timed=task.timed,
+        runs=task.runs,
+        followed=task.followed,
+        progress=task.progress,
+    )
+
+
+def _tell_power(number: int, level: Level, changing: float) -> None:
+    """Says beforehand where the questions are too few to show what is asked for."""
+    power = planned_power(number, level.margin, changing, level.alpha)
+    if power < ENOUGH:
+        enough = needed(level.margin, changing, level.alpha, ENOUGH)
+        warnings.warn(
+            f"{number} questions show a loss below the margin {level.margin:g} with power "
+            f"{power:.2f} only, if {changing:.0%} of the answers change: {enough} would have "
+            f"{ENOUGH:g}; 'not shown' in the table is then no evidence of a loss",
+            stacklevel=2,
+        )

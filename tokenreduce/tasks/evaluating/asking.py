@@ -1,0 +1,132 @@
+"""Asks questions of a model under a condition, and keeps what came out of every one.
+
+Batches are the same whatever was answered before and however many processes share them, so that a
+resumed or shared evaluation gives the same answers to the bit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import tokenreduce as tr
+from tokenreduce.cost import cost_of, shape_of
+from tokenreduce.evaluation.answering import is_right
+from tokenreduce.evaluation.items import Item
+from tokenreduce.evaluation.records import Row, pack
+from tokenreduce.tasks.evaluating.conditions import Condition
+from tokenreduce.tasks.generate import only_share
+from tokenreduce.tasks.loading import Loaded
+from tokenreduce.tasks.prompting import encode_all
+
+DIGITS = 6
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How questions are put, and what counts as right.
+
+    Attributes:
+        batch: questions at once.
+        limit: tokens of an answer.
+        match: the rule for right answers.
+        starts: per kind of question, the ids that an answer may begin with, by answer.
+    """
+
+    batch: int
+    limit: int
+    match: str
+    starts: Mapping[str, Mapping[str, Sequence[int]]]
+
+
+def batches(items: Sequence[Item], size: int) -> list[list[Item]]:
+    """The questions in groups of about the same length, so that little is padded."""
+    order = sorted(items, key=lambda item: (len(item.question), item.name))
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def inputs_of(
+    loaded: Loaded, condition: Condition, items: Sequence[Item]
+) -> tuple[Any, list[int] | None]:
+    """Model inputs of a batch, and the visual tokens it would have had, where pictures shrink."""
+    pictures = [item.picture() for item in items]
+    before = None
+    if condition.on_pictures:
+        keep = only_share(condition.build()[1], loaded)
+        made = tr.downsample(loaded.processor, pictures, keep)
+        pictures, before = made.images, made.full
+    questions = [item.question for item in items]
+    return encode_all(loaded, questions, [[picture] for picture in pictures]), before
+
+
+@torch.inference_mode()
+def ask(loaded: Loaded, condition: Condition, items: Sequence[Item], how: Asking) -> Iterator[Row]:
+    """One row for every question of a batch."""
+    started = time.perf_counter()
+    inputs, before = inputs_of(loaded, condition, items)
+    with condition.reduction(loaded)() as reduction:
+        out = loaded.model.generate(
+            **inputs,
+            max_new_tokens=how.limit,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        facts = [{}] * len(items) if reduction is None else _facts(reduction, before)
+    said = out.sequences[:, inputs["input_ids"].shape[1] :]
+    first = out.logits[0].float().softmax(dim=-1).cpu()
+    seconds = (time.perf_counter() - started) / len(items)
+    for item, ids, chances, fact in zip(items, said, first, facts, strict=True):
+        answer = loaded.text(ids)
+        yield {
+            "item": item.name,
+            "image": item.image,
+            "group": item.kind,
+            "question": item.question,
+            "expected": list(item.right_answers),
+            "answer": answer,
+            "correct": is_right(item, answer, how.match),
+            "probabilities": _chances(chances, how.starts[item.kind]),
+            **fact,
+            "seconds": round(seconds, 4),
+        }
+
+
+def _chances(chances: Tensor, starts: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """How likely the answer is to begin as each candidate does; the rest is not in the list."""
+    return {name: round(float(chances[list(ids)].sum()), DIGITS) for name, ids in starts.items()}
+
+
+def _facts(reduction: tr.Reduction, before: list[int] | None) -> list[dict[str, Any]]:
+    """Of every prompt: visual tokens, what every stop kept, and what it costs beside the full."""
+    report, kept = reduction.report, reduction.kept
+    shape = shape_of(reduction.decoder.config)
+    value = next(p for p in reduction.decoder.parameters() if p.is_floating_point())
+    rows = []
+    for i, visual in enumerate(report.visual_tokens):
+        layers = [layer[i] for layer in report.tokens_per_layer]
+        whole = visual if before is None else before[i]
+        text = report.tokens_per_layer[0][i] - (
+            report.stops[0]["kept"][i] if report.stops and report.stops[0]["layer"] == 0 else visual
+        )
+        price = cost_of(shape, layers, whole + text, bytes_per_value=value.element_size())
+        stops = {str(stop["layer"]): stop["kept"][i] for stop in report.stops}
+        rows.append(
+            {
+                "visual": whole,
+                "text": text,
+                "stops": stops if before is None else {"0": visual},
+                "kept": {str(layer): pack(row[i].tolist(), visual) for layer, row in kept.items()},
+                "average": round(sum(layers) / len(layers) - text, 3),
+                "flops": price.flops,
+                "flops_full": price.flops_full,
+                "kv_bytes": price.kv_bytes,
+                "kv_bytes_full": price.kv_bytes_full,
+            }
+        )
+    return rows

@@ -1,0 +1,166 @@
+"""What the same questions are answered under: the full model, a reduction, a harmless change.
+
+Everything that a comparison needs is planned with the reduction that was asked for: the unreduced
+model of the same run, the null reducers under the same schedule and position rule, and the
+changes of the input that set the scale.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from omegaconf import OmegaConf
+
+import tokenreduce as tr
+from tokenreduce.adapter import adapter_for
+from tokenreduce.config import build_scheduler, build_strategy, known, plain
+from tokenreduce.evaluation.items import Item
+from tokenreduce.evaluation.perturbation import perturbations
+from tokenreduce.registry import did_you_mean
+from tokenreduce.strategy import Positions
+from tokenreduce.tasks.loading import Loaded
+
+NULLS = ("random", "stride", "pooling", "downsample")
+"""Reducers that read nothing of the model or the question."""
+Options = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One way to answer the questions.
+
+    Attributes:
+        strategy: name and options; None is the full model.
+        scheduler: name and options.
+        positions: `"keep"` or `"compact"`; None is the strategy's own rule.
+        seed: of the strategy.
+        change: of the questions, by name; None leaves them as they are.
+    """
+
+    strategy: Options | None = None
+    scheduler: Options | None = None
+    positions: Positions | None = None
+    seed: int = 0
+    change: str | None = None
+
+    @property
+    def key(self) -> str:
+        """A name for files: what it is, and a digest of every option."""
+        parts = [self.change] if self.strategy is None else [self.strategy["name"], self.schedule]
+        name = re.sub(r"[^\w.-]+", "_", "-".join(str(part) for part in parts if part) or "full")
+        text = json.dumps(asdict(self), sort_keys=True, default=list)
+        return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+    @property
+    def label(self) -> str:
+        """What it is, in a few words."""
+        if self.strategy is None:
+            return self.change or "full model"
+        return f"{self.strategy['name']}, {self.schedule}"
+
+    @property
+    def schedule(self) -> str | None:
+        """The scheduler's name."""
+        return None if self.scheduler is None else str(self.scheduler["name"])
+
+    @property
+    def on_pictures(self) -> bool:
+        """Whether pictures are made smaller before the processor."""
+        return self.strategy is not None and self.build()[0].site == "pictures"
+
+    def build(self) -> tuple[tr.Strategy, tr.Scheduler]:
+        """The strategy and the scheduler, new ones."""
+        made = OmegaConf.create({"strategy": self.strategy, "scheduler": self.scheduler})
+        return build_strategy(made), build_scheduler(made)
+
+    def reduction(self, loaded: Loaded) -> Callable[[], AbstractContextManager[Any]]:
+        """A context in which the model answers under this condition; the full one does nothing."""
+        if self.strategy is None:
+            return nullcontext
+        strategy, scheduler = self.build()
+        chosen: Any = "none" if strategy.site == "pictures" else strategy
+        return lambda: tr.reduce(
+            loaded.model, chosen, scheduler, positions=self.positions, seed=self.seed
+        )
+
+    def asked(self, items: Sequence[Item]) -> list[Item]:
+        """The questions as this condition puts them; those that it cannot change are left out."""
+        if self.change is None:
+            return list(items)
+        changed = (perturbations[self.change](item) for item in items)
+        return [item for item in changed if item is not None]
+
+
+FULL = Condition()
+
+
+def chosen(config: Any, loaded: Loaded) -> Condition:
+    """The condition that a configuration names, with its position rule spelled out.
+
+    Options that are the defaults of their class are left out, so that the same condition has the
+    same key however it was written.
+    """
+    strategy = _spoken(known("strategy"), config.strategy)
+    scheduler = _spoken(known("scheduler"), config.scheduler)
+    made = Condition(strategy, scheduler, config.positions, int(config.seed))
+    own = made.build()[0]
+    if not own.reduces:
+        return FULL
+    if config.positions is None:
+        defined = adapter_for(tr.unwrap(loaded.model)).positions
+        made = replace(made, positions=own.positions if own.positions in defined else "keep")
+    return made
+
+
+def plan(
+    tested: Condition, nulls: Sequence[str], seeds: int, changes: Sequence[str]
+) -> list[Condition]:
+    """What is run for the reduction that was asked for, each once, itself first.
+
+    What cannot be done with the model is then refused before anything else is computed. A smaller
+    picture is not among the null reducers here: its share is solved for when the others' cost is
+    known.
+
+    Raises:
+        ValueError: an unknown null reducer or change, or no seed.
+    """
+    for name in nulls:
+        if name not in NULLS:
+            raise ValueError(
+                f"task.nulls: {name!r} reads the model or is unknown{did_you_mean(name, NULLS)} "
+                f"(null reducers: {', '.join(NULLS)})"
+            )
+    if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
+        raise ValueError(f"task.seeds={seeds!r}: how many draws of random there are, 1 or more")
+    for name in changes:
+        perturbations[name]  # an unknown one is refused
+    rows = [tested, FULL, *(Condition(change=name) for name in changes)]
+    if tested != FULL:
+        for name in nulls:
+            draws = {"random": seeds, "downsample": 0}.get(name, 1)
+            rows += [replace(tested, strategy={"name": name}, seed=seed) for seed in range(draws)]
+    return list({row.key: row for row in rows}.values())
+
+
+def smaller_pictures(keep: float) -> Condition:
+    """The null reducer that acts on pictures, at a share of their visual tokens."""
+    scheduler = {"name": "single", "layer": 0, "keep": keep}
+    return Condition({"name": "downsample"}, scheduler, "keep")
+
+
+def _spoken(registry: Any, node: Any) -> dict[str, Any]:
+    """A config node without the options that are defaults of the class it names."""
+    options = dict(plain(node))
+    usual = inspect.signature(registry[options["name"]]).parameters
+    return {
+        key: value
+        for key, value in options.items()
+        if key == "name" or key not in usual or value != usual[key].default
+    }

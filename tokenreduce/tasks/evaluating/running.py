@@ -1,0 +1,157 @@
+"""Runs conditions, each once, whoever else works in the same folder."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import tokenreduce as tr
+from tokenreduce.cost import shape_of
+from tokenreduce.evaluation.items import Item
+from tokenreduce.evaluation.records import Row, Store
+from tokenreduce.tasks.evaluating.asking import Asking, ask, batches, inputs_of
+from tokenreduce.tasks.evaluating.conditions import Condition, smaller_pictures
+from tokenreduce.tasks.evaluating.measuring import following, pairs, times
+from tokenreduce.tasks.evaluating.shard import Shard
+from tokenreduce.tasks.loading import Loaded
+from tokenreduce.tasks.measuring import prefill
+
+REFUSALS = (ValueError, TypeError)
+
+
+@dataclass
+class Runner:
+    """Answers the same questions under one condition after the other.
+
+    Attributes:
+        loaded: the model.
+        items: the questions.
+        how: how they are put.
+        store: where the answers go.
+        shard: which part of them this process does.
+        timed, runs: prompts whose prefill is timed, and how often each.
+        followed: questions whose kept tokens are compared under other words.
+        progress: whether there is a bar; None: where there is a screen.
+    """
+
+    loaded: Loaded
+    items: Sequence[Item]
+    how: Asking
+    store: Store
+    shard: Shard
+    timed: int = 4
+    runs: int = 3
+    followed: int = 32
+    progress: bool | None = None
+    impossible: dict[str, str] = field(default_factory=dict)
+
+    def run(self, condition: Condition, needed: bool = False) -> bool:
+        """Answers and measures a condition, unless that is done; whether it can be done at all.
+
+        needed: raises what the model refuses; else it is noted, with the reason.
+        """
+        items = condition.asked(self.items)
+        try:
+            if not items:
+                raise ValueError(f"the data has no {condition.change} of its questions")
+            self._try(condition, items[0])
+        except REFUSALS as error:
+            if needed:
+                raise
+            self.impossible[condition.key] = " ".join(str(error).split())
+            return False
+        with self._alone(condition.key):
+            self.shard.wait()  # until the first process has the lock, so that all see the same
+            self._answer(condition, items)
+            self.shard.wait()
+            if self.shard.first:
+                names = [item.name for item in items]
+                if not self.store.complete(condition.key, names):
+                    self.store.settle(condition.key, names)
+                self._measure(condition)
+            self.shard.wait()
+        return True
+
+    def run_smaller(self, tested: Condition) -> str | None:
+        """The null reducer on pictures, at the FLOPs of a tested condition; None, or why not."""
+        rows = list(self.store.answers(tested.key).values())
+        share = sum(row["flops"] for row in rows) / sum(row["flops_full"] for row in rows)
+        try:
+            made: Any = tr.solve(
+                shape_of(tr.unwrap(self.loaded.model).config),
+                visual=round(statistics.fmean(row["visual"] for row in rows)),
+                text=round(statistics.fmean(row["text"] for row in rows)),
+                flops=min(share, 1.0),
+                rule="single",
+                layer=0,
+            )
+        except ValueError as error:
+            return str(error)
+        condition = smaller_pictures(round(made.keep, 4))
+        return None if self.run(condition) else self.impossible.pop(condition.key)
+
+    def _try(self, condition: Condition, item: Item) -> None:
+        """Lets what cannot be done be refused before questions are asked."""
+        if condition.strategy is None:
+            return
+        inputs, _ = inputs_of(self.loaded, condition, [item])
+        with condition.reduction(self.loaded)():
+            prefill(self.loaded.model, inputs)
+
+    def _shares(self, condition: Condition) -> list[tuple[int, float]]:
+        """Where a condition stops, and which share it is to keep there."""
+        if condition.strategy is None:
+            return []
+        depth = shape_of(tr.unwrap(self.loaded.model).config).layers
+        return [(stop.layer, stop.keep) for stop in condition.build()[1].stops(depth)]
+
+    @contextmanager
+    def _alone(self, key: str) -> Iterator[None]:
+        """One run at a time works on a condition; its other processes follow the first."""
+        lock: AbstractContextManager[Any] = (
+            self.store.locked(key) if self.shard.first else nullcontext()
+        )
+        with lock:
+            yield
+
+    def _answer(self, condition: Condition, items: Sequence[Item]) -> None:
+        from tqdm.auto import tqdm
+
+        done = self.store.answers(condition.key)
+        own = batches(items, self.how.batch)[self.shard.rank :: self.shard.world]
+        open_ = [batch for batch in own if any(item.name not in done for item in batch)]
+        quiet = not self.shard.first or (None if self.progress is None else not self.progress)
+        total = sum(map(len, own))
+        with tqdm(
+            total=total,
+            initial=total - sum(map(len, open_)),
+            desc=condition.label,
+            unit="question",
+            disable=quiet,
+            leave=False,
+        ) as bar:
+            for batch in open_:
+                rows: list[Row] = list(ask(self.loaded, condition, batch, self.how))
+                self.store.append(condition.key, self.shard.rank, rows)
+                bar.update(len(batch))
+
+    def _measure(self, condition: Condition) -> None:
+        """Times the prefill, and watches whether the choice follows the text; notes both."""
+        note = self.store.conditions().get(condition.key, {})
+        if "condition" not in note:
+            self.store.note(
+                condition.key, condition=asdict(condition), shares=self._shares(condition)
+            )
+        if condition.strategy is None:
+            return
+        if self.timed and "prefill" not in note:
+            found = times(self.loaded, condition, self.items[: self.timed], self.runs)
+            self.store.note(condition.key, prefill=found)
+        if self.followed and "following" not in note and not condition.on_pictures:
+            others = pairs(self.items)
+            asked = [item for item in self.items if item.name in others][: self.followed]
+            rows = following(self.loaded, condition, asked, others)
+            self.store.note(condition.key, following=rows)

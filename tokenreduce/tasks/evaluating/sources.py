@@ -1,0 +1,69 @@
+"""Which questions `config.data` names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from omegaconf import DictConfig
+
+from tokenreduce.data.conversations import read_folder, read_llava
+from tokenreduce.evaluation.items import Item, first_questions, heldout, read_questions
+from tokenreduce.registry import did_you_mean
+
+
+def questions(config: DictConfig) -> list[Item]:
+    """The questions to ask, at most `task.limit` of them.
+
+    Raises:
+        ValueError: an unknown kind of data, a path that is missing, rows that cannot be used, a
+            limit below 1.
+    """
+    name, limit = str(config.data.name), config.task.limit
+    if name not in SOURCES:
+        raise ValueError(
+            f"no data {name!r} to evaluate on{did_you_mean(name, SOURCES)} "
+            f"(known: {', '.join(SOURCES)})"
+        )
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise ValueError(f"task.limit={limit!r}: a number of questions, 1 or more, or null for all")
+    found = SOURCES[name](config)
+    return found[:limit]
+
+
+def _shapes(config: DictConfig) -> list[Item]:
+    if config.task.limit is None:
+        raise ValueError("the rendered questions do not end: give task.limit=...")
+    images = math.ceil(config.task.limit / config.data.questions)
+    return heldout(
+        config.task.draw, images, config.data.questions, difficulty=config.data.difficulty
+    )
+
+
+def _questions(config: DictConfig) -> list[Item]:
+    return read_questions(_path(config), config.data.images)
+
+
+def _llava(config: DictConfig) -> list[Item]:
+    rows = read_llava(_path(config), config.data.images, bad=config.data.bad)
+    return first_questions(rows, config.task.limit)
+
+
+def _folder(config: DictConfig) -> list[Item]:
+    rows = read_folder(_path(config), config.data.split, bad=config.data.bad)
+    return first_questions(rows, config.task.limit)
+
+
+def _path(config: DictConfig) -> str:
+    if config.data.path is None:
+        raise ValueError(f"data={config.data.name} needs a path: add data.path=...")
+    return str(config.data.path)
+
+
+SOURCES: dict[str, Callable[[Any], list[Item]]] = {
+    "shapes": _shapes,
+    "questions": _questions,
+    "llava": _llava,
+    "folder": _folder,
+}
