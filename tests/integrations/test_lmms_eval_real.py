@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("lmms_eval", reason='needs lmms-eval: pip install -e ".[eval]"')
+pytest.importorskip("lmms_eval", reason='needs lmms-eval: pip install -e ".[lmms-eval]"')
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
