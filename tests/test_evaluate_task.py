@@ -268,10 +268,10 @@ def test_two_processes_make_the_same_table(
     whole: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     # --cpu would start one process: accelerate leaves several to MPI there
-    launch = ("accelerate.commands.launch", *["--multi_gpu", "--num_processes", "2", "-m", "tokenreduce"])
+    words = "accelerate.commands.launch --multi_gpu --num_processes 2 -m tokenreduce"
     said = started(
         tmp_path, "strategy=fastv", "hydra.run.dir=out",
-        launcher=(sys.executable, "-m", *launch),
+        launcher=(sys.executable, "-m", *words.split()),
     )  # fmt: skip
     assert said.count("verdict") >= 1
     assert answers(tmp_path / "out") == answers(whole[0])

@@ -42,6 +42,7 @@ class Condition:
         positions: `"keep"` or `"compact"`; None is the strategy's own rule.
         seed: of the strategy.
         change: of the questions, by name; None leaves them as they are.
+        min_tokens: samples with fewer visual tokens are left as they are.
     """
 
     strategy: Options | None = None
@@ -49,6 +50,7 @@ class Condition:
     positions: Positions | None = None
     seed: int = 0
     change: str | None = None
+    min_tokens: int = 0
 
     @property
     def key(self) -> str:
@@ -87,7 +89,12 @@ class Condition:
         strategy, scheduler = self.build()
         chosen: Any = "none" if strategy.site == "pictures" else strategy
         return lambda: tr.reduce(
-            loaded.model, chosen, scheduler, positions=self.positions, seed=self.seed
+            loaded.model,
+            chosen,
+            scheduler,
+            positions=self.positions,
+            seed=self.seed,
+            min_tokens=self.min_tokens,
         )
 
     def asked(self, items: Sequence[Item]) -> list[Item]:
@@ -109,7 +116,9 @@ def chosen(config: Any, loaded: Loaded) -> Condition:
     """
     strategy = _spoken(known("strategy"), config.strategy)
     scheduler = _spoken(known("scheduler"), config.scheduler)
-    made = Condition(strategy, scheduler, config.positions, int(config.seed))
+    made = Condition(
+        strategy, scheduler, config.positions, int(config.seed), min_tokens=config.min_tokens
+    )
     own = made.build()[0]
     if not own.reduces:
         return FULL
