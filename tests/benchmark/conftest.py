@@ -32,7 +32,7 @@ def pytest_benchmark_update_machine_info(config, machine_info):
         cpu=cpu.get("brand_raw", platform.processor()),
         cpus=os.cpu_count(),
         device=_device(),
-        threads=1,
+        threads=torch.get_num_threads(),
         dtype="float32",
         attention="sdpa",
         python=platform.python_version(),

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import tokenreduce as tr
-from tests.benchmark.clock import CLOCK, Times, paired
-from tests.benchmark.sizes import TEXT, Size, embeddings, image, models
+from tests.benchmark.sizes import CLOCK, DEVICE, TEXT, Size, models, prompt
+from tokenreduce.tasks.benchmarking.clock import Times, paired
 
 PADDING = 20
 """Padded positions of the second sample in a batch of two."""
@@ -24,21 +24,22 @@ class Decoding:
     visual: int
     batch: int
     positions: Any
-    ours: Times = field(default_factory=Times)
-    theirs: Times = field(default_factory=Times)
+    ours: Times = field(default_factory=lambda: Times(CLOCK))
+    theirs: Times = field(default_factory=lambda: Times(CLOCK))
 
     def __post_init__(self) -> None:
         self.model, self.twin = models(self.size)
         self.reduction = tr.reduce(self.model, tr.PyramidDrop(), positions=self.positions)
-        prompt = embeddings(self.size, self.visual + TEXT, self.batch)
-        self.token = embeddings(self.size, 1, self.batch, stream=1)
+        made = prompt(self.visual, self.batch)
+        embeds, self.image = made.embeddings(self.model), made.mask(DEVICE)
+        self.token = made.embeddings(self.model, 1, stream=1)
         self.mask: Tensor | None = None
         if self.batch > 1:
-            self.mask = torch.ones(prompt.shape[:2], dtype=torch.long, device=prompt.device)
+            self.mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=DEVICE)
             self.mask[1:, :PADDING] = 0
-        with self.reduction.visual(image(self.visual, self.batch)):
-            self.short = self._call(self.model, prompt, None).past_key_values
-        self.long = self._call(self.twin, prompt, None).past_key_values
+        with self.reduction.visual(self.image):
+            self.short = self._call(self.model, embeds, None).past_key_values
+        self.long = self._call(self.twin, embeds, None).past_key_values
 
     @torch.inference_mode()
     def _call(self, model: Any, embeds: Tensor, cache: Any) -> Any:
@@ -59,7 +60,7 @@ class Decoding:
 
     def reduced(self) -> None:
         """One step of this side."""
-        with self.reduction.visual(image(self.visual, self.batch)):
+        with self.reduction.visual(self.image):
             self.ours.measure(lambda: self._call(self.model, self.token, self.short))
 
     def warm_up(self, steps: int) -> None:
@@ -86,7 +87,7 @@ class Decoding:
             "strategy": repr(self.reduction.strategy),
             "positions": self.reduction.positions,
             "kv_bytes_ratio": report.kv_bytes / report.kv_bytes_full,
-            "clock": CLOCK,
+            "clock": CLOCK.name,
             "reduced": self.ours.summary(),
             "unreduced": self.theirs.summary(),
             "time_ratio": paired(self.ours, self.theirs),

@@ -8,10 +8,10 @@ from typing import Any, Literal
 import torch
 
 import tokenreduce as tr
-from tests.benchmark.clock import CLOCK, ENGINE, Times, paired
-from tests.benchmark.counts import CONVENTIONS, flops
-from tests.benchmark.sizes import TEXT, Size, embeddings, image, models
+from tests.benchmark.sizes import CLOCK, DEVICE, ENGINE, TEXT, Size, models, prompt
 from tokenreduce.cost import shape_of
+from tokenreduce.tasks.benchmarking.clock import Times, paired
+from tokenreduce.tasks.benchmarking.counts import CONVENTIONS, flops
 
 
 @torch.inference_mode()
@@ -28,16 +28,18 @@ class Trial:
     visual: int
     strategy: tr.Strategy
     scheduler: tr.Scheduler | None = None
-    ours: Times = field(default_factory=Times)
-    theirs: Times = field(default_factory=Times)
+    ours: Times = field(default_factory=lambda: Times(CLOCK))
+    theirs: Times = field(default_factory=lambda: Times(CLOCK))
     inside: list[float] = field(default_factory=list)
     adapter: Any = None
     pictures: list[tr.Picture] = field(default_factory=list)
     logits: Literal["full", "text"] = "full"
+    batch: int = 1
 
     def __post_init__(self) -> None:
         self.model, self.twin = models(self.size)
-        self.embeds = embeddings(self.size, self.visual + TEXT)
+        self.prompt = prompt(self.visual, self.batch)
+        self.embeds, self.mask = self.prompt.embeddings(self.model), self.prompt.mask(DEVICE)
         self.reduction = tr.reduce(
             self.model, self.strategy, self.scheduler, adapter=self.adapter, logits=self.logits
         )
@@ -50,8 +52,7 @@ class Trial:
         """One round of this side, with the engine's share in it."""
         before = ENGINE.seconds
         ENGINE.handed.clear()
-        mask = image(self.visual)
-        with self.reduction.visual(mask, self.pictures), ENGINE.counting():
+        with self.reduction.visual(self.mask, self.pictures), ENGINE.counting():
             self.ours.measure(lambda: run(self.model, self.embeds))
         self.inside.append(ENGINE.seconds - before)
 
@@ -78,10 +79,11 @@ class Trial:
             "model": str(self.size),
             "visual_tokens": self.visual,
             "text_tokens": TEXT,
+            "batch": self.batch,
             "strategy": repr(self.strategy),
             "stops": [(stop.layer, stop.keep) for stop in self.reduction.stops],
             "tokens_per_layer": tokens,
-            "clock": CLOCK,
+            "clock": CLOCK.name,
             "reduced": self.ours.summary(),
             "unreduced": self.theirs.summary(),
             "time_ratio": ratio,

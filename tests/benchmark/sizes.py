@@ -1,7 +1,4 @@
-"""The models and prompts that are measured: random weights, LLaMA's proportions, one image.
-
-Shapes: b samples, l sequence, d width.
-"""
+"""The models and prompts that are measured: random weights, LLaMA's proportions, one image."""
 
 from __future__ import annotations
 
@@ -11,7 +8,10 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
+
+from tokenreduce.tasks.benchmarking.clock import Clock
+from tokenreduce.tasks.benchmarking.engine import Engine
+from tokenreduce.tasks.benchmarking.prompts import Prompt
 
 VARIABLE = "TOKENREDUCE_BENCHMARK"
 """Environment variable: `full` sizes, or `smoke` for a run of seconds that judges nothing."""
@@ -20,9 +20,11 @@ if MODE not in ("full", "smoke"):
     raise ValueError(f"{VARIABLE}={MODE!r} is neither 'full' nor 'smoke'")
 SMOKE = MODE == "smoke"
 SEED = 0
-BEFORE, TEXT, HEAD = 35, 64, 64
-"""The image stands behind 35 of 64 text tokens (LLaVA's system prompt); heads of 64."""
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TEXT, HEAD = 64, 64
+"""Text tokens (35 of them before the image, as LLaVA's system prompt); width of a head."""
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CLOCK = Clock(DEVICE)
+ENGINE = Engine(CLOCK)
 
 
 @dataclass(frozen=True)
@@ -66,14 +68,6 @@ def models(size: Size) -> tuple[Any, Any]:
     return model, twin
 
 
-def embeddings(size: Size, length: int, batch: int = 1, stream: int = 0) -> Tensor:
-    """(b, l, d) drawn anew from the same seed at every call; another `stream`, another draw."""
-    generator = torch.Generator().manual_seed(SEED + stream)
-    return torch.randn(batch, length, size.width, generator=generator).to(DEVICE)
-
-
-def image(visual: int, batch: int = 1) -> Tensor:
-    """(b, l) True at the visual tokens."""
-    mask = torch.zeros(batch, visual + TEXT, dtype=torch.bool, device=DEVICE)
-    mask[:, BEFORE : BEFORE + visual] = True
-    return mask
+def prompt(visual: int, batch: int = 1) -> Prompt:
+    """`visual` tokens between the text tokens that every prompt here has."""
+    return Prompt(visual, TEXT, batch, SEED)

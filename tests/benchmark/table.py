@@ -11,13 +11,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from tokenreduce.tasks.benchmarking.peers import recorded
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results" / "prefill_cpu.json"
 METHODS = ROOT / "docs" / "results" / "methods_cpu.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
-ORIGINAL = {("16x512", 576): 0.97, ("16x512", 1152): 0.93, ("16x512", 2880): 0.95} | {
-    ("8x1536", 1152): 0.86,
-    ("8x1536", 2880): 0.90,
+ORIGINAL = {
+    (f"{one['layers']}x{one['hidden']}", one["visual_tokens"]): (1 - one["prefill_ratio"])
+    / (1 - one["flops_share"])
+    for one in recorded()
+    if one["code"] == "PyramidDrop"
 }
 """Time saved over causal FLOPs saved, of the PyramidDrop code with the same shapes and clock."""
 

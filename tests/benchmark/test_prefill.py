@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 import tokenreduce as tr
-from tests.benchmark.clock import ENGINE, now
 from tests.benchmark.prefill import Trial
-from tests.benchmark.sizes import SMALL, SMOKE, VISUAL, WIDE, Size
+from tests.benchmark.sizes import CLOCK, ENGINE, SMALL, SMOKE, VISUAL, WIDE, Size
 
 ASKED = {"saved_time_over_saved_flops": 0.95, "added_share": 0.03}
 """Of `pyramid_drop` with its paper's schedule; `added` is scoring and gathering, less the keys that
@@ -50,7 +49,7 @@ def interleaved(benchmark: Any, trial: Trial, rounds: int) -> dict[str, Any]:
     return facts
 
 
-@pytest.mark.benchmark(group="prefill", timer=now)
+@pytest.mark.benchmark(group="prefill", timer=CLOCK.now)
 @pytest.mark.parametrize(
     "trial",
     [

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from tokenreduce.adapter import adapter_for
@@ -89,13 +89,55 @@ def load(config: DictConfig, weights: Path | None = None, precision: str | None 
     return Loaded(model.to(device).eval(), processor, source, config.model.get("id") is None)
 
 
+def load_random(config: DictConfig) -> Any:
+    """A model of the sizes that `config.model` names, with random weights, on `config.device`.
+
+    The sizes are those of a local folder's `config.json`, else of `model.shape`, else of the hub's
+    `config.json`. The time that a model takes does not depend on its weights.
+
+    Raises:
+        ValueError: no sizes to be found, a family that no adapter reads, or an unknown dtype,
+            attention or device.
+    """
+    device = pick_device(str(config.device))
+    dtype = _known(config.model.get("dtype", "auto"), DTYPES, "model.dtype")
+    attention = _known(config.attention, ATTENTIONS, "attention")
+    import transformers
+    from transformers import AutoConfig
+
+    shape, name = config.model.get("shape"), config.model.get("id")
+    if shape is None or (name is not None and Path(str(name)).expanduser().is_dir()):
+        source, options = model_source(config), _hub_options(config.model)
+        family = _attempt(lambda: AutoConfig.from_pretrained(source, **options), source)
+    else:
+        source, sizes = str(config.model.name), OmegaConf.to_container(shape, resolve=True)
+        family = _attempt(lambda: AutoConfig.for_model(**sizes), source)
+    check_family(family)
+    whole = type(family) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    kind: Any = transformers.AutoModelForImageTextToText if whole else None
+    kind = kind or transformers.AutoModelForCausalLM
+    number = getattr(torch, dtype) if dtype != "auto" else family.dtype or torch.float32
+    with torch.random.fork_rng(), torch.device(device):
+        torch.manual_seed(int(config.seed))
+        model = _attempt(
+            lambda: kind.from_config(family, dtype=number, attn_implementation=attention), source
+        )
+    return model.to(device).eval()
+
+
 def model_source(config: DictConfig) -> str:
     """The hub id or folder of `config.model`; the embedded checkpoint's folder for `id: null`.
 
     Raises:
-        ValueError: the embedded checkpoint is not there, or a path leads nowhere.
+        ValueError: a shape has no weights, the embedded checkpoint is not there, or a path leads
+            nowhere.
     """
     name = config.model.get("id")
+    if name is None and config.model.get("shape") is not None:
+        raise ValueError(
+            f"model={config.model.name} is a shape without weights, for task=benchmark: "
+            "choose a model that has some, or give model.id=..."
+        )
     if name is None:
         folder = checkpoint_dir()
         if not (folder / "config.json").is_file():

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from tokenreduce.tasks.benchmarking.clock import Clock, Times
 
 Context = Callable[[], AbstractContextManager[Any]]
 
@@ -28,18 +30,14 @@ def prefill_times(
     In turn, so that whatever slows the machine down meets all of them; synchronised, so that the
     work is done and not only asked for. The vision encoder is part of a prefill.
     """
-    times: list[list[float]] = [[] for _ in contexts]
+    times = [Times(Clock(model.device, wall=True)) for _ in contexts]
     for i in range(runs + 1):
         for row, inputs, context in zip(times, prompts, contexts, strict=True):
             with context():
-                _synchronise(model.device)
-                start = time.perf_counter()
-                prefill(model, inputs)
-                _synchronise(model.device)
-                elapsed = time.perf_counter() - start
-            if i:
-                row.append(1e3 * elapsed)
-    return times
+                row.measure(partial(prefill, model, inputs))
+            if not i:
+                row.forget()
+    return [[1e3 * seconds for seconds in row.clock] for row in times]
 
 
 def ratio(times: Sequence[float], base: Sequence[float]) -> float:
@@ -65,8 +63,3 @@ def likelihood(model: Any, inputs: Mapping[str, Any], answer: Tensor) -> float:
         logits = torch.cat([logits, rest.logits], dim=1)
     chosen = logits.float().log_softmax(dim=-1).gather(2, answer[..., None])
     return float(chosen.sum().exp())
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)

@@ -71,10 +71,15 @@ def machine() -> dict[str, Any]:
     return row
 
 
+def given() -> list[str]:
+    """The overrides of the command line, as given; none where a task is called from Python."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
 def _choices() -> dict[str, Any]:
     """Which option of each group was chosen, and the overrides as given."""
     if not HydraConfig.initialized():
         return {"choices": {}, "overrides": []}
     runtime = HydraConfig.get()
     groups = {k: v for k, v in runtime.runtime.choices.items() if not k.startswith("hydra/")}
-    return {"choices": groups, "overrides": list(runtime.overrides.task)}
+    return {"choices": groups, "overrides": given()}

@@ -1,0 +1,1 @@
+"""The parts of `task=benchmark`, which the suite in `tests/benchmark` measures with as well."""

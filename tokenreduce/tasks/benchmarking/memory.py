@@ -1,0 +1,72 @@
+"""Bytes: the most that a pass holds at once, what a KV cache holds, what backward is kept for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def peak_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
+    """The most bytes that `call` holds at once beyond what is held when it begins.
+
+    On a GPU what the caching allocator has given out (`torch.cuda.max_memory_allocated`). On a CPU
+    every allocation and release of torch's allocator, kernels' scratch space included, as torch's
+    profiler lists them. None on other devices. Weights and inputs are held before, and not counted.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    if device.type != "cpu":
+        return None
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's library talks on stderr
+    with torch.autograd.profiler.profile(profile_memory=True) as profile:
+        call()
+    events: Any = profile.kineto_results
+    moves = [(e.start_ns(), e.nbytes()) for e in events.events() if e.name() == "[memory]"]
+    held = most = 0
+    for _, n in sorted(moves, key=lambda move: move[0]):
+        held += n
+        most = max(most, held)
+    return most
+
+
+def cache_bytes(cache: Any) -> int:
+    """Bytes of the keys and values that a transformers cache really holds, each storage once."""
+    return storages(
+        x
+        for layer in cache.layers
+        for x in (getattr(layer, "keys", None), getattr(layer, "values", None))
+        if isinstance(x, Tensor)
+    )
+
+
+def stored_bytes(forward: Callable[[], Any]) -> int:
+    """Bytes of activations that autograd keeps for backward, weights left out, each storage once.
+
+    forward: returns the loss.
+    """
+    seen: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        if not (x.is_leaf and x.requires_grad):
+            seen[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        loss = forward()
+    del loss
+    return sum(seen.values())
+
+
+def storages(tensors: Iterable[Tensor]) -> int:
+    """Bytes behind the tensors, shared ones once, and of a view all that it keeps alive."""
+    found = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
+    return sum(found.values())

@@ -1,0 +1,195 @@
+"""Candidates in turn on one prompt: prefill, decoding steps, bytes; the unreduced model among them.
+
+A turn puts the reduction on, reads the prompt, decodes, and takes the reduction off again; the
+order of the candidates moves on by one with every round, so that nobody always follows the same.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+import tokenreduce as tr
+from tokenreduce.cost import shape_of
+from tokenreduce.tasks.benchmarking.clock import Clock, Times, interval, paired, ratios
+from tokenreduce.tasks.benchmarking.counts import CONVENTIONS, flops
+from tokenreduce.tasks.benchmarking.memory import cache_bytes, peak_bytes
+from tokenreduce.tasks.benchmarking.prompts import Prompt, Seen
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A strategy with a schedule; without a strategy the unreduced model.
+
+    `share` is the share of the visual tokens that was asked for, None where the schedule said it.
+    """
+
+    name: str
+    strategy: tr.Strategy | None = None
+    scheduler: tr.Scheduler | None = None
+    positions: Any = None
+    seed: int = 0
+    share: float | None = None
+
+
+UNREDUCED = Candidate("unreduced")
+
+
+@dataclass
+class Lane:
+    """What was read of one candidate."""
+
+    candidate: Candidate
+    clock: Clock
+    prefill: Times = field(init=False)
+    step: Times = field(init=False)
+    cache: int = 0
+    peak: int | None = None
+    report: tr.Report | None = None
+    reduction: str | None = None
+    positions: str | None = None
+
+    def __post_init__(self) -> None:
+        self.prefill, self.step = Times(self.clock), Times(self.clock)
+
+
+class Race:
+    """All candidates on one prompt. The first of `lanes` is the unreduced model."""
+
+    def __init__(
+        self,
+        model: Any,
+        prompt: Prompt | Seen,
+        candidates: Sequence[Candidate],
+        new_tokens: int = 0,
+    ) -> None:
+        self.model, self.prompt, self.new_tokens = model, prompt, new_tokens
+        self.clock = Clock(model.device)
+        self.lanes = [Lane(one, self.clock) for one in (UNREDUCED, *candidates)]
+        self._inputs = {k: x.to(model.device) for k, x in prompt.inputs(model).items()}
+        self._token = {k: x.to(model.device) for k, x in prompt.token(model).items()}
+
+    def run(self, rounds: int, memory: bool = True) -> Race:
+        """One turn of everyone that warms up, then `rounds` of them, then the bytes."""
+        for lane in self.lanes:
+            self._turn(lane)
+            lane.prefill.forget()
+            lane.step.forget()
+        for i in range(rounds):
+            gc.collect()
+            at = i % len(self.lanes)
+            for lane in (*self.lanes[at:], *self.lanes[:at]):
+                self._turn(lane)
+        for lane in self.lanes if memory else ():
+            with self._applied(lane):
+                lane.peak = peak_bytes(self._prefill, self.model.device)
+        return self
+
+    @contextmanager
+    def _applied(self, lane: Lane) -> Iterator[None]:
+        """The model as this candidate wants it."""
+        one = lane.candidate
+        if one.strategy is None:
+            yield
+            return
+        with (
+            tr.reduce(
+                self.model,
+                one.strategy,
+                one.scheduler,
+                adapter=self.prompt.reader(tr.unwrap(self.model)),
+                positions=one.positions,
+                seed=one.seed,
+            ) as reduction,
+            self.prompt.shown(reduction),
+        ):
+            yield
+            lane.report, lane.positions = reduction.report, reduction.positions
+            lane.reduction = f"{reduction.strategy} at {reduction.scheduler}"
+
+    @torch.inference_mode()
+    def _prefill(self) -> Any:
+        return self.model(**self._inputs, use_cache=True, logits_to_keep=1)
+
+    @torch.inference_mode()
+    def _decode(self, cache: Any) -> None:
+        self.model(**self._token, past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+    def _turn(self, lane: Lane) -> None:
+        with self._applied(lane):
+            cache = lane.prefill.measure(self._prefill).past_key_values
+            lane.cache = cache_bytes(cache)
+            for _ in range(self.new_tokens):
+                lane.step.measure(lambda: self._decode(cache))
+
+    # -- what can be said of it ----------------------------------------------------------------
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Every candidate beside the unreduced model, as plain data."""
+        return [self._row(lane) for lane in self.lanes[1:]]
+
+    def _row(self, lane: Lane) -> dict[str, Any]:
+        base, one, report = self.lanes[0], lane.candidate, lane.report
+        assert report is not None  # every lane but the first has had its turn
+        row: dict[str, Any] = {
+            "strategy": one.name,
+            "reduction": lane.reduction,
+            "positions": lane.positions,
+            "asked_share": one.share,
+            "kept_share": self._kept(report),
+            "stops": [[stop["layer"], stop["keep"]] for stop in report.stops],
+            "tower": self.prompt.tower,
+            "visual_tokens": self.prompt.visual,
+            "text_tokens": self.prompt.text,
+            "batch": self.prompt.batch,
+            "tokens_per_layer": [tokens[0] for tokens in report.tokens_per_layer],
+            "flops_share": self._flops(report),
+            "prefill": compared(lane.prefill, base.prefill),
+            "kv_bytes": lane.cache,
+            "kv_bytes_full": base.cache,
+            "peak_bytes": lane.peak,
+            "peak_bytes_full": base.peak,
+        }
+        if self.new_tokens:
+            row["decode_step"] = compared(lane.step, base.step)
+            row["tokens_per_second"] = self._throughput(lane)
+            row["tokens_per_second_full"] = self._throughput(base)
+        return row
+
+    def _kept(self, report: tr.Report) -> float:
+        """The share of the visual tokens that a layer has, averaged over the layers."""
+        visual, layers = report.visual_tokens[0], report.tokens_per_layer
+        text = self.prompt.text
+        return float(sum(row[0] - text for row in layers) / (visual * len(layers)))
+
+    def _flops(self, report: tr.Report) -> dict[str, float]:
+        """FLOPs of the decoder layers, as a share of the unreduced ones."""
+        shape = shape_of(tr.unwrap(self.model).config)
+        tokens = [row[0] for row in report.tokens_per_layer]
+        full = [report.visual_tokens[0] + self.prompt.text] * len(tokens)
+        return {c: flops(shape, tokens, c) / flops(shape, full, c) for c in CONVENTIONS}
+
+    def _throughput(self, lane: Lane) -> float:
+        """New tokens of the batch per second: the first comes with the prefill."""
+        step = statistics.median(lane.step.clock)
+        seconds = statistics.median(lane.prefill.clock) + self.new_tokens * step
+        return float(self.prompt.batch * (1 + self.new_tokens) / seconds)
+
+
+def compared(ours: Times, theirs: Times) -> dict[str, Any]:
+    """Two series of the same rounds: milliseconds, ratios, and the interval of the ratio."""
+    bounds = interval(ratios(ours, theirs))
+    return {
+        "reduced": ours.summary(),
+        "unreduced": theirs.summary(),
+        "ratio": paired(ours, theirs),
+        "interval": [bounds.low, bounds.high],
+        "coverage": bounds.coverage,
+        "rounds": len(ours.clock),
+    }
