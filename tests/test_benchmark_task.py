@@ -95,7 +95,7 @@ def test_a_record_says_how_it_was_made(record: dict[str, Any]) -> None:
 
 
 def test_the_embedded_model_runs_its_tower_too(tmp_path: Path) -> None:
-    found = run(tmp_path, *TINY, "task.visual=[20]", "strategy=fastervlm", "task.beside=[]")
+    found = run(tmp_path, *TINY, "task.visual=[20]", "strategy=fastervlm", "task.nulls=[]")
     whole, marked = found["rows"]
     assert (whole["tower"], whole["visual_tokens"]) == (True, 144)
     assert (marked["tower"], marked["visual_tokens"]) == (False, 20)
@@ -118,7 +118,7 @@ def test_a_folder_with_random_weights(family: str, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     FAMILIES[family].model().config.save_pretrained(folder)
     words = [f"model.id={folder}", "task.weights=random", "task.visual=[24]"]
-    found = run(tmp_path / "run", *TINY, *words, "task.beside=[stride]")
+    found = run(tmp_path / "run", *TINY, *words, "task.nulls=[stride]")
     assert [row["tower"] for row in found["rows"]] == [True, True, False, False]
     assert found["subject"]["hidden"] == 32
 
@@ -199,7 +199,7 @@ def test_every_rule_finds_its_shares(rule: str) -> None:
         (["task.keeps=[1.5]"], "a share lies between 0 and 1, not 1.5"),
         (["scheduler=stochastic", "task.keeps=[0.5]"], "needs a rule whose share can be found"),
         (["task.keeps=[0.1]"], "infeasible: the minimum is"),
-        (["task.beside=[rnadom]"], "did you mean 'random'"),
+        (["task.nulls=[rnadom]"], "did you mean 'random'"),
         (["task.against=nowhere.json"], "is not the result.json of a task=benchmark"),
         (["model.shape.model_type=lama"], "cannot load 'llama_16x512'"),
     ],

@@ -5,7 +5,7 @@
     tokenreduce task=benchmark model=llava_1_5_7b task.weights=random model.dtype=bfloat16
 
 Everyone is measured in turn in the same rounds: the model without a reduction, the chosen strategy,
-and those of `task.beside`. Prints tables, writes `result.json`, draws pictures, and says from how
+and those of `task.nulls`. Prints tables, writes `result.json`, draws pictures, and says from how
 many visual tokens on the reduction pays on this device.
 """
 

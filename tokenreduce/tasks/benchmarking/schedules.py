@@ -20,7 +20,7 @@ def candidates(config: DictConfig, shape: DecoderShape, visual: int) -> list[Can
     Raises:
         ValueError: a strategy that has nothing to do in a model, a rule that no share can be found
             for, or shares that it does not reach.
-        KeyError: an unknown strategy in `task.beside`.
+        KeyError: an unknown strategy in `task.nulls`.
     """
     own, options = build_strategy(config), {"positions": config.positions, "seed": config.seed}
     if own.site == "pictures" or not own.reduces:
@@ -29,7 +29,7 @@ def candidates(config: DictConfig, shape: DecoderShape, visual: int) -> list[Can
             "is nothing to measure: choose another"
         )
     strategies = {str(config.strategy.name): own}
-    for name in config.task.beside or ():
+    for name in config.task.nulls or ():
         strategies.setdefault(str(name), known("strategy").build(str(name)))
     return [
         Candidate(name, strategy, scheduler, share=share, **options)
