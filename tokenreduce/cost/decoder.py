@@ -1,6 +1,6 @@
-"""What a schedule costs in arithmetic and cache, from a model's configuration alone.
+"""What a schedule costs the decoder in arithmetic and cache, from its configuration alone.
 
-No weights, no torch. Per decoder layer with n tokens, width d, FFN width m, h heads and g key/value
+Per decoder layer with n tokens, width d, FFN width m, h heads and g key/value
 heads of size e, and an FFN of f matrices, the multiply-accumulates (MACs) are, by convention:
 
     F2      4 n d^2 + 2 n^2 d + 2 n d m             FastV (arXiv 2403.06764), DivPrune's code
@@ -10,8 +10,8 @@ heads of size e, and an FFN of f matrices, the multiply-accumulates (MACs) are, 
 
 F2 and F3 are MACs that the papers print as FLOPs, so their `flops` are their MACs; "matmul" counts
 two FLOPs for a MAC, as `torch.utils.flop_counter` does. All count every pair of tokens (no causal
-half), and none the vision tower, the projector, the LM head (`head_macs`), norms, rotary
-embeddings, softmax, activations, or the choice of tokens (`selection_macs`).
+half), and none the vision tower, the connector and the LM head (`tokenreduce.cost.model_cost`),
+norms, rotary embeddings, softmax, activations, or the choice of tokens (`selection_macs`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tokenreduce.cost.reading import read, size, unlike
 from tokenreduce.registry import did_you_mean
 from tokenreduce.scheduler import Scheduler, Stop, ordered, whole
 
@@ -242,60 +243,37 @@ def shape_of(config: Any) -> DecoderShape:
     if isinstance(config, DecoderShape):
         return config
     part: Any = config
-    while inner := next(filter(None, (_read(part, name) for name in _NESTED)), None):
+    while inner := next(filter(None, (read(part, name) for name in _NESTED)), None):
         part = inner
     for name, what in _ODD.items():
-        if _read(part, name):
-            raise _unlike(part, f"{what} ({name!r})")
-    if kinds := set(_read(part, "layer_types") or ()) - _ORDINARY:
-        raise _unlike(part, f"layers of the kinds {', '.join(map(repr, sorted(kinds)))}")
+        if read(part, name):
+            raise unlike(part, f"{what} ({name!r})")
+    if kinds := set(read(part, "layer_types") or ()) - _ORDINARY:
+        raise unlike(part, f"layers of the kinds {', '.join(map(repr, sorted(kinds)))}")
     width, router = _ffn(part)
-    hidden, heads = _size(part, "hidden_size"), _size(part, "num_attention_heads")
+    hidden, heads = size(part, "hidden_size"), size(part, "num_attention_heads")
     return DecoderShape(
-        layers=_size(part, "num_hidden_layers"),
+        layers=size(part, "num_hidden_layers"),
         hidden=hidden,
         intermediate=width,
         heads=heads,
-        kv_heads=_read(part, "num_key_value_heads") or heads,
-        head_dim=_read(part, "head_dim") or hidden // heads,
-        vocab=_size(part, "vocab_size"),
-        ffn_matrices=2 if _read(part, "model_type") in _PLAIN else 3,
+        kv_heads=read(part, "num_key_value_heads") or heads,
+        head_dim=read(part, "head_dim") or hidden // heads,
+        vocab=size(part, "vocab_size"),
+        ffn_matrices=2 if read(part, "model_type") in _PLAIN else 3,
         router=router,
     )
 
 
 def _ffn(part: Any) -> tuple[int, int]:
     """The FFN width that one token passes through, and the number of experts it chooses from."""
-    experts = next(filter(None, (_read(part, name) for name in _EXPERT_COUNTS)), 0)
+    experts = next(filter(None, (read(part, name) for name in _EXPERT_COUNTS)), 0)
     if not experts:
-        return _size(part, "intermediate_size", "ffn_dim"), 0
-    if _read(part, "model_type") == "aria_text":  # also equal to torch's counter
-        through = _size(part, "moe_topk") + _size(part, "moe_num_shared_experts")
-        return through * _size(part, "intermediate_size"), experts
-    mixed = _read(part, "mlp_only_layers") or (_read(part, "decoder_sparse_step") or 1) > 1
-    if mixed or _read(part, "model_type") not in _EXPERTS:
-        raise _unlike(part, f"{experts} experts of a layout that is not known here")
-    return _size(part, "num_experts_per_tok") * _size(part, "moe_intermediate_size"), experts
-
-
-def _read(part: Any, name: str) -> Any:
-    """The entry `name` of a configuration or a dict, None where it has none."""
-    return part.get(name) if isinstance(part, Mapping) else getattr(part, name, None)
-
-
-def _size(part: Any, *names: str) -> int:
-    """The first entry of these names, a whole number."""
-    value = next((v for v in (_read(part, name) for name in names) if v is not None), None)
-    if value is None:
-        raise ValueError(
-            f"the configuration has no {names[0]!r}: a config.json leaves out what equals its "
-            "class's default; load it with transformers.AutoConfig, or pass a DecoderShape"
-        )
-    return whole(value, names[0], least=1)
-
-
-def _unlike(part: Any, what: str) -> ValueError:
-    return ValueError(
-        f"no formula here describes {_read(part, 'model_type')!r}, which has {what}: "
-        "pass a DecoderShape whose sizes come close, and say so beside the numbers"
-    )
+        return size(part, "intermediate_size", "ffn_dim"), 0
+    if read(part, "model_type") == "aria_text":  # also equal to torch's counter
+        through = size(part, "moe_topk") + size(part, "moe_num_shared_experts")
+        return through * size(part, "intermediate_size"), experts
+    mixed = read(part, "mlp_only_layers") or (read(part, "decoder_sparse_step") or 1) > 1
+    if mixed or read(part, "model_type") not in _EXPERTS:
+        raise unlike(part, f"{experts} experts of a layout that is not known here")
+    return size(part, "num_experts_per_tok") * size(part, "moe_intermediate_size"), experts
