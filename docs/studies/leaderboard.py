@@ -53,7 +53,9 @@ def schedules() -> dict[str, list[str]]:
 def main() -> None:
     """Runs what is missing, then writes the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=60, help="held-out pictures, 9 questions each")
+    parser.add_argument(
+        "--images", type=int, default=60, help="held-out pictures, 9 questions each"
+    )
     parser.add_argument("--folder", default="outputs/leaderboard", help="of the answers")
     parser.add_argument("--output", default="docs/results/leaderboard.json")
     parser.add_argument("--smoke", action="store_true", help="a few questions, for CI")

@@ -49,6 +49,8 @@ def test_the_same_answers_differ_in_nothing():
     assert 0 < found["p"] < 0.01
     assert -0.05 < found["lower"] < 0  # no certainty even where nothing differs
     assert st.greater(np.zeros(100), alone(100))["p"] == 1.0
+    assert st.greater(np.ones(100), alone(100))["p"] < 0.001
+    assert st.greater(np.ones(100), np.zeros(100))["p"] == 1.0  # all about one picture
 
 
 @pytest.mark.parametrize("deff", [1, 6])

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from scipy.spatial.distance import jensenshannon
-from scipy.stats import binomtest, entropy, false_discovery_control, norm
+from scipy.stats import binomtest, entropy, norm
 
 from tokenreduce.evaluation.intervals import Right, clustered, resampled
 
@@ -57,11 +57,6 @@ def holm(p: Sequence[float]) -> list[float]:
     adjusted = np.empty(len(p))
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return [float(x) for x in adjusted]
-
-
-def false_discoveries(p: Sequence[float]) -> list[float]:
-    """p-values adjusted for the share of false findings (Benjamini and Hochberg 1995)."""
-    return [float(x) for x in false_discovery_control(list(p))] if len(p) else []
 
 
 def relative(one: Values, full: Values, cluster: Values) -> dict[str, Any]:
@@ -150,6 +145,8 @@ def greater(values: Values, cluster: Values) -> dict[str, Any]:
     The p-value is the share of resampled means at or below 0 (never 0: one draw is added).
     """
     drawn = resampled(values, cluster)
+    if len(np.unique(cluster)) < 2:  # one picture says nothing about others
+        return {**mean(values, cluster), "p": 1.0}
     p = (1 + int((drawn <= 0).sum())) / (1 + len(drawn))
     return {**mean(values, cluster), "p": round(p, 5)}
 
