@@ -1,0 +1,38 @@
+"""Where a model needs its visual tokens, and a schedule made from that.
+
+    prompts = prompts_of(conversations, Encoder(processor))
+    meter = Meter(model, processor, prompts, "pyramid_drop")
+    found = sensitivity(meter.measure, layers, keeps)
+    candidates(found, meter.prices, budget=0.5)
+
+`task=profile` does all of it, keeps what it has measured, and writes the schedule as an option.
+"""
+
+from tokenreduce.profiling.cells import Cell, Cells
+from tokenreduce.profiling.meter import Meter
+from tokenreduce.profiling.planning import candidates, topped
+from tokenreduce.profiling.preset import load_schedule, schedule_of, write_preset
+from tokenreduce.profiling.prices import Prices, Stops
+from tokenreduce.profiling.prompts import Prompt, alone, first, prompts_of
+from tokenreduce.profiling.refining import refine
+from tokenreduce.profiling.sensitivity import Sensitivity, sensitivity
+
+__all__ = [
+    "Cell",
+    "Cells",
+    "Meter",
+    "Prices",
+    "Prompt",
+    "Sensitivity",
+    "Stops",
+    "alone",
+    "candidates",
+    "first",
+    "load_schedule",
+    "prompts_of",
+    "refine",
+    "schedule_of",
+    "sensitivity",
+    "topped",
+    "write_preset",
+]

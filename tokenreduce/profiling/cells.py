@@ -1,0 +1,123 @@
+"""What was measured of each schedule, kept in a file of JSON lines: a killed profile goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tokenreduce.files import whole
+from tokenreduce.profiling.prices import Stops
+
+MEASURES = ("jsd", "kl", "same", "right", "nll")
+"""What a schedule may be judged by."""
+BETTER_HIGH = ("same", "right")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Means over prompts, for the model whose tokens are reduced at `stops`.
+
+    Attributes:
+        stops: layers and shares; none for the whole model.
+        jsd: Jensen-Shannon divergence from the whole model's next-token distribution, in bits,
+            along the whole model's own answer.
+        kl: Kullback-Leibler divergence of the reduced model from the whole, likewise.
+        same: share of prompts with the whole model's answer, word for word.
+        right: share with the right answer; None where none is known.
+        nll: negative log-likelihood of a token of the right answer; None likewise.
+        seconds: that measuring took.
+        each: `jsd` and `right` of every prompt.
+    """
+
+    stops: Stops
+    jsd: float
+    kl: float
+    same: float
+    right: float | None
+    nll: float | None
+    seconds: float
+    each: Mapping[str, list[float]] = field(default_factory=dict, repr=False)
+
+    def loss(self, measure: str) -> float:
+        """What a measure says, turned so that less is better.
+
+        Raises:
+            ValueError: a measure that needs right answers where none is known.
+        """
+        value = getattr(self, measure)
+        if value is None:
+            raise ValueError(f"measure={measure} needs right answers: use jsd, kl or same")
+        return 1 - float(value) if measure in BETTER_HIGH else float(value)
+
+
+class Cells:
+    """Cells by their stops, each appended to a file as soon as it is measured.
+
+    Args:
+        path: of the file; made where it is not.
+        about: what the cells depend on: model, data, strategy ...
+
+    Raises:
+        ValueError: the file holds cells that depend on something else.
+    """
+
+    def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
+        self.path = path
+        self._cells: dict[Stops, Cell] = {}
+        about = json.loads(json.dumps(about))  # as the file will give it back
+        rows = self._read()
+        if rows:
+            before = rows[0]
+            other = [k for k in {**before, **about} if before.get(k) != about.get(k)]
+            if other:
+                raise ValueError(
+                    f"{path} holds the profile of another {', '.join(other)}: use another "
+                    "hydra.run.dir, or move it away"
+                )
+            for row in rows[1:]:
+                row["stops"] = tuple((int(layer), float(keep)) for layer, keep in row["stops"])
+                self._cells[row["stops"]] = Cell(**row)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as draft:
+            draft.write_text(json.dumps(about) + "\n")
+
+    def __contains__(self, stops: Stops) -> bool:
+        return stops in self._cells
+
+    def __getitem__(self, stops: Stops) -> Cell:
+        return self._cells[stops]
+
+    def __iter__(self) -> Iterator[Cell]:
+        return iter(self._cells.values())
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+    def add(self, cell: Cell) -> Cell:
+        """Notes a cell, in the file too; returns it."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(asdict(cell)) + "\n")
+        self._cells[cell.stops] = cell
+        return cell
+
+    def _read(self) -> list[dict[str, Any]]:
+        """The rows of the file; a last line that a kill has cut off is taken away.
+
+        Raises:
+            ValueError: it holds something else.
+        """
+        if not self.path.exists():
+            return []
+        text = self.path.read_text()
+        if not text.endswith("\n"):
+            text = text[: text.rfind("\n") + 1]
+            with whole(self.path) as draft:
+                draft.write_text(text)
+        try:
+            return [json.loads(line) for line in text.splitlines()]
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{self.path} holds something else than a profile: {error}") from error

@@ -1,0 +1,113 @@
+"""Questions that a model is measured on: its inputs up to the answer, and the answer's tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from tokenreduce.data.packing import IGNORED
+from tokenreduce.data.rows import Conversation, Message, Unusable
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question about pictures.
+
+    Attributes:
+        inputs: of the model, without a dimension for the batch and without labels.
+        given: tokens of the right answer, what ends it included; none where it is not known.
+        picture: number of the picture: several questions may be about one.
+        name: of the row that it comes from.
+    """
+
+    inputs: Mapping[str, Tensor]
+    given: tuple[int, ...]
+    picture: int
+    name: str
+
+
+def prompts_of(
+    conversations: Iterable[Conversation],
+    encode: Callable[[Conversation], Mapping[str, Tensor]],
+    limit: int | None = None,
+    bad: str = "error",
+) -> list[Prompt]:
+    """The first question of every conversation that has a picture, up to `limit` of them.
+
+    Conversations in a row about the same pictures count as one picture.
+
+    Args:
+        conversations: what is asked.
+        encode: a `tokenreduce.data.encoding.Encoder`.
+        limit: the most prompts; None takes all.
+        bad: `"error"` stops at a row that cannot be encoded, `"skip"` leaves it out.
+
+    Raises:
+        ValueError: a row that cannot be encoded, or no question about a picture at all.
+    """
+    found: list[Prompt] = []
+    pictures, last = -1, None
+    for conversation in conversations:
+        if limit is not None and len(found) >= limit:
+            break
+        if not conversation.images:
+            continue
+        try:
+            row = encode(first(conversation))
+        except Unusable as error:
+            if bad == "skip":
+                continue
+            raise ValueError(
+                f"{conversation.name}: {error}; mend the row, or leave such rows out with bad=skip"
+            ) from error
+        pictures, last = pictures + (conversation.images != last), conversation.images
+        found.append(_prompt(row, pictures, conversation.name))
+    if not found:
+        raise ValueError("no conversation about a picture: there is nothing to measure on")
+    return found
+
+
+def first(conversation: Conversation) -> Conversation:
+    """A conversation up to its first answer, with the pictures of that part alone."""
+    messages: list[Message] = []
+    for message in conversation.messages:
+        messages.append(message)
+        if message["role"] == "assistant":
+            break
+    return _part(conversation, messages)
+
+
+def alone(conversation: Conversation) -> Iterator[Conversation]:
+    """Every question of a conversation by itself, about the pictures of the first.
+
+    For data whose questions do not lean on the ones before, such as rendered scenes.
+    """
+    shown = [part for part in conversation.messages[0]["content"] if part["type"] == "image"]
+    for number, message in enumerate(conversation.messages):
+        if message["role"] != "assistant":
+            continue
+        asked = conversation.messages[number - 1]
+        words = [part for part in asked["content"] if part["type"] == "text"]
+        yield replace(
+            conversation, messages=({"role": asked["role"], "content": [*shown, *words]}, message)
+        )
+
+
+def _part(conversation: Conversation, messages: list[Message]) -> Conversation:
+    number = sum(part["type"] == "image" for m in messages for part in m["content"])
+    return replace(conversation, images=conversation.images[:number], messages=tuple(messages))
+
+
+def _prompt(row: Mapping[str, Tensor], picture: int, name: str) -> Prompt:
+    """The row up to the first token of its answer, and the answer."""
+    ids, labels = row["input_ids"], row["labels"].tolist()
+    start = next(i for i, label in enumerate(labels) if label != IGNORED)
+    stop = next((i for i in range(start, len(labels)) if labels[i] == IGNORED), len(labels))
+    inputs = {
+        key: value[:start] if value.shape == ids.shape else value
+        for key, value in row.items()
+        if key != "labels"
+    }
+    return Prompt(inputs, tuple(labels[start:stop]), picture, name)

@@ -1,0 +1,94 @@
+"""Measures the most promising schedules, and looks around the best of them.
+
+That losses add up is an assumption; what decides is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from tokenreduce.profiling.cells import Cell
+from tokenreduce.profiling.planning import topped
+from tokenreduce.profiling.prices import Prices, Stops
+from tokenreduce.profiling.sensitivity import Sensitivity
+
+
+def refine(
+    measure: Callable[[Stops], Cell],
+    starts: Iterable[Stops],
+    found: Sensitivity,
+    prices: Prices,
+    budget: float,
+    by: str = "jsd",
+    stops: int = 4,
+    trials: int = 12,
+    step: float = 1 / 24,
+) -> list[Cell]:
+    """The measured schedules within the budget, the best first.
+
+    All of `starts` are measured; then neighbours of the best so far, the most promising first,
+    each of which takes its place where it is better.
+
+    Args:
+        measure: of a schedule.
+        starts: schedules.
+        found: what one stop costs.
+        prices: what layers cost.
+        budget: share of the unreduced FLOPs.
+        by: the measure that decides.
+        stops: the most of them.
+        trials: neighbours that are measured.
+        step: by which a neighbour's share differs.
+    """
+    tried = {way: measure(way) for way in starts if prices.share(way) <= budget}
+    if not tried:
+        raise ValueError(f"none of the schedules to start from costs at most {budget:.4g}")
+
+    def loss(cell: Cell) -> tuple[float, float]:
+        return cell.loss(by), prices.share(cell.stops)
+
+    best = min(tried.values(), key=loss)
+    for _ in range(trials):
+        around = set(neighbours(best.stops, found, prices, budget, stops, step)) - set(tried)
+        if not around:
+            break
+        way = min(around, key=lambda way: (found.predicted(way), way))
+        tried[way] = measure(way)
+        best = min(best, tried[way], key=loss)
+    return sorted(tried.values(), key=loss)
+
+
+def neighbours(
+    way: Stops, found: Sensitivity, prices: Prices, budget: float, stops: int, step: float
+) -> Iterator[Stops]:
+    """Schedules one change away, within the budget and with as much of it as they can use."""
+    for changed in _changed(way, found, stops, step):
+        layers = [layer for layer, _ in changed]
+        keeps = [1.0, *(keep for _, keep in changed)]
+        falls = keeps == sorted(keeps, reverse=True) and layers == sorted(set(layers))
+        if changed and falls and keeps[-1] >= found.keeps[0] and prices.share(changed) <= budget:
+            filled = topped(changed, found, prices, budget)
+            if filled != way:
+                yield filled
+
+
+def _changed(way: Stops, found: Sensitivity, stops: int, step: float) -> Iterator[Stops]:
+    """A stop moved, its share changed, both at once, a stop taken out, or one put in."""
+    places = found.layers
+    for i, (layer, keep) in enumerate(way):
+        at = places.index(layer)
+        for move in (-2, -1, 0, 1, 2):
+            if not 0 <= at + move < len(places):
+                continue
+            for less in (-3, -2, -1, 0, 1):
+                k = min(1.0, max(0.0, keep + less * step))
+                yield (*way[:i], (places[at + move], k), *way[i + 1 :])
+        yield (*way[:i], *way[i + 1 :])
+    if len(way) < stops:
+        for place in set(places) - {layer for layer, _ in way}:
+            before = [keep for layer, keep in way if layer < place]
+            after = [stop for stop in way if stop[0] > place]
+            keep = before[-1] if before else 1.0
+            for less in (1, 3):
+                k = max(keep - less * step, after[0][1] if after else 0.0)
+                yield (*way[: len(before)], (place, k), *after)

@@ -1,0 +1,1 @@
+"""Parts of `task=profile`: its questions, its table, its picture."""

@@ -1,0 +1,70 @@
+"""The tables that `task=profile` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+
+def layers_table(numbers: Mapping[str, Any], title: str) -> Table:
+    """What one stop costs: a row for every layer, a column for every share."""
+    cells, keeps = numbers["sensitivity"], numbers["keeps"]
+    answers = numbers["full"]["right"] is not None
+    table = Table(
+        title=escape(title),
+        caption="Divergence from the whole model (JSD, bits); in brackets the share of "
+        f"{'right answers' if answers else 'unchanged answers'}, {_whole(numbers)}.",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("from layer", justify="right")
+    for keep in keeps:
+        table.add_column(f"{keep:.0%} left" if keep else "none left", justify="right")
+    for layer in numbers["layers"]:
+        own = {cell["stops"][0][1]: cell for cell in cells if cell["stops"][0][0] == layer}
+        table.add_row(str(layer), *(_cell(own[keep]) for keep in keeps))
+    return table
+
+
+def schedules_table(numbers: Mapping[str, Any]) -> Table:
+    """The schedules that were measured, the best first, and the one that was given."""
+    table = Table(title="Schedules, measured", box=box.SIMPLE_HEAD, title_justify="left")
+    for name in ("", "tokens", "FLOPs", "JSD (answers)", "as predicted"):
+        table.add_column(name)
+    for row in numbers["schedules"][:5]:
+        name = "found" if row["stops"] == numbers["found"]["stops"] else ""
+        table.add_row(name, *_schedule(row))
+    table.add_row("given", *_schedule(numbers["given"]))
+    return table
+
+
+def _schedule(row: Mapping[str, Any]) -> Sequence[str]:
+    predicted = row["predicted"]
+    return (
+        escape(way(row["stops"])),
+        f"{row['flops_share']:.4f}",
+        _cell(row),
+        "" if predicted is None else f"{predicted:.4f}",
+    )
+
+
+def way(stops: Sequence[Sequence[float]]) -> str:
+    """Stops in words: `60% from 2, none from 4`."""
+    parts = (f"{keep:.1%}" if keep else "none" for _, keep in stops)
+    named = [f"{k} from {layer}" for k, (layer, _) in zip(parts, stops, strict=True)]
+    return ", ".join(named) or "all"
+
+
+def _cell(cell: Mapping[str, Any]) -> str:
+    share = cell["same"] if cell["right"] is None else cell["right"]
+    return f"{cell['jsd']:.4f} ({share:.1%})"
+
+
+def _whole(numbers: Mapping[str, Any]) -> str:
+    right = numbers["full"]["right"]
+    return "all of the whole model's" if right is None else f"{right:.1%} of the whole model's"
