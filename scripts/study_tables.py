@@ -186,6 +186,59 @@ def step() -> str:
     return table(head, rows)
 
 
+def profiled() -> str:
+    """Found schedules against the pyramid, on questions that the profile has not seen."""
+    rows = []
+    for arm, row in results("profiled")["compared"].items():
+        strategy, _, positions = arm.partition(", ")
+        low, high = row["interval"]
+        changes = zip(row["gained"], row["lost"], row["mcnemar"], strict=True)
+        stops = ", ".join(f"{k:.1%} from {layer}" if k else f"none from {layer}"
+                          for layer, k in row["stops"])  # fmt: skip
+        rows.append([
+            f"`{strategy}`", f"`{positions}`", stops,
+            *(f"{row['flops'][name]:.4f}" for name in ("found", "pyramid")),
+            *(f"{100 * row[name]:.1f}" for name in ("found", "pyramid")),
+            f"**{100 * row['difference']:+.1f}** ({100 * low:+.1f} to {100 * high:+.1f})",
+            "; ".join(f"{gained}, {lost} ({p:.1g})" for gained, lost, p in changes),
+        ])  # fmt: skip
+    head = ["strategy", "positions", "found: tokens left", "FLOPs left, found", "pyramid",
+            "right, found", "pyramid", "difference, paired",
+            "answers gained, lost (McNemar's p)"]  # fmt: skip
+    return table(head, rows)
+
+
+def profiled_layers() -> str:
+    """One stop at every layer, by attention."""
+    found = results("profiled")["profiles"]["pyramid_drop, keep"]
+    cells = {tuple(cell["stops"][0]): cell for cell in found["sensitivity"]}
+    rows = [
+        [str(layer), *(f"{cells[layer, k]['jsd']:.3f} ({100 * cells[layer, k]['right']:.0f})"
+                       for k in found["keeps"])]
+        for layer in found["layers"]
+    ]  # fmt: skip
+    head = ["from layer", *(f"{k:.0%} left" if k else "none left" for k in found["keeps"])]
+    return table(head, rows)
+
+
+def profiled_additivity() -> str:
+    """Predicted and measured losses of schedules with several stops."""
+    rows = []
+    for arm, found in results("profiled")["profiles"].items():
+        strategy, _, positions = arm.partition(", ")
+        said, best, given = found["additivity"], found["found"], found["given"]
+        rows.append([
+            f"`{strategy}`", f"`{positions}`", str(said["schedules"]),
+            f"{said['absolute']:.4f}", f"{said['error']:+.4f}",
+            "–" if said["rank"] is None else f"{said['rank']:.2f}",
+            *(f"{row['predicted']:.4f}, {row['loss']:.4f}" for row in (best, given)),
+        ])  # fmt: skip
+    head = ["strategy", "positions", "schedules", "mean size of the error",
+            "mean error (measured less predicted)", "rank correlation",
+            "found: predicted, measured", "pyramid: predicted, measured"]  # fmt: skip
+    return table(head, rows)
+
+
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 """Two-sided 95 % quantiles of Student's t for so many seeds."""
 
@@ -224,6 +277,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "study-training-paired": training_paired,
     "study-training-runs": training_runs,
     "study-training-step": step,
+    "study-profiled": profiled,
+    "study-profiled-layers": profiled_layers,
+    "study-profiled-additivity": profiled_additivity,
     **{f"conditions-{n}": (lambda n=n: conditions(n))  # type: ignore[misc]
-       for n in ("depth", "pyramid", "ablations", "training")},
+       for n in ("depth", "pyramid", "ablations", "training", "profiled")},
 }  # fmt: skip
