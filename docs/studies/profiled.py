@@ -22,14 +22,15 @@ from tokenreduce.evaluation.statistics import mcnemar
 from tokenreduce.profiling import Prices, schedule_of
 from tokenreduce.tasks.profile import profile, stops_of
 
-ARMS = (
-    ("pyramid_drop", "keep"),
-    ("pyramid_drop", "compact"),
-    ("fastv", "keep"),
-    ("stride", "keep"),
-    ("random", "keep"),
-)
-"""Strategies and positions; `pyramid_drop` is the one whose own rule is another."""
+ARMS = {
+    ("pyramid_drop", "keep"): 192,
+    ("fastv", "keep"): 96,
+    ("random", "keep"): 96,
+    ("stride", "keep"): 96,
+    ("pyramid_drop", "compact"): 96,
+}
+"""Strategies and positions, and questions of their profile; `pyramid_drop` alone has a rule of
+positions of its own that is not `keep`."""
 SEEDS = range(10, 15)
 """Of what `random` keeps in the test; its profile has seeds from 0 on."""
 GIVEN = tr.Pyramid()
@@ -39,12 +40,12 @@ def profiled(study: Study, strategy: str, positions: str) -> dict[str, Any]:
     """The profile of an arm, by the task itself; a killed one goes on."""
     words = [
         "task=profile", f"strategy={strategy}", "scheduler=pyramid", f"positions={positions}",
-        f"model.id={study.given.model}", "device=cpu", "data.questions=4", "task.samples=192",
-        f"task.draws={2 if strategy == 'random' else 1}",
+        f"model.id={study.given.model}", "device=cpu", "data.questions=4",
+        f"task.samples={ARMS[strategy, positions]}",
     ]  # fmt: skip
     if study.given.smoke:
         words += ["task.samples=4", "task.layers=[2,4]", "task.keeps=[0.5,0.0]", "task.trials=1",
-                  "task.candidates=1", "task.draws=1"]  # fmt: skip
+                  "task.candidates=1"]  # fmt: skip
     if study.record["model"] == "embedded":
         words.remove(f"model.id={study.given.model}")
     kind = "smoke/profiles" if study.given.smoke else "profiles"
@@ -94,7 +95,7 @@ def compare(study: Study, strategy: str, positions: str, found: Any) -> dict[str
 if __name__ == "__main__":
     study = Study("profiled", __doc__)
     cost = prices(study)
-    for strategy, positions in ARMS[:1] if study.given.smoke else ARMS:
+    for strategy, positions in list(ARMS)[: 1 if study.given.smoke else None]:
         arm = f"{strategy}, {positions}"
         profiles = study.record.setdefault("profiles", {})
         if arm not in profiles:
