@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from tokenreduce.viz import Stage, overlay, stack, strip
-from tokenreduce.viz.overlay import DARK
+from tokenreduce.viz import Scene, Stage, heat, overlay, stack, strip, write_panels
+from tokenreduce.viz.overlay import DARK, TINT, ranks, tint
 
 
 def grid(rows: int, columns: int) -> np.ndarray:
@@ -87,3 +90,82 @@ def test_a_strip_shows_the_stages_in_order(white: Image.Image) -> None:
 def test_strips_are_stacked(white: Image.Image) -> None:
     sheet = strip(white, grid(1, 1), [Stage([0], "kept")])
     assert stack([sheet, sheet]).size == (sheet.width, 2 * sheet.height)
+
+
+# -- merged tokens, and scores ---------------------------------------------------------------------
+
+
+def test_groups_have_a_colour_and_an_outline() -> None:
+    grey = Image.new("RGB", (640, 320), (128, 128, 128))
+    # two tokens of one group, one alone, one dropped; the group stands at token 1
+    shown = np.asarray(overlay(grey, grid(1, 4), [1, 2], [0, 0, 1, -1])).astype(int)
+    middle = [tuple(shown[160, x]) for x in (80, 240, 400, 560)]
+    assert middle[0] == middle[1]
+    assert middle[0] == tuple(round(128 * (1 - TINT) + c * TINT) for c in tint(0))
+    assert middle[2] == (128,) * 3
+    assert max(middle[3]) < 128 * (DARK + 0.05)
+    assert tuple(shown[160, 160]) == middle[0]  # no line within a group
+    assert tuple(shown[160, 320]) == (255,) * 3
+
+
+def test_neighbouring_groups_have_colours_of_their_own() -> None:
+    colours = np.array([tint(i) for i in range(24)])
+    apart = np.abs(colours[1:] - colours[:-1]).max(axis=1)
+    assert apart.min() > 90
+
+
+def test_ranks_share_places_and_leave_out_what_is_missing() -> None:
+    found = ranks([5.0, -1.0, float("nan"), 5.0, 9.0, float("-inf")])
+    np.testing.assert_allclose(found, [0.5, 0, np.nan, 0.5, 1, np.nan])
+    np.testing.assert_array_equal(ranks([float("nan")]), [np.nan])
+    np.testing.assert_array_equal(ranks([3.0]), [1.0])
+
+
+def test_the_best_score_is_brightest() -> None:
+    shown = light(heat(Image.new("RGB", (80, 40), "black"), grid(1, 4), [0.1, 7, 0.2, np.nan]))
+    low, high, middle, none = (shown[20, x] for x in (10, 30, 50, 70))
+    assert low < middle < high
+    assert none == 0
+
+
+def test_scores_stand_below_their_stage(white: Image.Image) -> None:
+    stages = [Stage(range(2), "all 2"), Stage([1], "from layer 2: 1", None, [0.0, 1.0], 2)]
+    plain, heated = (strip(white, grid(1, 2), stages, on) for on in (False, True))
+    assert heated.width == plain.width
+    assert heated.height - 8 == 2 * (plain.height - 8)
+    below = np.asarray(heated)[plain.height + 60]
+    assert (below[: 288 + 8] == 255).all()  # the whole picture was not chosen by a score
+    assert (below[288 + 40 : 288 + 100] < 255).any()
+
+
+def scene() -> Scene:
+    parts = (
+        Stage(range(8), "all 8"),
+        Stage([0, 6], "from layer 2: 2", None, list(range(8)), 2),
+        Stage([6], "from layer 4: 1", None, None, 4),
+    )
+    return Scene("p", Image.new("RGB", (80, 40), "white"), grid(2, 4), np.zeros(8, int), parts)
+
+
+def test_panels_are_files_of_the_size_asked_for(tmp_path: Path) -> None:
+    files = write_panels([scene()], tmp_path / "panels", 256, heated=True)
+    assert [path.name for path in files] == ["0.png", "1.png", "1_scores.png", "2.png"]
+    for path in files:
+        with Image.open(path) as panel:
+            assert panel.size == (256, 128)
+    shown = light(Image.open(files[1]))
+    assert shown[32, 32] == 1
+    assert shown[32, 96] == pytest.approx(DARK, abs=0.01)
+
+
+def test_panels_of_several_pictures_have_folders(tmp_path: Path) -> None:
+    files = write_panels([scene(), scene()], tmp_path, 64)
+    assert {path.parent.name for path in files} == {"1", "2"}
+    assert len(files) == len(set(files)) == 6
+
+
+@pytest.mark.parametrize("size", [0, -3, 2.5, "big", True, 1 << 20])
+def test_panels_need_a_size(tmp_path: Path, size: Any) -> None:
+    with pytest.raises(ValueError, match="no number of pixels"):
+        write_panels([scene()], tmp_path, size)
+    assert not list(tmp_path.iterdir())

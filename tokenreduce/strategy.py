@@ -131,7 +131,7 @@ def select(scores: Tensor, tokens: Tokens, budget: Sequence[int]) -> Plan:
         )
         mask = rank < limit
     keep, valid = keep_from_mask(mask & tokens.valid, width)
-    return Plan(keep, None if len(set(counts)) <= 1 else valid)
+    return Plan(keep, None if len(set(counts)) <= 1 else valid, score=scores.detach())
 
 
 def _with_separators(order: Tensor, separator: Tensor, tokens: Tokens, limit: Tensor) -> Tensor:

@@ -182,6 +182,8 @@ class Plan:
         gate: (b, k) how much of each kept token is let through, for learned choices: of value one,
             or in (0, 1], with the gradient of a score. None lets everything through.
         ground: (b, v) shares of the tokens in what stands where a gate is shut; None: zeros.
+        score: (b, v) what the tokens were ranked by, higher is kept, for pictures of the choice.
+            Nothing is computed from it. None where a method ranks nothing.
     """
 
     keep: Tensor
@@ -192,6 +194,7 @@ class Plan:
     mix: Tensor | None = None
     gate: Tensor | None = None
     ground: Tensor | None = None
+    score: Tensor | None = None
 
     @property
     def merges(self) -> bool:

@@ -70,7 +70,8 @@ class PACT(Strategy):
         counts = [min(k, n) for k, n in zip(budget, tokens.counts, strict=True)]
         pairs = zip(counts, tokens.counts, strict=True)
         onward = [max(k, int(n * self.important)) for k, n in pairs]
-        chosen = _best(self.score(tokens), tokens.valid, onward)
+        score = self.score(tokens)
+        chosen = _best(score, tokens.valid, onward)
 
         far = 1 - cosine(tokens["keys"].transpose(1, 2).flatten(2))
         far = far.clamp(min=0).diagonal_scatter(torch.zeros_like(far[..., 0]), dim1=1, dim2=2)
@@ -85,7 +86,8 @@ class PACT(Strategy):
         joins = tokens.valid & ((width <= self.reach * self.cutoff) | centre)
         slot = centre.long().cumsum(dim=1) - 1
         group = torch.where(joins, slot.gather(1, nearest), -1)
-        return Plan(keep, None if len(set(counts)) <= 1 else valid, group)
+        even = len(set(counts)) <= 1
+        return Plan(keep, None if even else valid, group, score=score.detach())
 
     def centres(self, density: Tensor, far: Tensor, among: Tensor, n: int) -> Tensor:
         """(b, v) scores that rank the first `n` centres in the order in which they are found."""

@@ -70,7 +70,8 @@ class PruMerge(Strategy):
         alone = gather(picture, keep)[..., None] & merging
         mix = itself + torch.where(alone, around, 0.0)
         summed = (weight * rest)[:, None].expand_as(mix)
-        return Plan(keep, valid, mix=torch.where(gather(total, keep)[..., None], summed, mix))
+        mix = torch.where(gather(total, keep)[..., None], summed, mix)
+        return Plan(keep, valid, mix=mix, score=weight)
 
     def score(self, weight: Tensor, picture: Tensor, counts: Sequence[int]) -> Tensor:
         """(b, v) weights; with `plus`, the better half and evenly spaced tokens come first."""

@@ -147,7 +147,8 @@ def _recycled(score: Tensor, tokens: Tokens, numbers: list[tuple[int, int, int]]
     slot = mask.long().cumsum(dim=1) - 1
     into = slot.gather(1, index.gather(1, cluster))
     group = _put(torch.where(mask, slot, -1), spare, into)
-    return Plan(keep, None if len({sum(n[::2]) for n in numbers}) <= 1 else valid, group)
+    even = len({sum(n[::2]) for n in numbers}) <= 1
+    return Plan(keep, None if even else valid, group, score=score.detach())
 
 
 def density_peaks(x: Tensor, there: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:

@@ -77,7 +77,8 @@ class VisionZip(Strategy):
         keep, valid = packed(stays, tokens, budget)
         slot = (stays.long().cumsum(dim=1) - 1).clamp(min=0).gather(1, home)
         mix = score.new_zeros(*keep.shape, slot.shape[1])
-        return Plan(keep, valid, mix=mix.scatter(1, slot[:, None], weight[:, None]))
+        mix = mix.scatter(1, slot[:, None], weight[:, None])
+        return Plan(keep, valid, mix=mix, score=score.detach())
 
     def _home(self, tokens: Tokens, target: Tensor, most: int) -> Tensor:
         """(b, v) the target that each token is most like; of another picture's only if it must."""

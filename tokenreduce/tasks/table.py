@@ -10,14 +10,23 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from tokenreduce.viz.quantities import quantity
+
+__all__ = ["comparison", "quantity", "stages"]
+
 
 def comparison(numbers: Mapping[str, Any], title: str) -> Table:
     """Answers, tokens, cost, time and probabilities, from the numbers of `result.json`."""
     report, answers = numbers["report"], numbers["answers"]
+    said, times = f"FLOPs: {report['convention']}.", numbers["prefill_ms"]
+    if times:
+        said += (
+            f" Time: vision encoder and decoder, {numbers['device']}, the median of "
+            f"{len(times['full'])} runs in turn."
+        )
     table = Table(
         title=escape(numbers["question"]),
-        caption=f"FLOPs: {report['convention']}. Time: vision encoder and decoder, "
-        f"{numbers['device']}, the median of {len(numbers['prefill_ms']['full'])} runs in turn.",
+        caption=said,
         box=box.SIMPLE_HEAD,
         title_justify="left",
         caption_justify="left",
@@ -42,12 +51,10 @@ def comparison(numbers: Mapping[str, Any], title: str) -> Table:
         f"{quantity(report['kv_bytes'], 'B', 1024)}  "
         f"({report['kv_bytes'] / report['kv_bytes_full']:.1%})",
     )
-    times = {name: statistics.median(row) for name, row in numbers["prefill_ms"].items()}
-    row(
-        "prefill time",
-        f"{times['full']:.1f} ms",
-        f"{times['reduced']:.1f} ms  ({numbers['prefill_ratio']:.2f} x)",
-    )
+    if times:
+        full, short = (statistics.median(times[name]) for name in ("full", "reduced"))
+        ratio = numbers["prefill_ratio"]
+        row("prefill time", f"{full:.1f} ms", f"{short:.1f} ms  ({ratio:.2f} x)")
     for whose, text in answers.items():
         if whose == "full" or text != answers["full"]:
             chances = (f"{numbers['probability'][name][text]:.4f}" for name in answers)
@@ -61,12 +68,3 @@ def stages(report: Mapping[str, Any]) -> str:
         return f"as they are: {why}"
     counts = [f"{stop['kept'][0]} from layer {stop['layer']}" for stop in report["stops"]]
     return "\n".join([str(report["visual_tokens"][0]), *counts])
-
-
-def quantity(value: float, unit: str, base: int) -> str:
-    """`value` with three digits and a prefix: 1.23 G, or 1.20 MiB where the base is 1024."""
-    prefixes = ("", "k", "M", "G", "T", "P") if base == 1000 else ("", "Ki", "Mi", "Gi", "Ti", "Pi")
-    power = 0
-    while abs(value) >= base and power < len(prefixes) - 1:
-        value, power = value / base, power + 1
-    return f"{value:.3g} {prefixes[power]}{unit}".rstrip()

@@ -1,10 +1,14 @@
-"""Draws which patches stay: the picture with everything dropped darkened, one panel per stage.
+"""Draws what a reduction does to a picture: what stays, what is merged, and how tokens scored.
+
+What is dropped is darkened; tokens that were merged into one get one colour and an outline around
+them; scores are drawn as ranks, so that one large score does not make all others look alike.
 
 Shapes: n visual tokens of one picture, H x W pixels.
 """
 
 from __future__ import annotations
 
+import colorsys
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,20 +22,42 @@ DARK = 0.18  # brightness of a dropped patch
 SIDE = 288  # pixels of a panel's longer side
 MARGIN, CAPTION = 8, 22
 COLUMNS = 6
+TINT = 0.38  # of the group's colour in its patches
+GLOW = 0.72  # of the score's colour in a patch
+LINES = 320  # of an outline's width in a picture's
+TURN = 0.618034  # of the colour circle, from one group to the next: neighbours in number differ
+HEAT = ("#000004", "#280b54", "#65156e", "#9f2a63", "#d44842", "#f57d15", "#fac127", "#fcffa4")
+"""Colours of scores, from the lowest to the highest rank; evenly spaced, mixed between."""
 
 Boxes = npt.NDArray[np.floating[Any]]
+Pixels = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What stays from one layer on: indices into the picture's own tokens, and a caption."""
+    """What stays of a picture from one layer on.
+
+    Attributes:
+        kept: indices into the picture's own tokens.
+        caption: what to write below.
+        group: per token, the number of the kept token that contains it, -1 where it was dropped;
+            two tokens of one number were merged. None where nothing was.
+        score: per token, what it was ranked by at this stage; NaN where it was not there, or is no
+            part of the picture. None where nothing was ranked.
+        layer: at whose input this came about; None for the whole picture.
+    """
 
     kept: Sequence[int]
     caption: str
+    group: Sequence[int] | None = None
+    score: Sequence[float] | None = None
+    layer: int | None = None
 
 
-def overlay(image: Image.Image, boxes: Boxes, kept: Sequence[int]) -> Image.Image:
-    """`image` with the patches of dropped tokens darkened.
+def overlay(
+    image: Image.Image, boxes: Boxes, kept: Sequence[int], group: Sequence[int] | None = None
+) -> Image.Image:
+    """`image` with the patches of dropped tokens darkened, and merged ones in one colour.
 
     A pixel that several tokens see (the views of LLaVA-NeXT) is as bright as the share of them
     that stay. What no token sees, because preprocessing cut it away, is grey.
@@ -41,40 +67,109 @@ def overlay(image: Image.Image, boxes: Boxes, kept: Sequence[int]) -> Image.Imag
         boxes: (n, 4) left, top, right, bottom of every token, 0 to 1 of the picture; empty boxes
             (tokens that carry no picture) draw nothing.
         kept: the tokens that stay.
+        group: as in `Stage`; tokens of a group are bright, wherever the group now stands.
     """
     boxes = np.asarray(boxes, dtype=float).reshape(-1, 4)
     stays = np.zeros(len(boxes))
-    stays[list(kept)] = 1
+    if group is None:
+        stays[list(kept)] = 1
+    else:
+        stays[np.asarray(group) >= 0] = 1
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
-    height, width = pixels.shape[:2]
-    seen, bright = np.zeros((height, width)), np.zeros((height, width))
-    scaled = np.rint(boxes * [width, height, width, height]).astype(int)
-    for (left, top, right, bottom), stay in zip(scaled, stays, strict=True):
-        area = (slice(max(top, 0), max(bottom, 0)), slice(max(left, 0), max(right, 0)))
-        seen[area] += 1
-        bright[area] += stay
+    seen, bright = _sums(boxes, stays, image.size)
     light = DARK + (1 - DARK) * bright / np.maximum(seen, 1)
     grey = pixels.mean(axis=2, keepdims=True) * DARK + 128 * (1 - DARK)
     shown = np.where(seen[..., None] > 0, pixels * light[..., None], grey)
+    if group is not None:
+        shown = _grouped(shown, boxes, np.asarray(group))
     return Image.fromarray(shown.round().astype(np.uint8))
 
 
-def strip(image: Image.Image, boxes: Boxes, stages: Sequence[Stage]) -> Image.Image:
-    """One captioned panel per stage, in reading order, at most six in a row."""
-    scale = SIDE / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    smooth = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
-    shown = image.convert("RGB").resize(size, smooth)
+def heat(image: Image.Image, boxes: Boxes, score: Sequence[float]) -> Image.Image:
+    """`image` in grey under the colours of its tokens' scores, dark where there are none.
+
+    Args:
+        image: the original picture.
+        boxes: as in `overlay`.
+        score: as in `Stage`.
+    """
+    boxes, rank = np.asarray(boxes, dtype=float).reshape(-1, 4), ranks(score)
+    there = np.isfinite(rank)
+    seen, height = _sums(boxes[there], rank[there], image.size)
+    grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None].repeat(3, axis=2)
+    colours = colour_of(height / np.maximum(seen, 1))
+    shown = np.where(seen[..., None] > 0, grey * (1 - GLOW) + colours * GLOW, grey * DARK)
+    return Image.fromarray(shown.round().astype(np.uint8))
+
+
+def ranks(score: Sequence[float]) -> npt.NDArray[np.float64]:
+    """(n,) the place of every score among the finite ones: 0 the lowest, 1 the highest.
+
+    Equal scores share the middle of their places. Others are NaN.
+    """
+    values = np.asarray(score, dtype=float)
+    found = np.full(len(values), np.nan)
+    there = np.isfinite(values)
+    _, which, many = np.unique(values[there], return_inverse=True, return_counts=True)
+    middle = many.cumsum() - (many + 1) / 2
+    found[there] = middle[which] / max(int(there.sum()) - 1, 1) if there.sum() > 1 else 1.0
+    return found
+
+
+def colour_of(rank: npt.NDArray[np.floating[Any]]) -> Pixels:
+    """(…, 3) the colours, 0 to 255, of ranks from 0 to 1."""
+    table = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in HEAT])
+    at = np.linspace(0, 1, len(table))
+    return np.stack([np.interp(rank, at, table[:, i]) for i in range(3)], axis=-1)
+
+
+def tint(number: int) -> tuple[int, int, int]:
+    """The colour of the group of this number, 0 to 255."""
+    red, green, blue = colorsys.hsv_to_rgb(number * TURN % 1, 0.75, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def areas(boxes: Boxes, size: tuple[int, int]) -> npt.NDArray[np.int64]:
+    """(n, 4) left, top, right, bottom in pixels of a picture of `size` (width, height)."""
+    width, height = size
+    scaled = np.rint(np.asarray(boxes, dtype=float).reshape(-1, 4) * [width, height, width, height])
+    found: npt.NDArray[np.int64] = scaled.astype(np.int64).clip(0, [width, height, width, height])
+    return found
+
+
+def strip(
+    image: Image.Image, boxes: Boxes, stages: Sequence[Stage], heated: bool = False
+) -> Image.Image:
+    """One captioned panel per stage, in reading order, at most six in a row.
+
+    With `heated`, the scores by which each stage was chosen stand below it.
+    """
+    shown = fitted(image, SIDE)
+    size = shown.size
     columns = min(COLUMNS, max(1, len(stages)))
-    cell = (SIDE + MARGIN, size[1] + CAPTION + MARGIN)
+    line = 2 if heated else 1
+    cell = (SIDE + MARGIN, line * (size[1] + CAPTION + MARGIN))
     rows = math.ceil(len(stages) / columns)
     sheet = Image.new("RGB", (columns * cell[0] + MARGIN, rows * cell[1] + MARGIN), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
     for i, stage in enumerate(stages):
         x, y = MARGIN + i % columns * cell[0], MARGIN + i // columns * cell[1]
-        sheet.paste(overlay(shown, boxes, stage.kept), (x + (SIDE - size[0]) // 2, y))
-        draw.text((x + SIDE / 2, y + size[1] + 4), stage.caption, "black", font, anchor="ma")
+        panels = [(overlay(shown, boxes, stage.kept, stage.group), stage.caption)]
+        if heated and stage.score is not None:
+            panels.append((heat(shown, boxes, stage.score), "ranked by"))
+        for j, (panel, caption) in enumerate(panels):
+            top = y + j * (size[1] + CAPTION + MARGIN)
+            sheet.paste(panel, (x + (SIDE - size[0]) // 2, top))
+            draw.text((x + SIDE / 2, top + size[1] + 4), caption, "black", font, anchor="ma")
     return sheet
+
+
+def fitted(image: Image.Image, side: int) -> Image.Image:
+    """`image` with a longer side of `side` pixels: smoothed where it shrinks, else in squares."""
+    scale = side / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    smooth = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
+    return image.convert("RGB").resize(size, smooth)
 
 
 def stack(sheets: Sequence[Image.Image]) -> Image.Image:
@@ -86,3 +181,35 @@ def stack(sheets: Sequence[Image.Image]) -> Image.Image:
         whole.paste(sheet, (0, y))
         y += sheet.height
     return whole
+
+
+def _sums(
+    boxes: Boxes, values: npt.NDArray[np.floating[Any]], size: tuple[int, int]
+) -> tuple[Pixels, Pixels]:
+    """(H, W) how many boxes cover a pixel, and the sum of their values."""
+    width, height = size
+    seen, total = np.zeros((height, width)), np.zeros((height, width))
+    for (left, top, right, bottom), value in zip(areas(boxes, size), values, strict=True):
+        area = (slice(top, bottom), slice(left, right))
+        seen[area] += 1
+        total[area] += value
+    return seen, total
+
+
+def _grouped(shown: Pixels, boxes: Boxes, group: npt.NDArray[np.int64]) -> Pixels:
+    """The pixels (H, W, 3) with groups of two and more tokens in their colour, and outlined."""
+    height, width = shown.shape[:2]
+    labels = np.full((height, width), -1)
+    many = np.bincount(group[group >= 0], minlength=int(group.max(initial=0)) + 1)
+    for (left, top, right, bottom), number in zip(
+        areas(boxes, (width, height)), group, strict=True
+    ):
+        labels[top:bottom, left:right] = number if number >= 0 and many[number] > 1 else -1
+    for number in np.unique(labels[labels >= 0]):
+        here = labels == number
+        shown[here] = shown[here] * (1 - TINT) + np.array(tint(int(number))) * TINT
+    edge, line = np.zeros_like(labels, dtype=bool), max(1, width // LINES)
+    edge[:, line:] |= labels[:, line:] != labels[:, :-line]
+    edge[line:] |= labels[line:] != labels[:-line]
+    shown[edge] = 255
+    return shown

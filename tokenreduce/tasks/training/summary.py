@@ -9,7 +9,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from tokenreduce.tasks.table import quantity
+from tokenreduce.viz.quantities import quantity
 
 
 def summary(numbers: Mapping[str, Any], title: str) -> Table:

@@ -1,0 +1,252 @@
+"""Writes one self-contained HTML page on what a reduction did to some questions.
+
+Everything is in the file: pictures, styles, script. It opens without a network, from a disk.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from tokenreduce.viz.chart import Chart, chart
+from tokenreduce.viz.overlay import DARK, GLOW, HEAT, LINES, TINT, TURN, Stage, areas, ranks
+from tokenreduce.viz.quantities import quantity
+from tokenreduce.viz.scene import Scene
+
+LEAST, MOST = 480, 960
+"""Pixels of a picture's longer side in the page: smaller ones are enlarged, larger ones shrunk."""
+QUALITY = 85  # of JPEG
+DRAWING = {"dark": DARK, "glow": GLOW, "heat": HEAT, "lines": LINES, "tint": TINT, "turn": TURN}
+"""The script draws as `overlay` does."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """One question that was answered by the full model and by the reduced one, to be looked at.
+
+    Attributes:
+        question: the text.
+        answers: what was said, `"full"` and `"reduced"`.
+        scenes: the pictures, and what was left of them (`tokenreduce.viz.scene`).
+        report: `Reduction.report.to_dict()`, of this question alone.
+        expected: the right answer where it is known.
+        probability: how likely each of the two models says an answer: model -> answer -> number.
+        prefill_ms: times of the prefill, `"full"` and `"reduced"`; empty where nobody measured.
+        prefill_ratio: reduced over full, of runs next to each other; None where nobody measured.
+        kept: `{layer: indices}` among all visual tokens of the question.
+    """
+
+    question: str
+    answers: Mapping[str, str]
+    scenes: Sequence[Scene]
+    report: Mapping[str, Any]
+    expected: str | None = None
+    probability: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    prefill_ms: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    prefill_ratio: float | None = None
+    kept: Mapping[int, Sequence[int]] = field(default_factory=dict)
+
+    @property
+    def same(self) -> bool:
+        """Whether both models gave the same answer."""
+        return self.answers["full"] == self.answers["reduced"]
+
+
+def write_page(
+    path: str | Path,
+    looks: Sequence[Look],
+    *,
+    title: str = "",
+    facts: Mapping[str, Any] | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the page on `looks` to `path`; the same arguments give the same bytes.
+
+    Args:
+        path: of the file; an older one is replaced.
+        looks: at least one.
+        title: how the model was reduced, in a few words.
+        facts: short ones for the head of the page, by name: model, device, commit.
+        details: longer ones for its foot, by name: configuration, versions; shown as JSON.
+
+    Raises:
+        ValueError: nothing to look at.
+    """
+    if not looks:
+        raise ValueError("a page needs at least one question that was looked at")
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("tokenreduce.viz", "template"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    text = environment.get_template("report.html").render(
+        title=title,
+        facts={name: value for name, value in (facts or {}).items() if value is not None},
+        details={name: _written(value) for name, value in (details or {}).items()},
+        looks=[_article(look, number) for number, look in enumerate(looks, start=1)],
+        same=sum(look.same for look in looks),
+        drawing=DRAWING,
+    )
+    path = Path(path)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def _article(look: Look, number: int) -> dict[str, Any]:
+    """What the template shows of one question."""
+    figures = [
+        figure for i, scene in enumerate(look.scenes) for figure in _figures(scene, number, i)
+    ]
+    stages = look.scenes[0].stages if look.scenes else ()
+    captions = [_caption([scene.stages[i] for scene in look.scenes]) for i in range(len(stages))]
+    drawn: Chart = chart(look.report)
+    return {
+        "number": number,
+        "look": look,
+        "figures": figures,
+        "captions": captions,
+        "labels": [_label(stage) for stage in stages],
+        "ranked": any(stage.score is not None for stage in stages),
+        "merged": any(stage.group is not None for stage in stages),
+        "chart": drawn,
+        "costs": _costs(look),
+        "answers": _answers(look),
+        "data": {
+            "captions": captions,
+            "stages": [stage.layer for stage in stages],
+            "figures": [figure["data"] for figure in figures],
+        },
+    }
+
+
+def _caption(parts: Sequence[Stage]) -> str:
+    """One line on a stage of all pictures of a question."""
+    kept = sum(len(part.kept) for part in parts)
+    groups = [part.group for part in parts if part.group is not None]
+    layer = parts[0].layer
+    if layer is None and groups:
+        return f"merged in the vision tower: {', '.join(part.caption for part in parts)}"
+    if layer is None:
+        return f"all {kept} visual tokens"
+    how = ", some of them merged" if groups else ""
+    return f"from layer {layer} on: {kept} visual tokens{how}"
+
+
+def _label(stage: Stage) -> str:
+    """A word for the slider."""
+    if stage.layer is not None:
+        return str(stage.layer)
+    return "all" if stage.group is None else "tower"
+
+
+def _figures(scene: Scene, number: int, place: int) -> list[dict[str, Any]]:
+    """The pictures to draw on: one for each view of a scene, and their data for the script."""
+    shown, source = _embedded(scene.image)
+    found = []
+    for view, tokens in scene.views():
+        boxes = areas(scene.boxes[tokens], shown.size)
+        data = {
+            "size": list(shown.size),
+            "boxes": boxes.flatten().tolist(),
+            "tokens": (tokens + 1).tolist(),
+            "stages": [_drawn(stage, tokens) for stage in scene.stages],
+        }
+        of = f"{len(tokens)} of {len(scene.boxes)} tokens" if view else f"{len(tokens)} tokens"
+        frames = f", {scene.frames} frames" if scene.frames > 1 else ""
+        found.append(
+            {
+                "id": f"picture-{number}-{place + 1}-{view or 'whole'}",
+                "name": scene.name,
+                "caption": ", ".join(filter(None, [scene.name, view, of])) + frames,
+                "source": source,
+                "width": shown.width,
+                "height": shown.height,
+                "data": data,
+            }
+        )
+    return found
+
+
+def _drawn(stage: Stage, tokens: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """A stage as the script reads it: bits for what is kept, a byte for each rank."""
+    stays = np.zeros(len(tokens) and int(tokens.max()) + 1, dtype=int)
+    stays[[i for i in stage.kept if i < len(stays)]] = 1
+    data: dict[str, Any] = {"kept": "".join(map(str, stays[tokens].tolist()))}
+    if stage.group is not None:
+        data["group"] = [stage.group[i] for i in tokens]
+    if stage.score is not None:
+        rank = ranks(stage.score)[tokens]
+        coded = np.where(np.isfinite(rank), np.rint(np.nan_to_num(rank) * 254), 255)
+        data["rank"] = base64.b64encode(coded.astype(np.uint8).tobytes()).decode()
+    return data
+
+
+def _embedded(image: Image.Image) -> tuple[Image.Image, str]:
+    """`image` at the size of the page, and its `data:` address."""
+    side = max(image.size)
+    shown = image.convert("RGB")
+    kind, options = "jpeg", {"quality": QUALITY}
+    if side > MOST:
+        scale = MOST / side
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        shown = shown.resize(size, Image.Resampling.LANCZOS)
+    elif side < LEAST:
+        times = -(-LEAST // side)  # whole pixels, so that patches keep their borders
+        shown = shown.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
+        kind, options = "png", {"optimize": True}
+    buffer = io.BytesIO()
+    shown.save(buffer, kind, **options)
+    return shown, f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _costs(look: Look) -> list[tuple[str, str, str, float]]:
+    """Rows of the table of costs: what, full, reduced, and the share."""
+    report, rows = look.report, list[tuple[str, str, str, float]]()
+    full, left = report["visual_tokens"][0], report["visual_tokens"][0]
+    if report["stops"]:
+        left = report["stops"][-1]["kept"][0]
+    rows.append(("visual tokens, last layer", str(full), str(left), left / max(full, 1)))
+    for name, key, unit, base in (
+        ("prefill FLOPs", "flops", "", 1000),
+        ("KV cache of the prompt", "kv_bytes", "B", 1024),
+    ):
+        whole, part = report[f"{key}_full"], report[key]
+        row = (name, quantity(whole, unit, base), quantity(part, unit, base), part / max(whole, 1))
+        rows.append(row)
+    if look.prefill_ratio is not None and look.prefill_ms:
+        whole, part = (statistics.median(look.prefill_ms[name]) for name in ("full", "reduced"))
+        rows.append(("prefill time", f"{whole:.1f} ms", f"{part:.1f} ms", look.prefill_ratio))
+    return rows
+
+
+def _answers(look: Look) -> list[dict[str, Any]]:
+    """Rows of the table of answers: who said what, and how likely either model says it."""
+    return [
+        {
+            "who": who,
+            "text": text,
+            "right": None if look.expected is None else text == look.expected,
+            "chances": [look.probability.get(name, {}).get(text) for name in look.answers],
+        }
+        for who, text in look.answers.items()
+    ]
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, indent=2, ensure_ascii=False, default=str)
