@@ -198,6 +198,25 @@ def test_another_family_on_rows_of_its_own(tmp_path: Path) -> None:
     assert max(c["jsd"] for c in numbers["sensitivity"]) > 0
 
 
+def test_questions_from_a_file(tmp_path: Path) -> None:
+    """Questions about one file are about one picture, wherever they stand."""
+    asked = ["what is in the red circle?", "how many objects are there?", "where is the 7?"]
+    rows = []
+    for i in range(6):
+        Image.effect_noise((96, 96), 50 + i).save(tmp_path / f"{i % 2}.png")
+        rows.append({"image": f"{i % 2}.png", "question": asked[i // 2], "answer": "2"})
+    (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = [
+        *(word for word in SMALL if not word.startswith("data.")),
+        *("data=questions", f"data.path={tmp_path / 'questions.jsonl'}", "task.layers=[3]"),
+        *("task.keeps=[0.0]", "task.trials=0", "task.samples=5"),
+    ]
+    numbers = task.profile(compose(words), tmp_path / "out")
+    assert (numbers["prompts"], numbers["pictures"]) == (5, 2)
+    with pytest.raises(ValueError, match="data=questions needs a path"):
+        task.profile(compose(["task=profile", "device=cpu", "data=questions"]), tmp_path / "no")
+
+
 def test_how_well_losses_add_up() -> None:
     rows = [{"predicted": p, "loss": m} for p, m in [(0.1, 0.2), (0.2, 0.2), (0.3, 0.5)]]
     found = task.additivity([*rows, {"predicted": None, "loss": 9.0}])

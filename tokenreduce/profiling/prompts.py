@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from operator import is_
+from pathlib import Path
 
+from PIL import Image
 from torch import Tensor
 
 from tokenreduce.data.packing import IGNORED
@@ -36,7 +39,8 @@ def prompts_of(
 ) -> list[Prompt]:
     """The first question of every conversation that has a picture, up to `limit` of them.
 
-    Conversations in a row about the same pictures count as one picture.
+    Conversations about the same files count as about one picture, and so do conversations in a row
+    about the same opened pictures.
 
     Args:
         conversations: what is asked.
@@ -48,7 +52,7 @@ def prompts_of(
         ValueError: a row that cannot be encoded, or no question about a picture at all.
     """
     found: list[Prompt] = []
-    pictures, last = -1, None
+    pictures = _Pictures()
     for conversation in conversations:
         if limit is not None and len(found) >= limit:
             break
@@ -62,11 +66,30 @@ def prompts_of(
             raise ValueError(
                 f"{conversation.name}: {error}; mend the row, or leave such rows out with bad=skip"
             ) from error
-        pictures, last = pictures + (conversation.images != last), conversation.images
-        found.append(_prompt(row, pictures, conversation.name))
+        found.append(_prompt(row, pictures.number(conversation.images), conversation.name))
     if not found:
         raise ValueError("no conversation about a picture: there is nothing to measure on")
     return found
+
+
+class _Pictures:
+    """Numbers pictures in the order in which they are first seen."""
+
+    def __init__(self) -> None:
+        self._files: dict[tuple[Path, ...], int] = {}
+        self._last: tuple[Image.Image | Path, ...] = ()
+        self._count = 0
+
+    def number(self, images: tuple[Image.Image | Path, ...]) -> int:
+        files = tuple(image for image in images if isinstance(image, Path))
+        if len(files) == len(images):
+            self._count += files not in self._files
+            return self._files.setdefault(files, self._count - 1)
+        # opened pictures have no name: the same object, or another picture
+        same = len(images) == len(self._last) and all(map(is_, images, self._last))
+        self._count += not same
+        self._last = images
+        return self._count - 1
 
 
 def first(conversation: Conversation) -> Conversation:
