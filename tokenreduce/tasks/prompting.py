@@ -70,4 +70,5 @@ def encode_all(
         add_special_tokens=not begins(loaded.processor.tokenizer, texts[0]),
         **padded,
     )
+    inputs.pop("labels", None)  # PaliGemma's processor makes them of every prompt
     return inputs.to(loaded.device, loaded.model.dtype)

@@ -65,8 +65,17 @@ class Runner:
             return False
         with self._alone(condition.key):
             self.shard.wait()  # until the first process has the lock, so that all see the same
-            self._answer(condition, items)
+            try:
+                if not self._refused(condition):
+                    self._answer(condition, items)
+            except REFUSALS as error:  # of one picture among many
+                if needed:
+                    raise
+                self.store.note(condition.key, impossible=" ".join(str(error).split()))
             self.shard.wait()
+            if reason := self._refused(condition):
+                self.impossible[condition.key] = reason
+                return False
             if self.shard.first:
                 names = [item.name for item in items]
                 if not self.store.complete(condition.key, names):
@@ -92,6 +101,11 @@ class Runner:
             return str(error)
         condition = smaller_pictures(round(made.keep, 4))
         return None if self.run(condition) else self.impossible.pop(condition.key)
+
+    def _refused(self, condition: Condition) -> str | None:
+        """Why a process, of this run or an earlier one, could not answer all questions."""
+        found = self.store.conditions().get(condition.key, {})
+        return found.get("impossible")
 
     def _try(self, condition: Condition, item: Item) -> None:
         """Lets what cannot be done be refused before questions are asked."""

@@ -38,7 +38,7 @@ def collect(root: Path, level: Level) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for head in sorted(root.glob(f"*/{HEAD}")):
         store = Store(head.parent)
-        noted = store.conditions()
+        noted = {key: n for key, n in store.conditions().items() if "condition" in n}
         answers = {
             key: store.answers(key)
             for key in noted
