@@ -19,12 +19,14 @@ WRITTEN = {
     "scheduler": {"name": "explicit", "layers": [1, 3], "keeps": [0.5, 0.25]},
     "positions": "compact",
     "seed": 3,
+    "min_tokens": 4,
 }
 YAML = """
 strategy: {name: fastv, score: received}
 scheduler: {name: explicit, layers: [1, 3], keeps: [0.5, 0.25]}
 positions: compact
 seed: 3
+min_tokens: 4
 """
 FLAT = {
     "strategy": "fastv",
@@ -34,6 +36,7 @@ FLAT = {
     "scheduler.keeps": "[0.5, 0.25]",
     "positions": "compact",
     "seed": 3,
+    "min_tokens": 4,
 }
 
 
@@ -71,7 +74,7 @@ def test_every_way_says_the_same(tmp_path: Path, model: Any) -> None:
     with unused(ways[0].apply(model)) as reduction:
         assert reduction.strategy == tr.FastV(score="received")
         assert reduction.scheduler == tr.Explicit((1, 3), (0.5, 0.25))
-        assert (reduction.positions, reduction.seed) == ("compact", 3)
+        assert (reduction.positions, reduction.seed, reduction.min_tokens) == ("compact", 3, 4)
 
 
 def test_options_without_a_schedule_change_the_strategys_own(model: Any) -> None:

@@ -24,7 +24,7 @@ from tokenreduce.registry import did_you_mean
 from tokenreduce.scheduler import Scheduler, schedulers
 from tokenreduce.strategy import Strategy, strategies
 
-PARTS = ("strategy", "scheduler", "positions", "seed")
+PARTS = ("strategy", "scheduler", "positions", "seed", "min_tokens")
 """What settings may hold."""
 
 
@@ -37,6 +37,7 @@ class Settings:
         scheduler: likewise; without a name, options of the strategy's own schedule.
         positions: `"keep"`, `"compact"`, or None for the strategy's rule.
         seed: for strategies that draw.
+        min_tokens: samples with fewer visual tokens are left as they are.
         folder: of a saved reduction (`reduction.save`), in place of all others.
     """
 
@@ -44,6 +45,7 @@ class Settings:
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     positions: Any = None
     seed: int = 0
+    min_tokens: int = 0
     folder: Path | None = None
 
     def apply(self, model: nn.Module) -> Reduction:
@@ -60,7 +62,14 @@ class Settings:
         options = dict(self.strategy)
         strategy: Strategy = strategies.build(str(options.pop("name")), **options)
         schedule = _schedule(strategy, dict(self.scheduler))
-        return reduce(model, strategy, schedule, positions=self.positions, seed=self.seed)
+        return reduce(
+            model,
+            strategy,
+            schedule,
+            positions=self.positions,
+            seed=self.seed,
+            min_tokens=self.min_tokens,
+        )
 
 
 def read_settings(given: str | Mapping[str, Any]) -> Settings:
@@ -123,11 +132,12 @@ def _settings(content: Any, where: str) -> Settings:
     strategy = _node(content.get("strategy"), f"{where}: strategy")
     if not isinstance(strategy.get("name"), str):
         raise ValueError(f"{where}: no strategy is named (known names: {', '.join(strategies)})")
-    seed = content.get("seed", 0)
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ValueError(f"{where}: seed must be a whole number, not {seed!r}")
+    seed, least = content.get("seed", 0), content.get("min_tokens", 0)
+    for name, value in (("seed", seed), ("min_tokens", least)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f"{where}: {name} must be a whole number, not {value!r}")
     scheduler = _node(content.get("scheduler"), f"{where}: scheduler")
-    return Settings(strategy, scheduler, content.get("positions"), seed)
+    return Settings(strategy, scheduler, content.get("positions"), seed, least)
 
 
 def _node(given: Any, where: str) -> dict[str, Any]:
