@@ -28,7 +28,8 @@ ROOT = Path(__file__).parents[1]
 FEW = [
     "task=evaluate", "device=cpu", "task.limit=12", "data.questions=4", "task.batch=5",
     "task.nulls=[random]", "task.seeds=2", "task.changes=[jpeg]", "task.timed=1", "task.runs=1",
-    "task.followed=3", "task.progress=false", "max_new_tokens=4",
+    "task.followed=3", "task.looks=0", "task.progress=false",
+    "max_new_tokens=4",
 ]  # fmt: skip
 POWER = "ignore:12 questions show a loss:UserWarning"
 pytestmark = pytest.mark.filterwarnings(POWER)
@@ -56,7 +57,7 @@ def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A run that nothing interrupted."""
     folder = tmp_path_factory.mktemp("whole")
-    return folder, run(folder, "strategy=fastv")
+    return folder, run(folder, "strategy=fastv", "task.looks=2")
 
 
 def test_one_run(whole: tuple[Path, dict[str, Any]]) -> None:
@@ -80,6 +81,18 @@ def test_one_run(whole: tuple[Path, dict[str, Any]]) -> None:
     for name in ("pareto.png", "pareto_kinds.png"):
         with Image.open(folder / name) as picture:
             assert picture.width > 400
+
+
+def test_the_report_begins_with_answers_that_were_lost(whole: tuple[Path, dict[str, Any]]) -> None:
+    folder, result = whole
+    found = {key: {row["item"]: row for row in rows} for key, rows in answers(folder).items()}
+    full = next(rows for key, rows in found.items() if key.startswith("full-"))
+    lost = [n for n in full if full[n]["correct"] and not found[result["tested"]][n]["correct"]]
+    page = (folder / "report.html").read_text()
+    assert str(folder / "report.html") in result["files"]
+    assert lost, "fastv at layer 2 loses answers of these"
+    for name in lost[:2]:
+        assert f"{full[name]['group']}, {name}" in page
 
 
 def test_what_is_kept_of_every_question(whole: tuple[Path, dict[str, Any]]) -> None:

@@ -7,7 +7,8 @@
 
 Every run also asks the unreduced model, null reducers under the same schedule, and harmless
 changes of the input. Answers are kept in the folder and used again: a killed run goes on, and the
-runs of a sweep share what they have in common. Writes `table.json`, `table.csv` and pictures.
+runs of a sweep share what they have in common. Writes `table.json`, `table.csv`, pictures, and
+`report.html` to look at some of the questions.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from tokenreduce.evaluation.records import Store
 from tokenreduce.evaluation.statistics import needed, planned_power
 from tokenreduce.tasks import result, tasks
 from tokenreduce.tasks.evaluating.asking import Asking
-from tokenreduce.tasks.evaluating.conditions import FULL, NULLS, chosen, plan
+from tokenreduce.tasks.evaluating.conditions import FULL, NULLS, Condition, chosen, plan
+from tokenreduce.tasks.evaluating.examples import examples, telling
 from tokenreduce.tasks.evaluating.identity import folder_of, identity, root_of
 from tokenreduce.tasks.evaluating.pareto import draw
 from tokenreduce.tasks.evaluating.running import Runner
@@ -35,6 +37,7 @@ from tokenreduce.tasks.evaluating.shard import Shard
 from tokenreduce.tasks.evaluating.sources import questions
 from tokenreduce.tasks.evaluating.table import collect, show, write
 from tokenreduce.tasks.loading import Loaded, load
+from tokenreduce.tasks.looking import write_report
 
 ENOUGH = 0.8
 """Power below which whoever asks is told."""
@@ -69,6 +72,8 @@ def evaluate(config: DictConfig, output: Path) -> dict[str, Any]:
         with runner.store.locked("table"):
             files = [*write(root, rows, level, notes), *draw(root, rows)]
         Console().print(show(rows, level, notes))
+        if tested != FULL and config.task.looks:
+            files.append(_report(config, runner, tested, output))
         numbers |= {
             "model": loaded.source,
             "device": str(loaded.device),
@@ -110,6 +115,14 @@ def _runner(
         followed=task.followed,
         progress=task.progress,
     )
+
+
+def _report(config: DictConfig, runner: Runner, tested: Condition, output: Path) -> Path:
+    """`report.html`: some of the questions, with what the tested reduction kept."""
+    full, ours = (runner.store.answers(condition.key) for condition in (FULL, tested))
+    items = telling(runner.items, full, ours, config.task.looks)
+    looks = examples(runner.loaded, tested, items, config.max_new_tokens)
+    return write_report(output, looks, config, runner.loaded, tested.label)
 
 
 def _tell_power(number: int, level: Level, changing: float) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 
 import tokenreduce as tr
@@ -23,11 +23,11 @@ from tokenreduce.adapter import adapter_for
 from tokenreduce.config import build_scheduler, build_strategy
 from tokenreduce.data.images import load_image
 from tokenreduce.embedded import checkpoint_dir
-from tokenreduce.tasks import result, tasks
+from tokenreduce.tasks import tasks
 from tokenreduce.tasks.loading import Loaded, load
-from tokenreduce.tasks.looking import look
+from tokenreduce.tasks.looking import look, write_report
 from tokenreduce.tasks.table import comparison
-from tokenreduce.viz import Look, checked_size, stack, strip, write_page, write_panels
+from tokenreduce.viz import Look, checked_size, stack, strip, write_panels
 
 
 @dataclass(frozen=True)
@@ -111,21 +111,8 @@ def draw(seen: Look, config: DictConfig, loaded: Loaded, output: Path) -> dict[s
         panels = write_panels(seen.scenes, output / "panels", task.panels, bool(task.scores))
         found["panels"] = [str(path) for path in panels]
     if task.page:
-        source = "embedded" if loaded.embedded else loaded.source
-        facts = {"model": source, "device": loaded.device, "commit": result.commit()}
-        details = {
-            "Configuration": OmegaConf.to_yaml(config, resolve=True),
-            "Versions": result.versions(),
-            "Machine": result.machine(),
-        }
-        page = write_page(
-            output / "report.html",
-            [seen],
-            title=f"{config.strategy.name}, {config.scheduler.name}",
-            facts=facts,
-            details=details,
-        )
-        found["page"] = str(page)
+        title = f"{config.strategy.name}, {config.scheduler.name}"
+        found["page"] = str(write_report(output, [seen], config, loaded, title))
     return found
 
 

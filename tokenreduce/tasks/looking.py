@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import Tensor
 
 import tokenreduce as tr
 from tokenreduce.downsample import shrunk
+from tokenreduce.tasks import result
 from tokenreduce.tasks.loading import Loaded
 from tokenreduce.tasks.measuring import Context, likelihood, prefill, prefill_times, ratio
 from tokenreduce.tasks.prompting import encode
-from tokenreduce.viz import Look, scenes
+from tokenreduce.viz import Look, scenes, write_page
 
 
 def look(
@@ -79,6 +82,24 @@ def look(
         prefill_ratio=ratio(times["reduced"], times["full"]) if times else None,
         kept=kept,
     )
+
+
+def write_report(
+    output: Path, looks: Sequence[Look], config: DictConfig, loaded: Loaded, title: str
+) -> Path:
+    """Write `report.html` into a run's folder: the questions, and what the run was."""
+    facts = {
+        "model": "embedded" if loaded.embedded else loaded.source,
+        "device": loaded.device,
+        "commit": result.commit(),
+    }
+    details = {
+        "Configuration": OmegaConf.to_yaml(config, resolve=True),
+        "Versions": result.versions(),
+        "Machine": result.machine(),
+    }
+    path = output / "report.html"
+    return write_page(path, looks, title=title, facts=facts, details=details)
 
 
 def answer(loaded: Loaded, inputs: Mapping[str, Any], limit: int) -> Tensor:

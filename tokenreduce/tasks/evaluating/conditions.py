@@ -12,7 +12,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -82,7 +82,7 @@ class Condition:
         made = OmegaConf.create({"strategy": self.strategy, "scheduler": self.scheduler})
         return build_strategy(made), build_scheduler(made)
 
-    def reduction(self, loaded: Loaded) -> Callable[[], AbstractContextManager[Any]]:
+    def reduction(self, loaded: Loaded) -> Callable[[], Any]:
         """A context in which the model answers under this condition; the full one does nothing."""
         if self.strategy is None:
             return nullcontext

@@ -81,8 +81,9 @@ def _scatter(
         return found["accuracy"], found["interval"]
 
     full = [row for row in rows if row["role"] == "full"]
-    for row in full:
+    for row, name in zip(full, ("full model", *("_" for _ in full)), strict=False):
         axis.axhline(value(row)[0], color="0.6", linewidth=1, linestyle="--")
+        axis.plot(1, value(row)[0], "*", color="0.3", markersize=9, label=name)
     points = []
     for row in shown:
         if kind and kind not in row["kinds"]:
@@ -102,6 +103,7 @@ def _scatter(
         )
     if points:
         axis.plot(*zip(*front(points), strict=True), color="0.3", linewidth=1, zorder=0)
+    axis.set_xlim(0, max([1.05, *(1.05 * cost for cost, _ in points)]))
     _once(axis)
     axis.grid(alpha=0.3)
 
