@@ -27,7 +27,7 @@ from tokenreduce.tasks import loading
 
 CONF = directory()
 GROUPS = ("task", "model", "strategy", "scheduler", "data", "experiment")
-OF_A_TASK = {"trainer": "task=train", "peft": "task=train"}
+OF_A_TASK = {"trainer": "task=train", "peft": "task=train", "target": "task=solve"}
 """Groups that a task brings with it."""
 FILES = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
 REGISTRIES: dict[str, Any] = {"strategy": tr.strategies, "scheduler": tr.schedulers}
@@ -143,7 +143,7 @@ def test_no_file_sets_values_of_another_group(group: str, option: str) -> None:
         chosen = {
             "strategy": ["override /scheduler@_global_.scheduler"],
             "scheduler": ["/scheduler@target"],
-            "task": [f"/{name}@_global_.{name}" for name in OF_A_TASK],
+            "task": [f"/{n}@_global_.{n}" for n, t in OF_A_TASK.items() if t == f"task={option}"],
         }
         assert keys in ([], chosen.get(group))
 

@@ -66,7 +66,7 @@ def solve(
     """
     shape = shape_of(config)
     whole(visual, "visual", least=1)
-    build = _builder(rule, options)
+    build = by_share(rule, options)
     name, goal = _only({"average": average, "flops": flops, "kv_bytes": kv_bytes})
     full = cost(shape, (), visual, text, convention, bytes_per_value)
     limit = _limit(name, goal, {"average": visual, "flops": 1, "kv_bytes": full.kv_bytes}[name])
@@ -103,8 +103,16 @@ def _largest(spent: Callable[[float], float], limit: float) -> float:
     return next((share for share in shorter if spent(share) == best), low)
 
 
-def _builder(rule: str, options: Mapping[str, Any]) -> Callable[[float], Scheduler]:
-    """The rule as a function of the share that is looked for."""
+def by_share(rule: str, options: Mapping[str, Any]) -> Callable[[float], Scheduler]:
+    """The schedules of a rule, as a function of the share that is looked for.
+
+    Args:
+        rule: a name in `FREE`.
+        options: the rule's other options.
+
+    Raises:
+        ValueError: an unknown rule, or the share among the options.
+    """
     if rule not in FREE:
         raise ValueError(
             f"no rule {rule!r} to solve for{did_you_mean(rule, FREE)} (known: {', '.join(FREE)})"

@@ -103,7 +103,8 @@ class TowerShape:
         if self.side is None:
             raise ValueError(
                 f"pictures={pictures} does not say how large they are, and this vision tower takes "
-                "any size: give a list of tokenreduce.cost.Grid(rows, columns) in patches"
+                "any size: list the rows and columns of their patches "
+                "(tokenreduce.cost.Grid; task.pictures=[[rows,columns]])"
             )
         return (Grid(*self.side),) * pictures
 

@@ -92,8 +92,7 @@ def load(config: DictConfig, weights: Path | None = None, precision: str | None 
 def load_random(config: DictConfig) -> Any:
     """A model of the sizes that `config.model` names, with random weights, on `config.device`.
 
-    The sizes are those of a local folder's `config.json`, else of `model.shape`, else of the hub's
-    `config.json`. The time that a model takes does not depend on its weights.
+    The sizes are those of `read_sizes`. The time that a model takes does not depend on its weights.
 
     Raises:
         ValueError: no sizes to be found, a family that no adapter reads, or an unknown dtype,
@@ -103,15 +102,8 @@ def load_random(config: DictConfig) -> Any:
     dtype = _known(config.model.get("dtype", "auto"), DTYPES, "model.dtype")
     attention = _known(config.attention, ATTENTIONS, "attention")
     import transformers
-    from transformers import AutoConfig
 
-    shape, name = config.model.get("shape"), config.model.get("id")
-    if shape is None or (name is not None and Path(str(name)).expanduser().is_dir()):
-        source, options = model_source(config), _hub_options(config.model)
-        family = _attempt(lambda: AutoConfig.from_pretrained(source, **options), source)
-    else:
-        source, sizes = str(config.model.name), OmegaConf.to_container(shape, resolve=True)
-        family = _attempt(lambda: AutoConfig.for_model(**sizes), source)
+    family, source = read_sizes(config)
     check_family(family)
     whole = type(family) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     kind: Any = transformers.AutoModelForImageTextToText if whole else None
@@ -123,6 +115,34 @@ def load_random(config: DictConfig) -> Any:
             lambda: kind.from_config(family, dtype=number, attn_implementation=attention), source
         )
     return model.to(device).eval()
+
+
+def read_sizes(config: DictConfig) -> tuple[Any, str]:
+    """The transformers configuration that `config.model` names, and where it came from.
+
+    That of a local folder or `config.json`, else of `model.shape`, else of the embedded model,
+    else of the hub. No weights are read.
+
+    Raises:
+        ValueError: none to be found, or one that transformers cannot read.
+    """
+    from transformers import AutoConfig
+
+    shape, name = config.model.get("shape"), config.model.get("id")
+    path = None if name is None else Path(str(name)).expanduser()
+    if path is not None and path.suffix == ".json" and path.is_file():
+        return _attempt(lambda: AutoConfig.from_pretrained(str(path)), str(path)), str(path)
+    if shape is not None and (path is None or not path.is_dir()):
+        source, sizes = str(config.model.name), OmegaConf.to_container(shape, resolve=True)
+        return _attempt(lambda: AutoConfig.for_model(**sizes), source), source
+    source, options = model_source(config), _hub_options(config.model)
+    try:
+        return _attempt(lambda: AutoConfig.from_pretrained(source, **options), source), source
+    except ValueError as error:
+        raise ValueError(
+            f"{error} Without it, name a file with model.id=path/to/config.json, or give the "
+            "sizes: +model.shape={model_type: llama, hidden_size: ...}"
+        ) from error
 
 
 def model_source(config: DictConfig) -> str:
