@@ -175,6 +175,8 @@ def test_answers_costs_and_facts_are_there(dropped: Look, tmp_path: Path) -> Non
     assert "abc" in text
     assert "gone" not in re.findall(r"<dt>(.*?)</dt>", text)
     assert "prefill time" not in written(dropped, tmp_path)
+    other = written(replace(look, right={"full": True, "reduced": True}), tmp_path)
+    assert other.count(">✓<") == 2  # another way to say it is right, too
 
 
 def test_several_questions_have_an_index(dropped: Look, merged: Look, tmp_path: Path) -> None:
@@ -384,6 +386,22 @@ def test_a_question_of_several_is_meant_alone(
     for place, stops in (("#stop=2", ["2", "2"]), ("#question=2&stop=1", ["0", "1"])):
         text, _ = opened(path, place)
         assert re.findall(r'data-stop="(\d)" data-mode', text) == stops
+
+
+@browser
+def test_pictures_far_below_are_drawn_when_they_are_seen(
+    dropped: Look, tmp_path: Path, opened: Open
+) -> None:
+    tell = """<script>setTimeout(() => {
+      document.body.dataset.drawn = questions.map((q) => Number(Boolean(q.figures[0].paint)));
+    }, 1000);</script>"""
+    path = write_page(tmp_path / "report.html", [dropped] * 9)
+    path.write_text(path.read_text().replace("</body>", f"{tell}</body>"))
+    for place, first, last in (("#stop=1", "1", "0"), ("#question=9&stop=1", "1", "1")):
+        text, logged = opened(path, place)
+        assert logged == ""
+        drawn = re.findall(r'data-drawn="(.*?)"', text)[0].split(",")
+        assert (drawn[0], drawn[8]) == (first, last)
 
 
 @browser

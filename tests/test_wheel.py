@@ -97,6 +97,8 @@ def test_the_wheel_has_model_and_data(inside: list[str]) -> None:
     assert "tokenreduce/embedded/example.json" in inside
     assert "tokenreduce/embedded/example.png" in inside
     assert "tokenreduce/data/glyphs.png" in inside
+    page = {f"tokenreduce/viz/template/report.{kind}" for kind in ("html", "css", "js")}
+    assert page <= set(inside)
 
 
 def test_the_wheel_has_its_licence_and_readme(wheel: Path, inside: list[str]) -> None:

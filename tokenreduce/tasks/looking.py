@@ -29,6 +29,7 @@ def look(
     *,
     names: Sequence[str] = (),
     expected: str | None = None,
+    accepts: Callable[[str], bool] | None = None,
     limit: int = 16,
     runs: int = 0,
     small: Sequence[Image.Image] | None = None,
@@ -42,6 +43,7 @@ def look(
         reduced: reduces the model: `lambda: tr.reduce(loaded.model, "fastv")`.
         names: of the images.
         expected: the right answer where it is known.
+        accepts: whether an answer is right; None compares it with `expected`, word for word.
         limit: tokens of an answer at most.
         runs: timed prefills of each model; 0 measures no time.
         small: what the reduced model is given in place of `images`, where a method makes pictures
@@ -71,9 +73,10 @@ def look(
     if runs:
         found = prefill_times(loaded.model, (whole, prompt), list(contexts.values()), runs)
         times = dict(zip(contexts, found, strict=True))
+    answers = {"full": loaded.text(full), "reduced": loaded.text(short)}
     return Look(
         question=question,
-        answers={"full": loaded.text(full), "reduced": loaded.text(short)},
+        answers=answers,
         scenes=drawn,
         report=report.to_dict(),
         expected=expected,
@@ -81,6 +84,7 @@ def look(
         prefill_ms=times,
         prefill_ratio=ratio(times["reduced"], times["full"]) if times else None,
         kept=kept,
+        right=None if accepts is None else {who: accepts(x) for who, x in answers.items()},
     )
 
 
@@ -88,10 +92,11 @@ def write_report(
     output: Path, looks: Sequence[Look], config: DictConfig, loaded: Loaded, title: str
 ) -> Path:
     """Write `report.html` into a run's folder: the questions, and what the run was."""
+    commit, changes, _ = (result.commit() or "").partition("+")
     facts = {
         "model": "embedded" if loaded.embedded else loaded.source,
         "device": loaded.device,
-        "commit": result.commit(),
+        "commit": f"{commit[:12]}{changes and ' with changes'}" or None,
     }
     details = {
         "Configuration": OmegaConf.to_yaml(config, resolve=True),

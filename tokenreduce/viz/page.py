@@ -40,6 +40,7 @@ class Look:
         scenes: the pictures, and what was left of them (`tokenreduce.viz.scene`).
         report: `Reduction.report.to_dict()`, of this question alone.
         expected: the right answer where it is known.
+        right: whether each of the answers is; None compares them with `expected`, word for word.
         probability: how likely each of the two models says an answer: model -> answer -> number.
         prefill_ms: times of the prefill, `"full"` and `"reduced"`; empty where nobody measured.
         prefill_ratio: reduced over full, of runs next to each other; None where nobody measured.
@@ -55,6 +56,7 @@ class Look:
     prefill_ms: Mapping[str, Sequence[float]] = field(default_factory=dict)
     prefill_ratio: float | None = None
     kept: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    right: Mapping[str, bool] | None = None
 
     @property
     def same(self) -> bool:
@@ -239,11 +241,17 @@ def _answers(look: Look) -> list[dict[str, Any]]:
         {
             "who": who,
             "text": text,
-            "right": None if look.expected is None else text == look.expected,
+            "right": _right(look, who),
             "chances": [look.probability.get(name, {}).get(text) for name in look.answers],
         }
         for who, text in look.answers.items()
     ]
+
+
+def _right(look: Look, who: str) -> bool | None:
+    if look.right is not None:
+        return look.right[who]
+    return None if look.expected is None else look.answers[who] == look.expected
 
 
 def _written(value: Any) -> str:

@@ -35,16 +35,9 @@ class Figure {
   constructor(node, data) {
     this.node = node;
     this.data = data;
-    this.paint = node.querySelector(".paint").getContext("2d");
-    this.mark = node.querySelector(".mark").getContext("2d");
     this.here = node.querySelector(".here");
     [this.width, this.height] = data.size;
     this.count = data.boxes.length / 4;
-    for (const stage of data.stages) {
-      stage.many = sizes(stage);
-      if (stage.rank) stage.rank = bytes(stage.rank);
-    }
-    this.seen = this.sum(() => 1);
     const canvas = node.querySelector(".mark");
     canvas.addEventListener("pointermove", (event) => this.point(event));
     canvas.addEventListener("pointerdown", (event) => this.point(event));
@@ -68,18 +61,35 @@ class Figure {
     return total;
   }
 
-  draw(stop, scores) {
+  /** Goes to a stop; what is on the screen follows with `draw`. */
+  set(stop, scores) {
     this.stage = this.data.stages[stop];
     this.scored = scores && Boolean(this.stage.rank);
+    this.node.dataset.stop = stop;
+    this.node.dataset.mode = this.scored ? "scores" : "kept";
+    this.node.dataset.kept = [...this.stage.kept].filter((bit) => bit === "1").length;
+  }
+
+  /** What only pictures that somebody sees need: a page may have hundreds. */
+  prepare() {
+    if (this.paint) return;
+    this.paint = this.node.querySelector(".paint").getContext("2d");
+    this.mark = this.node.querySelector(".mark").getContext("2d");
+    for (const stage of this.data.stages) {
+      stage.many = sizes(stage);
+      if (stage.rank) stage.rank = bytes(stage.rank);
+    }
+    this.seen = this.sum(() => 1);
+  }
+
+  draw() {
+    this.prepare();
     const image = this.paint.createImageData(this.width, this.height);
     if (this.scored) this.drawScores(image.data);
     else this.drawKept(image.data);
     this.paint.putImageData(image, 0, 0);
     if (!this.scored && this.stage.many) this.dots();
     this.point(null);
-    this.node.dataset.stop = stop;
-    this.node.dataset.mode = this.scored ? "scores" : "kept";
-    this.node.dataset.kept = [...this.stage.kept].filter((bit) => bit === "1").length;
   }
 
   drawKept(out) {
@@ -145,6 +155,7 @@ class Figure {
 
   /** Says what is known of the token under the pointer, and outlines what it was merged with. */
   point(event) {
+    if (!this.mark) return;
     this.mark.clearRect(0, 0, this.width, this.height);
     this.here.textContent = "";
     if (!event) return;
@@ -190,6 +201,13 @@ class Question {
       if (input) input.addEventListener("input", () => this.draw(true));
   }
 
+  /** Draws the pictures, once they are near the screen. */
+  show() {
+    if (!this.near || !this.stale) return;
+    this.stale = false;
+    for (const figure of this.figures) figure.draw();
+  }
+
   get stop() {
     return this.slider ? Number(this.slider.value) : 0;
   }
@@ -202,7 +220,9 @@ class Question {
 
   draw(remember) {
     const stop = this.stop, scores = Boolean(this.scores && this.scores.checked);
-    for (const figure of this.figures) figure.draw(stop, scores);
+    for (const figure of this.figures) figure.set(stop, scores);
+    this.stale = true;
+    this.show();
     const ranked = this.figures.some((figure) => figure.scored);
     this.viewer.classList.toggle("scored", scores && ranked);
     this.viewer.classList.toggle("unscored", scores && !ranked);
@@ -219,6 +239,16 @@ class Question {
 }
 
 const questions = [...document.querySelectorAll("article")].map((node) => new Question(node));
+
+const watch = new IntersectionObserver((entries) => {
+  for (const entry of entries) {
+    const question = questions.find((one) => one.node === entry.target);
+    question.near = entry.isIntersecting;
+    question.show();
+  }
+}, { rootMargin: "600px" });
+for (const question of questions) watch.observe(question.node);
+if (questions.length) questions[0].near = true; // what the page opens with need not wait
 
 /** `#question=2&stop=1&scores=1`: without a question the rest is for all of them. */
 function follow() {
