@@ -21,6 +21,8 @@ import tokenreduce as tr
 from tests.scenery import look_at, photo
 from tokenreduce.config import compose
 from tokenreduce.tasks.generate import generate
+from tokenreduce.tasks.loading import load
+from tokenreduce.tasks.looking import look
 from tokenreduce.viz import Look, Scene, Stage, write_page
 from tokenreduce.viz.chart import chart
 from tokenreduce.viz.overlay import fitted, heat, overlay
@@ -495,3 +497,32 @@ def test_why_nothing_was_reduced_is_told(dropped: Look, tmp_path: Path) -> None:
     look = replace(dropped, report={**dropped.report, "skipped": [reason]})
     assert f"Not reduced: {reason}." in written(look, tmp_path)
     assert "Not reduced" not in written(dropped, tmp_path)
+
+
+def test_one_question_is_looked_at_and_judged() -> None:
+    loaded = load(compose(["device=cpu"]))
+    asked: list[str] = []
+
+    def accepts(answer: str) -> bool:
+        asked.append(answer)
+        return len(asked) == 1
+
+    seen = look(
+        loaded,
+        "what is in the red circle?",
+        [photo(96, 96)],
+        lambda: tr.reduce(loaded.model, "fastv"),
+        expected="another answer",
+        accepts=accepts,
+        limit=2,
+    )
+    assert asked == list(seen.answers.values())
+    assert seen.right == {"full": True, "reduced": False}
+    assert seen.prefill_ms == {}
+    for chances in seen.probability.values():
+        assert set(chances) == set(seen.answers.values())
+    (scene,) = seen.scenes
+    assert {i: list(row) for i, row in seen.kept.items()} == {
+        stage.layer: list(stage.kept) for stage in scene.stages[1:]
+    }
+    assert seen.same == (seen.answers["full"] == seen.answers["reduced"])
