@@ -99,6 +99,17 @@ def test_the_same_answers_are_not_inferior_where_the_questions_suffice():
     assert few[1]["verdict"] == "not shown"
 
 
+def test_divergences_are_of_the_same_question():
+    whole = [1] * N
+    own = rows(whole)
+    for i in range(N):
+        own[str(i)]["probabilities"] = {"yes": i / N, "no": 1 - i / N}
+    mixed = dict(reversed(own.items()))  # the order of answers on disk decides nothing
+    found = table(full=(FULL, own), ours=(reduced("fastv"), mixed))
+    assert found[1]["jsd"]["mean"] == 0.0
+    assert found[1]["kl"]["mean"] == pytest.approx(0.0, abs=1e-6)
+
+
 def test_differences_are_paired():
     """The same number of right answers, to the same questions or to others: not the same news."""
     rng = np.random.default_rng(0)
