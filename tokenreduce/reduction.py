@@ -116,7 +116,8 @@ class Reduction:
         if self._setup.grouped and any(record.counts):
             share = sum(record.budgets.get(0, record.counts)) / sum(record.counts)
             stops = {0: Stop(0, share)}
-        report = make_report(record, stops, shape, value.element_size(), self.min_tokens)
+        needs = None if self._setup.grouped else self.strategy.needs
+        report = make_report(record, stops, shape, value.element_size(), self.min_tokens, needs)
         inside = self._inside
         return report if inside is None or not inside.ran else replace(report, tower=inside.report)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenreduce.cost import DecoderShape, kv_bytes, macs
+from tokenreduce.cost import DecoderShape, cost_of, kv_bytes, macs
 from tokenreduce.geometry import Picture
 from tokenreduce.scheduler import Stop
 from tokenreduce.tokens import Plan
@@ -128,6 +128,9 @@ class Report:
         convention: how FLOPs are counted (`tokenreduce.cost`).
         kv_bytes, kv_bytes_full: keys and values of the prompt, all layers and samples.
         applied: per sample, whether tokens were dropped.
+        selection_flops: what choosing adds, at most: a score by the attention that one token pays
+            to all (`tokenreduce.cost.selection_macs`), or 0 for methods that measure nothing; None
+            for other evidence, which no formula describes.
         skipped: per sample, why none were although that was asked for; None where they were, or
             where there are none.
         tower: of the latest pass through the vision tower, where it merges tokens.
@@ -142,6 +145,7 @@ class Report:
     kv_bytes_full: int
     applied: list[bool]
     skipped: list[str | None] = field(default_factory=list)
+    selection_flops: int | None = None
     convention: str = field(
         default="matmul FLOPs (2 per multiply-add) of the decoder layers, full attention square"
     )
@@ -161,6 +165,8 @@ class Report:
         ]
         lines += [f"sample {i:<3} as is     {why}" for i, why in enumerate(self.skipped) if why]
         lines.append(f"prefill FLOPs     {self.flops:.4g} of {self.flops_full:.4g} ({share:.1%})")
+        if self.selection_flops:
+            lines.append(f"choosing tokens   {self.selection_flops:.4g} more, at most")
         if self.tower is not None:
             behind = " ".join(str(n) for n in self.tower.tokens_per_layer)
             lines.append(
@@ -182,8 +188,12 @@ def make_report(
     shape: DecoderShape,
     bytes_per_value: int,
     min_tokens: int = 0,
+    needs: frozenset[str] | None = None,
 ) -> Report:
-    """The numbers of a record, for a decoder of the given shape."""
+    """The numbers of a record, for a decoder of the given shape.
+
+    `needs` is the evidence that the strategy reads; None where that is not known.
+    """
     visual, layers = record.counts, []
     spared = record.spared or (0,) * len(record.counts)
     for i in range(shape.layers):
@@ -208,7 +218,23 @@ def make_report(
         skipped=[
             _reason(left, n, min_tokens) for left, n in zip(spared, record.counts, strict=True)
         ],
+        selection_flops=_choosing(shape, full, samples, needs),
     )
+
+
+def _choosing(
+    shape: DecoderShape,
+    full: list[int],
+    samples: list[tuple[int, ...]],
+    needs: frozenset[str] | None,
+) -> int | None:
+    """FLOPs of the choices of tokens, at most; None for evidence that no formula describes."""
+    if needs is None or needs - {"attention", "grid"}:
+        return None
+    if "attention" not in needs:
+        return 0
+    both = zip(full, samples, strict=True)
+    return 2 * sum(cost_of(shape, tokens, n).selection_macs for n, tokens in both)
 
 
 def _reason(left: int, n: int, min_tokens: int) -> str | None:

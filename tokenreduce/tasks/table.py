@@ -45,6 +45,8 @@ def comparison(numbers: Mapping[str, Any], title: str) -> Table:
         quantity(report["flops_full"], "", 1000),
         f"{quantity(report['flops'], '', 1000)}  ({share:.1%})",
     )
+    if choosing := report.get("selection_flops"):
+        row("choosing tokens, at most", "", f"{quantity(choosing, '', 1000)}")
     row(
         "KV cache of the prompt",
         quantity(report["kv_bytes_full"], "B", 1024),
