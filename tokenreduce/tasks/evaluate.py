@@ -121,7 +121,7 @@ def _report(config: DictConfig, runner: Runner, tested: Condition, output: Path)
     """`report.html`: some of the questions, with what the tested reduction kept."""
     full, ours = (runner.store.answers(condition.key) for condition in (FULL, tested))
     items = telling(runner.items, full, ours, config.task.looks)
-    looks = examples(runner.loaded, tested, items, config.max_new_tokens)
+    looks = examples(runner.loaded, tested, items, config.max_new_tokens, config.task.match)
     return write_report(output, looks, config, runner.loaded, tested.label)
 
 

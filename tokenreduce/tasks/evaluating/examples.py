@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import tokenreduce as tr
+from tokenreduce.evaluation.answering import is_right
 from tokenreduce.evaluation.items import Item
 from tokenreduce.evaluation.records import Row
 from tokenreduce.tasks.evaluating.conditions import Condition
@@ -28,7 +30,9 @@ def telling(
     return sorted(items, key=order)[:number]
 
 
-def examples(loaded: Loaded, condition: Condition, items: Sequence[Item], limit: int) -> list[Look]:
+def examples(
+    loaded: Loaded, condition: Condition, items: Sequence[Item], limit: int, match: str
+) -> list[Look]:
     """Each question answered again by both models, with what was kept, ready to be drawn."""
     found = []
     for item in items:
@@ -45,6 +49,7 @@ def examples(loaded: Loaded, condition: Condition, items: Sequence[Item], limit:
                 condition.reduction(loaded),
                 names=[name],
                 expected=item.answer,
+                accepts=partial(is_right, item, match=match),
                 limit=limit,
                 small=small,
             )
