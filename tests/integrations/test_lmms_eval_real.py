@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,28 +49,32 @@ def ran(code: list[str], folder: Path) -> str:
     return run.stderr
 
 
-def test_it_answers_as_our_own_evaluation_does(tmp_path: Path) -> None:
-    ran([str(STUDY / "run.py"), "--images=2", "--questions=2", "--output=found.json"], tmp_path)
-    found = json.loads((tmp_path / "found.json").read_text())
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A folder in which the study has been run on four questions, and what it found."""
+    folder = tmp_path_factory.mktemp("study")
+    ran([str(STUDY / "run.py"), "--images=2", "--questions=2", "--output=found.json"], folder)
+    return folder, json.loads((folder / "found.json").read_text())
+
+
+def test_it_answers_as_our_own_evaluation_does(study: tuple[Path, dict[str, Any]]) -> None:
+    found = study[1]
     assert len(found["questions"]) == 4
+    assert set(found["runs"]) == {"full", "fastv", "random", "pooling"}
     for run in found["runs"].values():
         assert run["same_questions_as_full"]
         assert run["answers_equal_to_own_evaluation"] == len(run["answers"]) == 4
         assert run["accuracy"] == run["own_evaluation_accuracy"]
-    assert set(found["runs"]) == {"full", "fastv", "random", "pooling"}
 
 
-def test_both_models_are_given_the_same_ids(tmp_path: Path) -> None:
+def test_both_models_are_given_the_same_ids(study: tuple[Path, dict[str, Any]]) -> None:
     """Not the text alone: every id that reaches `generate()`, placeholders included."""
-    ran([str(STUDY / "run.py"), "--images=1", "--questions=2", "--output=found.json"], tmp_path)
-    runs = json.loads((tmp_path / "found.json").read_text())["runs"]
+    folder, found = study
     seen = []
     for name in ("full", "pooling"):
-        words = runs[name]["command"].split()[3:]
-        words = [str(ROOT / x) if x.startswith("docs/") else x for x in words]
-        words = [x.replace("tokenreduce/embedded", f"{ROOT}/tokenreduce/embedded") for x in words]
-        said = ran(["-c", IDS, *words], tmp_path).splitlines()
-        seen.append([line for line in said if line.startswith("ids ")])
-    assert len(seen[0]) == 2
-    assert len(set(seen[0])) == 2
+        command = found["runs"][name]["command"].replace("docs/", f"{ROOT}/docs/")
+        command = command.replace("tokenreduce/embedded", f"{ROOT}/tokenreduce/embedded")
+        said = ran(["-c", IDS, *command.split()[3:]], folder)
+        seen.append(re.findall(r"ids ([0-9a-f]{64})", said))
+    assert len(set(seen[0])) == 4
     assert seen[0] == seen[1]
