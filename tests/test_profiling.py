@@ -225,12 +225,18 @@ def test_a_right_answer_that_the_whole_model_does_not_give_is_asked_for(
 
 
 def test_draws_are_averaged(model: Any, processor: Any, prompts: list[Prompt]) -> None:
-    def of(*seeds: int) -> Cell:
-        return Meter(model, processor, prompts[:4], "random", seeds=seeds).measure(((1, 0.2),))
+    def of(seed: int, draws: int, batch: int) -> Cell:
+        made = Meter(model, processor, prompts[:4], "random", None, seed, draws, batch=batch)
+        return made.measure(((1, 0.2),))
 
-    one, two, both = of(0), of(1), of(0, 1)
+    one, two, both = of(0, 1, 4), of(1, 1, 4), of(0, 2, 4)
     assert one.jsd != pytest.approx(two.jsd)
     assert both.jsd == pytest.approx((one.jsd + two.jsd) / 2, rel=1e-4)
+    parts = of(0, 1, 2)  # two batches: the seeds 0 and 1
+    order = sorted(range(4), key=lambda i: len(prompts[i].inputs["input_ids"]))
+    for place, i in enumerate(order):
+        expected = (one if place < 2 else two).each["jsd"][i]
+        assert parts.each["jsd"][i] == pytest.approx(expected, rel=1e-2, abs=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:the reduction was removed without")
@@ -458,6 +464,16 @@ def test_without_trials_the_starts_are_ranked() -> None:
     assert [c.stops for c in ranked] == [((1, 0.3),), ((2, 0.2),)]
     with pytest.raises(ValueError, match="none of the schedules to start from"):
         refine(lambda s: cell(s, 0), starts, FALLING, PRICES, 0.1)
+
+
+def test_a_better_neighbour_is_where_the_search_goes_on() -> None:
+    """A stop at layer 5 gets to layer 0 or 1, which takes more than one move of two layers."""
+    start = topped(((5, 0.0),), FALLING, PRICES, 0.9)
+    ranked = refine(
+        lambda s: cell(s, s[0][0] / 10), [start], FALLING, PRICES, 0.9, stops=1, trials=12
+    )
+    assert start[0][0] == 5
+    assert ranked[0].stops[0][0] <= 1
 
 
 def test_neighbours_are_schedules_within_the_budget() -> None:

@@ -21,17 +21,18 @@ from tokenreduce.evaluation.intervals import difference
 from tokenreduce.evaluation.statistics import mcnemar
 from tokenreduce.profiling import Prices, schedule_of
 from tokenreduce.tasks.profile import profile, stops_of
+from tokenreduce.tasks.result import commit
 
 ARMS = {
     ("pyramid_drop", "keep"): 192,
     ("fastv", "keep"): 96,
-    ("random", "keep"): 96,
-    ("stride", "keep"): 96,
     ("pyramid_drop", "compact"): 96,
+    ("random", "keep"): 192,
+    ("stride", "keep"): 96,
 }
 """Strategies and positions, and questions of their profile; `pyramid_drop` alone has a rule of
 positions of its own that is not `keep`."""
-SEEDS = range(10, 15)
+SEEDS = range(100, 105)
 """Of what `random` keeps in the test; its profile has seeds from 0 on."""
 GIVEN = tr.Pyramid()
 
@@ -50,6 +51,7 @@ def profiled(study: Study, strategy: str, positions: str) -> dict[str, Any]:
         words.remove(f"model.id={study.given.model}")
     kind = "smoke/profiles" if study.given.smoke else "profiles"
     numbers = profile(compose(words), Path("outputs") / kind / f"{strategy}_{positions}")
+    numbers["commit"] = commit()
     numbers["command"] = f"tokenreduce {' '.join(words)}"
     return {k: v for k, v in numbers.items() if k not in ("cells", "preset", "picture")}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -54,8 +55,10 @@ class Meter:
         prompts: what it is measured on.
         strategy: a registered name, or an instance.
         positions: as for `reduce`.
-        seeds: of the reduction; what is measured is the mean over them. One is enough for a
-            strategy that draws nothing.
+        seed: of the reduction of the first batch; every other has one of its own, one higher. A
+            strategy that draws the same tokens for all prompts is so judged by several draws.
+        draws: how often all batches are measured, with seeds of their own; the mean counts. One is
+            enough for a strategy that draws nothing.
         tokens: of an answer that are compared, at most.
         batch: prompts at once, of similar length.
         convention: of FLOPs.
@@ -72,7 +75,8 @@ class Meter:
         prompts: Sequence[Prompt],
         strategy: str | Strategy,
         positions: Positions | None = None,
-        seeds: Sequence[int] = (0,),
+        seed: int = 0,
+        draws: int = 1,
         tokens: int = 6,
         batch: int = 16,
         convention: str = "matmul",
@@ -82,7 +86,8 @@ class Meter:
         self.strategy: Strategy = (
             strategies.build(strategy) if isinstance(strategy, str) else strategy
         )
-        self.positions, self.seeds, self.convention = positions, tuple(seeds), convention
+        self.positions, self.seed, self.convention = positions, seed, convention
+        self.draws = whole(draws, "draws", least=1)
         self.min_tokens = min_tokens
         self.tokens, self.batch = whole(tokens, "tokens", least=1), whole(batch, "batch", least=1)
         self._collate = Collator(processor, side="left")
@@ -116,8 +121,7 @@ class Meter:
     def measure(self, stops: Stops) -> Cell:
         """The model under a schedule, beside itself without one."""
         started = time.time()
-        seeds = self.seeds if stops else self.seeds[:1]
-        rounds = [self._round(stops, seed) for seed in seeds]
+        rounds = [self._round(stops, number) for number in range(self.draws if stops else 1)]
         rows = {key: np.mean([found[key] for found in rounds], axis=0) for key in rounds[0]}
 
         def mean(key: str) -> float | None:
@@ -155,41 +159,44 @@ class Meter:
                 asked.update(f"{key} {tuple(value.shape)} {float(value.sum()):.6g}".encode())
         return {"weights": weights.hexdigest(), "prompts": asked.hexdigest()}
 
-    def _round(self, stops: Stops, seed: int) -> Rows:
-        """(n,) of every measure, for one seed."""
-        references = self._references  # of the model as it is: before the reduction
-        others = self._others
-        if not stops:
-            return self._compared(references, others)
-        how: Any = {"positions": self.positions, "seed": seed, "min_tokens": self.min_tokens}
-        with reduce(self.model, self.strategy, schedule_of(stops), **how):
-            return self._compared(references, others)
-
-    def _compared(self, references: list[_Reference], others: list[list[int]]) -> Rows:
+    def _round(self, stops: Stops, number: int) -> Rows:
+        """(n,) of every measure, for the seeds of one draw."""
         n = len(self.prompts)
         rows: Rows = {key: np.full(n, np.nan) for key in ("jsd", "kl", "same", "right", "nll")}
-        for reference in references:
-            logs = self._logs(reference.at, reference.answers)
-            full = reference.logs.to(logs.device)
-            apart = {"jsd": jensen_shannon(full, logs), "kl": kullback_leibler(full, logs)}
-            for row, (i, answer) in enumerate(zip(reference.at, reference.answers, strict=True)):
-                for key, values in apart.items():
-                    rows[key][i] = float(values[row, : len(answer)].mean())
-                rows["same"][i] = _says(logs[row], answer)
-                given = self.prompts[i].given[: self.tokens]
-                if given and answer[: len(given)] == given:
-                    rows["right"][i] = _says(logs[row], given)
-                    rows["nll"][i] = _nll(logs[row], given)
-        for at in others:
+        references, others = self._references, self._others  # of the model as it is
+        start = self.seed + number * (len(references) + len(others))
+        for seed, reference in enumerate(references, start):
+            logs = self._logs(stops, seed, reference.at, reference.answers)
+            self._compare(rows, reference, logs)
+        for seed, at in enumerate(others, start + len(references)):
             answers = [self.prompts[i].given[: self.tokens] for i in at]
-            logs = self._logs(at, answers)
+            logs = self._logs(stops, seed, at, answers)
             for row, (i, given) in enumerate(zip(at, answers, strict=True)):
                 rows["right"][i], rows["nll"][i] = _says(logs[row], given), _nll(logs[row], given)
         return rows
 
-    def _logs(self, at: Sequence[int], answers: Sequence[tuple[int, ...]]) -> Tensor:
-        """(b, t, V) log-probabilities before every token of the answers."""
-        return dictated(self.model, self._inputs(at), answers).float().log_softmax(dim=-1)
+    def _compare(self, rows: Rows, reference: _Reference, logs: Tensor) -> None:
+        """Notes what (b, t, V) log-probabilities say of a batch along its own answers."""
+        full = reference.logs.to(logs.device)
+        apart = {"jsd": jensen_shannon(full, logs), "kl": kullback_leibler(full, logs)}
+        for row, (i, answer) in enumerate(zip(reference.at, reference.answers, strict=True)):
+            for key, values in apart.items():
+                rows[key][i] = float(values[row, : len(answer)].mean())
+            rows["same"][i] = _says(logs[row], answer)
+            given = self.prompts[i].given[: self.tokens]
+            if given and answer[: len(given)] == given:
+                rows["right"][i] = _says(logs[row], given)
+                rows["nll"][i] = _nll(logs[row], given)
+
+    def _logs(
+        self, stops: Stops, seed: int, at: Sequence[int], answers: Sequence[tuple[int, ...]]
+    ) -> Tensor:
+        """(b, t, V) log-probabilities before every token of the answers, under a schedule."""
+        how: Any = {"positions": self.positions, "seed": seed, "min_tokens": self.min_tokens}
+        reduced = reduce(self.model, self.strategy, schedule_of(stops), **how) if stops else None
+        with reduced or nullcontext():
+            logits = dictated(self.model, self._inputs(at), answers)
+        return logits.float().log_softmax(dim=-1)
 
     @cached_property
     def _references(self) -> list[_Reference]:

@@ -67,7 +67,8 @@ def profile(config: DictConfig, output: Path) -> dict[str, Any]:
         asked(config, loaded.processor),
         build_strategy(config),
         config.positions,
-        seeds=range(config.seed, config.seed + int(task.draws)),
+        seed=config.seed,
+        draws=task.draws,
         tokens=task.tokens,
         batch=task.batch,
         convention=str(task.convention),
@@ -118,7 +119,7 @@ def about(config: DictConfig, meter: Meter) -> dict[str, Any]:
     """What a cell depends on."""
     names = ("model", "data", "strategy", "positions", "seed", "min_tokens")
     parts: Any = OmegaConf.to_container(OmegaConf.masked_copy(config, list(names)), resolve=True)
-    task = {key: config.task[key] for key in ("samples", "tokens", "draws")}
+    task = {key: config.task[key] for key in ("samples", "tokens", "batch", "draws")}
     return {**parts, **task, **meter.fingerprint()}
 
 
