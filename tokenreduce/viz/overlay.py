@@ -156,7 +156,7 @@ def strip(
         x, y = MARGIN + i % columns * cell[0], MARGIN + i // columns * cell[1]
         panels = [(overlay(shown, boxes, stage.kept, stage.group), stage.caption)]
         if heated and stage.score is not None:
-            panels.append((heat(shown, boxes, stage.score), "ranked by"))
+            panels.append((heat(shown, boxes, stage.score), f"scores at layer {stage.layer}"))
         for j, (panel, caption) in enumerate(panels):
             top = y + j * (size[1] + CAPTION + MARGIN)
             sheet.paste(panel, (x + (SIDE - size[0]) // 2, top))
