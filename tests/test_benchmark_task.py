@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -156,6 +159,26 @@ def test_random_weights_follow_the_seed_and_leave_the_callers_alone() -> None:
     first, second, third = (m.model.layers[0].mlp.up_proj.weight for m in (one, same, other))
     assert torch.equal(first, second)
     assert not torch.equal(first, third)
+
+
+def test_the_script_for_gpus_runs(tmp_path: Path) -> None:
+    """Its commands, on a small shape and a CPU; both records are there."""
+    script = Path(__file__).resolve().parents[1] / "scripts" / "benchmark_gpu.sh"
+    words = [word for word in SHAPE if word.startswith("model.shape")]
+    words += ["device=cpu", "model.dtype=float32", "task.rounds=1", "task.new_tokens=1"]
+    words += ["task.visual=[32]", "task.batches=[1,2]", "task.plots=false", "task.nulls=[]"]
+    words += ["task.break_even=null"]
+    env = os.environ | {"TOKENREDUCE": f"{sys.executable} -m tokenreduce", "OUT": str(tmp_path)}
+    env |= {"MODELS": "llama_16x512", "ATTENTIONS": "eager", "PYTHONPATH": str(script.parents[1])}
+    run = subprocess.run([script, *words], env=env, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    whole, shares = (
+        json.loads((tmp_path / f"llama_16x512_eager{end}" / "result.json").read_text())
+        for end in ("", "_shares")
+    )
+    assert len(whole["rows"]) == 2
+    assert len(shares["rows"]) == 2 * 4
+    assert whole["subject"]["attention"] == "eager"
 
 
 # -- who is measured -------------------------------------------------------------------------------

@@ -158,8 +158,8 @@ def test_everyone_leads_a_round() -> None:
     model, order = FAMILIES["llama-gqa"].model(), []
     those = [Candidate(name, tr.strategies.build(name)) for name in ("random", "stride")]
     race = Race(model, Prompt(20, 8), those)
-    plain = race._turn
-    race._turn = lambda lane: (order.append(lane.candidate.name), plain(lane))  # type: ignore[method-assign, assignment]
+    plain = race.turn
+    race.turn = lambda lane: (order.append(lane.candidate.name), plain(lane))
     race.run(3, memory=False)
     assert order[:3] == ["unreduced", "random", "stride"]  # they warm up
     assert order[3:] == [

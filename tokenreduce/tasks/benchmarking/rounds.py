@@ -77,19 +77,36 @@ class Race:
 
     def run(self, rounds: int, memory: bool = True) -> Race:
         """One turn of everyone that warms up, then `rounds` of them, then the bytes."""
-        for lane in self.lanes:
-            self._turn(lane)
-            lane.prefill.forget()
-            lane.step.forget()
+        self.warm_up()
         for i in range(rounds):
             gc.collect()
             at = i % len(self.lanes)
             for lane in (*self.lanes[at:], *self.lanes[:at]):
-                self._turn(lane)
-        for lane in self.lanes if memory else ():
+                self.turn(lane)
+        if memory:
+            self.weigh()
+        return self
+
+    def warm_up(self) -> None:
+        """One turn of everyone that does not count."""
+        for lane in self.lanes:
+            self.turn(lane)
+            lane.prefill.forget()
+            lane.step.forget()
+
+    def turn(self, lane: Lane) -> None:
+        """A prefill and its decoding steps, with the candidate's reduction on."""
+        with self._applied(lane):
+            cache = lane.prefill.measure(self._prefill).past_key_values
+            lane.cache = cache_bytes(cache)
+            for _ in range(self.new_tokens):
+                lane.step.measure(lambda: self._decode(cache))
+
+    def weigh(self) -> None:
+        """Counts the most that everyone's prefill holds at once; not timed."""
+        for lane in self.lanes:
             with self._applied(lane):
                 lane.peak = peak_bytes(self._prefill, self.model.device)
-        return self
 
     @contextmanager
     def _applied(self, lane: Lane) -> Iterator[None]:
@@ -120,13 +137,6 @@ class Race:
     @torch.inference_mode()
     def _decode(self, cache: Any) -> None:
         self.model(**self._token, past_key_values=cache, use_cache=True, logits_to_keep=1)
-
-    def _turn(self, lane: Lane) -> None:
-        with self._applied(lane):
-            cache = lane.prefill.measure(self._prefill).past_key_values
-            lane.cache = cache_bytes(cache)
-            for _ in range(self.new_tokens):
-                lane.step.measure(lambda: self._decode(cache))
 
     # -- what can be said of it ----------------------------------------------------------------
 
