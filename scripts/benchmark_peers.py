@@ -26,7 +26,7 @@ from tokenreduce.tasks.benchmarking.memory import cache_bytes, peak_bytes
 
 TEXT, STEPS, ROUNDS = 64, 8, 7
 KEPT = {576: 0.522, 2880: 0.480}
-"""The share of the cache that PyramidDrop's schedule leaves of a prompt of so many visual tokens."""
+"""Visual tokens, and the share of the cache that PyramidDrop leaves of such a prompt."""
 PRESSES = {"random": RandomPress, "knorm": KnormPress, "snapkv": SnapKVPress}
 
 

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 import tokenreduce as tr
 from tokenreduce.config import compose
 from tokenreduce.tasks import result
-from tokenreduce.tasks.benchmark import benchmark
+from tokenreduce.tasks.benchmark import benchmark, compared
 from tokenreduce.tasks.benchmarking import against, plots, tables
 from tokenreduce.tasks.benchmarking.peers import peer, recorded
 from tokenreduce.tasks.benchmarking.schedules import candidates, schedules
@@ -298,6 +298,13 @@ def test_other_conditions_are_told(record: dict[str, Any]) -> None:
     other = record | {"versions": record["versions"] | {"torch": "1.0"}}
     assert against.differences(record, record) == []
     assert against.differences(other, record) == [f"torch 1.0, now {record['versions']['torch']}"]
+
+
+def test_other_conditions_warn(record: dict[str, Any]) -> None:
+    config = compose(["task=benchmark", "task.against=x.json"])
+    other = record | {"machine": record["machine"] | {"accelerator": "another"}}
+    with pytest.warns(UserWarning, match="other conditions .accelerator another, now"):
+        compared(config, other, record)
 
 
 # -- peers and tables ------------------------------------------------------------------------------

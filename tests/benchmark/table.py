@@ -16,6 +16,10 @@ from tokenreduce.tasks.benchmarking.peers import recorded
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results" / "prefill_cpu.json"
 METHODS = ROOT / "docs" / "results" / "methods_cpu.json"
+TASK, BATCHES, PEERS = (
+    ROOT / "docs" / "results" / f"{name}.json"
+    for name in ("benchmark_cpu", "benchmark_batches_cpu", "peers_cpu")
+)
 PAGE = ROOT / "docs" / "benchmarks.md"
 ORIGINAL = {
     (f"{one['layers']}x{one['hidden']}", one["visual_tokens"]): (1 - one["prefill_ratio"])
@@ -118,12 +122,94 @@ TABLES: dict[str, Callable[[Iterable[Entry]], str]] = {
 }
 
 
+def task(record: dict[str, Any]) -> str:
+    """What `task=benchmark` has measured: shares of the unreduced model."""
+    head = (
+        "visual tokens | batch | strategy | kept | FLOPs left, causal | prefill time left (95 %) | "
+        "decoding step | tokens/s, unreduced and reduced | KV cache left | peak memory left"
+    )
+    rows = []
+    for e in record["rows"]:
+        low, high = e["prefill"]["interval"]
+        rows.append(
+            f"{e['visual_tokens']} | {e['batch']} | `{e['strategy']}` | {e['kept_share']:.0%} | "
+            f"{e['flops_share']['causal']:.3f} | "
+            f"**{e['prefill']['ratio']['median_of_pairs']:.3f}** ({low:.3f} to {high:.3f}) | "
+            f"{e['decode_step']['ratio']['median_of_pairs']:.3f} | "
+            f"{e['tokens_per_second_full']:.1f}, {e['tokens_per_second']:.1f} | "
+            f"{e['kv_bytes'] / e['kv_bytes_full']:.3f} | "
+            f"{e['peak_bytes'] / e['peak_bytes_full']:.3f}"
+        )
+    return _table(head, rows)
+
+
+def break_even(record: dict[str, Any]) -> str:
+    """The time ratio against the number of visual tokens, and what follows."""
+    found = record["break_even"]
+    rows = [
+        f"{e['visual_tokens']} | {e['flops_share']:.3f} | {e['ratio']:.3f} "
+        f"({e['interval'][0]:.3f} to {e['interval'][1]:.3f}) | {'yes' if e['pays'] else 'no'}"
+        for e in found["rows"]
+    ]
+    head = "visual tokens | FLOPs left, causal | prefill time left (95 %) | pays"
+    return f"{_table(head, rows)}\n\n`{found['reduction']}`; printed: *{found['advice']}*."
+
+
+def machine(record: dict[str, Any]) -> str:
+    """What the numbers of a task depend on."""
+    of, versions, commit = record["machine"], record["versions"], str(record["commit"])[:7]
+    return (
+        f"{record['device']}, {of['threads']} thread, {record['subject']['dtype']}, "
+        f"{record['subject']['attention']}, {record['clock']}; torch {versions['torch']}, "
+        f"transformers {versions['transformers']}; commit {commit}; seed "
+        f"{record['config']['seed']}; `{record['command']}`"
+    )
+
+
+def peers(record: dict[str, Any]) -> str:
+    """Packages of the field, each against its own unreduced model."""
+    head = (
+        "press | visual tokens | prefill time left (95 %) | decoding step | KV cache left | "
+        "peak memory left"
+    )
+    rows = [
+        f"`{e['press']}` | {e['visual_tokens']} | {e['prefill']['median_of_pairs']:.3f} "
+        f"({e['prefill']['interval'][0]:.3f} to {e['prefill']['interval'][1]:.3f}) | "
+        f"{e['decode_step']['median_of_pairs']:.3f} | {e['kv_bytes_ratio']:.3f} | "
+        f"{e['peak_bytes_ratio']:.3f}"
+        for e in record["rows"]
+    ]
+    return _table(head, rows)
+
+
+def of_the_task(page: str) -> str:
+    """The page with the blocks of the task's own results."""
+    found, batches, others = (
+        json.loads(path.read_text(encoding="utf-8")) for path in (TASK, BATCHES, PEERS)
+    )
+    return _filled(
+        page,
+        {
+            "machine": machine(found),
+            "task": task(found),
+            "break-even": break_even(found),
+            "machine of batches": machine(batches),
+            "batches": task(batches),
+            "peers": peers(others),
+        },
+    )
+
+
 def fill(page: str, results: dict[str, Any], of_methods: dict[str, Any]) -> str:
     """The page with every `<!-- benchmark: name -->` block made anew."""
     blocks = {"conditions": conditions(results), "conditions of methods": conditions(of_methods)}
     blocks["methods"] = methods(b["extra_info"] for b in of_methods["benchmarks"])
     for group, table in TABLES.items():
         blocks[group] = table(b["extra_info"] for b in results["benchmarks"] if b["group"] == group)
+    return _filled(of_the_task(page), blocks)
+
+
+def _filled(page: str, blocks: dict[str, str]) -> str:
     for name, text in blocks.items():
         pattern = re.compile(rf"(<!-- benchmark: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         page, found = pattern.subn(lambda m, text=text: f"{m[1]}{text}\n{m[2]}", page)

@@ -14,7 +14,7 @@ from tokenreduce.tasks.benchmarking.memory import cache_bytes, peak_bytes, store
 from tokenreduce.tasks.benchmarking.pixels import FAMILIES as KNOWN
 from tokenreduce.tasks.benchmarking.pixels import noise
 from tokenreduce.tasks.benchmarking.prompts import MEASURES, Prompt, picture
-from tokenreduce.tasks.benchmarking.rounds import Candidate, Race
+from tokenreduce.tasks.benchmarking.rounds import Candidate, Race, compared
 from tokenreduce.testing.models import FAMILIES
 from tokenreduce.tokens import TOWER
 
@@ -151,6 +151,16 @@ def test_a_race_weighs_what_the_report_says(name: str, method: str) -> None:
     assert len(race.lanes[1].step.clock) == len(race.lanes[0].step.clock) == 6
     assert row["prefill"]["rounds"] == 3
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_steps_of_a_round_count_once_in_an_interval() -> None:
+    clock = Clock(CPU)
+    ours = Times(clock, [1.0, 2.0, 9.0, 4.0, 4.0, 4.0], [1.0] * 6)
+    theirs = Times(clock, [1.0] * 6, [1.0] * 6)
+    found = compared(ours, theirs, each=3)
+    assert (found["rounds"], found["interval"]) == (2, [2.0, 4.0])
+    assert found["coverage"] == 0.5
+    assert compared(ours, theirs)["interval"] == [1.0, 9.0]
 
 
 def test_everyone_leads_a_round() -> None:

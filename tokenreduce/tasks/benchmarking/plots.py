@@ -59,7 +59,7 @@ def _cell(rows: Sequence[Row], title: str, path: Path) -> None:
             _memory(axis, rows)
         else:
             _times(axis, rows, panel)
-        axis.set(xlabel="kept share of the visual tokens, mean over the layers", xlim=(0, 1.02))
+        axis.set(xlabel="kept share of the visual tokens", xlim=(0, 1.02))
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.25)
         axis.legend(fontsize=8)
@@ -78,7 +78,7 @@ def _times(axis: Any, rows: Sequence[Row], panel: str) -> None:
     if panel == "prefill":
         points = sorted((row["kept_share"], row["flops_share"]["causal"]) for row in rows)
         axis.plot(*zip(*points, strict=True), "k--", marker="x", label="FLOPs, decoder, causal")
-    axis.set_ylabel(f"{panel.replace('_', ' ')}: time, reduced over unreduced")
+    axis.set_ylabel(f"{panel.replace('_', ' ')}: time over unreduced")
 
 
 def _memory(axis: Any, rows: Sequence[Row]) -> None:
@@ -91,7 +91,7 @@ def _memory(axis: Any, rows: Sequence[Row]) -> None:
             axis.plot(kept, peak, "s:", markersize=4, color=line.get_color(), label=f"{name}, peak")
     points = sorted((row["kept_share"], _tokens(row)) for row in rows)
     axis.plot(*zip(*points, strict=True), "k--", marker="x", label="tokens, mean over the layers")
-    axis.set_ylabel("bytes, reduced over unreduced")
+    axis.set_ylabel("bytes over unreduced")
 
 
 def _tokens(row: Row) -> float:
@@ -115,9 +115,11 @@ def _break_even(found: Mapping[str, Any], title: str, path: Path) -> None:
     axis.axhline(1, color="grey", linewidth=0.8)
     if found["tokens"] is not None:
         axis.axvline(found["tokens"], color="tab:green", linestyle=":", label="break-even")
-    axis.set(xscale="log", xlabel="visual tokens", ylabel="prefill time, reduced over unreduced")
+    axis.set(xscale="log", xlabel="visual tokens", ylabel="prefill: time over unreduced")
+    axis.set_xticks(counts, [str(n) for n in counts], rotation=60, fontsize=8)
+    axis.minorticks_off()
     axis.set_title(f"{title}: {found['strategy']}", fontsize=10)
-    axis.grid(alpha=0.25, which="both")
+    axis.grid(alpha=0.25)
     axis.legend(fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
