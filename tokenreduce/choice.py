@@ -80,3 +80,13 @@ def one_by_one(
         if step + 1 < n:
             values = after(pick, values)
     return scores
+
+
+def of_own(scores: Tensor, budget: Sequence[int]) -> Tensor:
+    """(b, v) the scores of `one_by_one` for `max(budget)` picks, of each sample's own alone.
+
+    What is picked in a sample because another's budget is larger would decide, where separators
+    leave a place over, what the sample has alone.
+    """
+    own = scores.new_tensor(tuple(budget))[:, None]
+    return scores.masked_fill(scores <= max(budget, default=0) - own, 0.0)

@@ -30,6 +30,14 @@ def test_law_in_mixed_batches(strategy, family):
     laws.too_few_tokens_are_left_alone(trial)
 
 
+@pytest.mark.parametrize("strategy", ["cdpruner", "divprune"])
+def test_a_larger_budget_beside_it_changes_no_choice(strategy):
+    """Where separators leave a place over, later picks of the greedy order would take it."""
+    chosen = tr.strategies.build(strategy)
+    for keep in (1 / 9, 0.2, 0.35):
+        laws.too_few_tokens_are_left_alone(laws.trial(chosen, "llava_next", tr.Single(0, keep)))
+
+
 def test_the_law_sees_a_sample_that_is_reduced_after_all(monkeypatch):
     from tokenreduce.engine.setup import Setup
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from tokenreduce.choice import candidates, one_by_one
+from tokenreduce.choice import candidates, of_own, one_by_one
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
 from tokenreduce.strategy import Strategy, select, strategies
@@ -56,7 +56,7 @@ class CDPruner(Strategy):
         among = candidates(tokens)
         relevance = (self.relevance or likeness_to_question)(tokens).float()
         order = greedy(scaled(relevance, among), tokens.hidden, among, max(budget, default=0))
-        return select(order, tokens, budget)
+        return select(of_own(order, budget), tokens, budget)
 
     def scheduler(self) -> Scheduler:
         """Before the language model, to a ninth: 64 of LLaVA-1.5's 576."""

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tokenreduce.choice import candidates, cosine, one_by_one
+from tokenreduce.choice import candidates, cosine, of_own, one_by_one
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
 from tokenreduce.strategy import Strategy, select, strategies
@@ -35,7 +35,7 @@ class DivPrune(Strategy):
     def plan(self, tokens: Tokens, budget: Sequence[int]) -> Plan:
         """The first of the farthest-first order."""
         order = farthest_first(tokens.hidden, candidates(tokens), max(budget, default=0))
-        return select(order, tokens, budget)
+        return select(of_own(order, budget), tokens, budget)
 
     def scheduler(self) -> Scheduler:
         """Before the language model, to 9.8 % of the tokens."""
