@@ -104,7 +104,7 @@ def profile(config: DictConfig, output: Path) -> dict[str, Any]:
     picture = draw(numbers, output / "profile.png")
     numbers["picture"] = None if picture is None else str(picture)
     console = Console()
-    console.print(layers_table(numbers, f"{config.strategy.name}, one stop, {loaded.source}"))
+    console.print(layers_table(numbers, f"{config.strategy.name}, one stop"))
     console.print(schedules_table(numbers))
     console.print(f"--config-dir {output} scheduler={task.preset}", highlight=False, soft_wrap=True)
     return numbers

@@ -36,10 +36,12 @@ def schedules_table(numbers: Mapping[str, Any]) -> Table:
     table = Table(title="Schedules, measured", box=box.SIMPLE_HEAD, title_justify="left")
     for name in ("", "tokens", "FLOPs", "JSD (answers)", "as predicted"):
         table.add_column(name)
-    for row in numbers["schedules"][:5]:
-        name = "found" if row["stops"] == numbers["found"]["stops"] else ""
-        table.add_row(name, *_schedule(row))
-    table.add_row("given", *_schedule(numbers["given"]))
+    best, given = numbers["found"], numbers["given"]
+    table.add_row("found", *_schedule(best))
+    others = [r for r in numbers["schedules"] if r["stops"] not in (best["stops"], given["stops"])]
+    for row in others[:4]:
+        table.add_row("", *_schedule(row))
+    table.add_row("given", *_schedule(given))
     return table
 
 
