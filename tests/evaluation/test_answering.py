@@ -37,6 +37,24 @@ def test_numbers_may_be_off_by_five_per_cent():
     assert is_right(item("40%"), "41", "relaxed")
 
 
+@pytest.mark.parametrize(
+    ("said", "right", "same"),
+    [
+        ("", "A", False),
+        ("the", "A", False),
+        ("A.", "a", True),
+        ("(a)", "A", True),
+        ("1.5", "15", False),
+        ("-5", "5", False),
+        ("5.", "5", True),
+        ("well-known", "wellknown", True),
+        ("yes, sir", "Yes sir!", True),
+    ],
+)
+def test_normalised_answers_stay_apart(said, right, same):
+    assert is_right(item(right), said, "normalised") is same
+
+
 def test_every_right_answer_counts():
     assert is_right(item("a", "b"), "b")
 

@@ -163,36 +163,84 @@ def test_questions_that_a_change_leaves_out():
         ours=(reduced("fastv"), rows(whole)),
     )
     assert (found[1]["questions"], found[1]["difference"]) == (10, -1.0)
-    assert found[2]["beyond"] == {}
+    assert found[2]["beyond"]["paraphrase"]["mean"] == 0.0  # of the ten that both have
 
 
-def test_following():
-    def noted(pairs):
-        return [
-            {
-                "item": str(i),
-                "image": i,
-                "other": a,
-                "paraphrase": b,
-                "edit_other": 0.3,
-                "edit_paraphrase": 0.3,
-            }
-            for i, (a, b) in enumerate(pairs)
-        ]
-
+def follow(pairs, edit=0.3):
     whole = [1] * N
-    verdicts = []
-    for pairs in ([(0.0, 0.0)] * 20, [(0.5, 0.1), (0.6, 0.2)] * 10, [(0.3, 0.3), (0.2, 0.4)] * 10):
-        conditions = {"full": FULL, "ours": reduced("fastv")}
-        found = compare(
-            {
-                "full": {"condition": FULL},
-                "ours": {"condition": conditions["ours"], "following": noted(pairs)},
-            },
-            {key: rows(whole) for key in conditions},
-        )
-        verdicts.append(found[1]["following"]["verdict"])
-    assert verdicts == ["does not read the text", "follows the text", "moves with the wording"]
+    noted = [
+        {
+            "item": str(i),
+            "image": i,
+            "other": a,
+            "paraphrase": b,
+            "edit_other": 0.3,
+            "edit_paraphrase": edit,
+        }
+        for i, (a, b) in enumerate(pairs)
+    ]
+    ours = {"condition": reduced("fastv"), "following": noted}
+    found = compare(
+        {"full": {"condition": FULL}, "ours": ours}, {key: rows(whole) for key in ("full", "ours")}
+    )
+    return found[1]["following"]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "verdict"),
+    [
+        ([(0.0, 0.0)] * 20, "does not read the text"),
+        ([(0.5, 0.1), (0.6, 0.2)] * 10, "follows the text"),
+        ([(0.3, 0.3), (0.2, 0.4)] * 10, "moves, not shown to follow the text"),
+        ([(0.9, 0.0)], "moves, not shown to follow the text"),  # one picture shows nothing
+    ],
+)
+def test_following(pairs, verdict):
+    assert follow(pairs)["verdict"] == verdict
+
+
+def test_paraphrases_that_differ_less_than_the_other_question_are_left_out():
+    found = follow([(0.9, 0.1)] * 20, edit=0.05)
+    assert (found["questions"], found["left_out"], found["verdict"]) == (0, 20, "moves")
+
+
+def test_null_reducers_that_cost_something_else_have_their_cost_alone():
+    whole, half = [1] * N, [0] * 20 + [1] * 20
+    small = {"name": "single", "layer": 0, "keep": 0.7}
+    found = table(
+        full=(FULL, rows(whole)),
+        ours=(reduced("tome"), rows(whole, cost=80)),
+        same=(reduced("stride"), rows(half, cost=79)),
+        less=(reduced("random"), rows(half, cost=26)),
+        near=(reduced("downsample", scheduler=small), rows(half, cost=81)),
+        far=(reduced("downsample", scheduler=STOP), rows(half, cost=30)),
+        later=(reduced("pooling", min_tokens=9), rows(half, cost=80)),
+    )
+    against = next(row for row in found if row["role"] == "tested")["against"]
+    assert set(against) == {"stride", "random", "downsample"}
+    assert against["stride"]["difference"] == against["downsample"]["difference"] == 0.5
+    assert against["downsample"]["flops_share"] == 0.81
+    assert against["random"] == {"flops_share": 0.26}
+
+
+def test_one_picture_shows_nothing():
+    whole, half = [1] * N, [0] * 36 + [1] * 4
+    images = [7] * N
+    found = table(
+        full=(FULL, rows(whole, images=images)),
+        ours=(reduced("fastv"), rows(half, images=images)),
+        same=(reduced("stride"), rows(whole, images=images)),
+        r0=(reduced("random", 0), rows(half, images=images)),
+        r1=(reduced("random", 1), rows(half, images=images)),
+    )
+    assert {row["verdict"] for row in found[1:]} == {"not shown"}
+    low, high = found[-1]["interval"]
+    assert low < high
+
+
+def test_a_full_model_that_is_never_right():
+    found = table(full=(FULL, rows([0] * N)), ours=(reduced("fastv"), rows([1] + [0] * 39)))
+    assert found[1]["relative"] == {"relative": None, "interval": None}
 
 
 def test_without_the_full_model_nothing_is_compared():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import binom
+from scipy.stats import binom, norm, ttest_1samp
 
 from tokenreduce.evaluation import statistics as st
 
@@ -46,32 +46,87 @@ def test_the_same_answers_differ_in_nothing():
     right, _ = pairs(80, 0, 0, 20)
     assert st.relative(right, right, alone(100)) == {"relative": 1.0, "interval": [1.0, 1.0]}
     found = st.non_inferiority(right, right, alone(100), 0.05)
-    assert 0 < found["p"] < 0.01
+    assert 0 < found["p"] < 0.02
     assert -0.05 < found["lower"] < 0  # no certainty even where nothing differs
     assert st.greater(np.zeros(100), alone(100))["p"] == 1.0
     assert st.greater(np.ones(100), alone(100))["p"] < 0.001
     assert st.greater(np.ones(100), np.zeros(100))["p"] == 1.0  # all about one picture
 
 
-@pytest.mark.parametrize("deff", [1, 6])
-def test_non_inferiority_errs_as_often_as_it_says(deff):
-    """At the margin itself the test may pass in at most about alpha of all samples."""
-    rng, passed, rounds, n = np.random.default_rng(1), 0, 600, 240
-    cluster = np.repeat(np.arange(n // deff), deff)
+def lost(rng, kind, pictures, each, margin):
+    """(n,) changes of a reduction that loses exactly the margin, in some way or other."""
+    n = pictures * each
+    if kind == "whole pictures":
+        return -np.repeat(rng.random(pictures) < margin, each).astype(float)
+    if kind == "by picture":
+        chance = np.repeat(rng.beta(2 * margin, 2 * (1 - margin), pictures), each)
+        return -(rng.random(n) < chance).astype(float)
+    drawn = rng.random(n) if kind == "alone" else np.repeat(rng.random(pictures), each)
+    return np.where(drawn < 0.05 + margin, -1.0, np.where(drawn < 0.1 + margin, 1.0, 0.0))
+
+
+@pytest.mark.parametrize("kind", ["whole pictures", "by picture", "alone", "both ways together"])
+@pytest.mark.parametrize(
+    ("pictures", "each", "margin"), [(50, 8, 0.02), (30, 10, 0.05), (10, 10, 0.1), (400, 1, 0.02)]
+)
+def test_non_inferiority_errs_no_more_often_than_it_says(kind, pictures, each, margin):
+    """At the margin itself the test may pass in at most alpha of all samples."""
+    rng, passed, rounds = np.random.default_rng(1), 0, 200
+    cluster, zero = np.repeat(np.arange(pictures), each), np.zeros(pictures * each)
     for _ in range(rounds):
-        lost = np.repeat(rng.random(n // deff) < 0.15, deff)
-        gained = np.repeat(rng.random(n // deff) < 0.05, deff) & ~lost  # 0.0425 in the mean
-        margin = 0.15 - 0.05 * 0.85
-        found = st.non_inferiority(gained, lost, cluster, margin)
-        passed += found["p"] < 0.05
-    assert 0.01 <= passed / rounds <= 0.09
+        change = lost(rng, kind, pictures, each, margin)
+        passed += st.non_inferiority(change, zero, cluster, margin)["p"] < 0.05
+    assert passed / rounds <= 0.1  # 0.05 and three standard errors
 
 
-def test_clusters_that_go_together_widen():
+def test_non_inferiority_shows_what_there_is_to_show():
+    """With half of the power that questions about as many pictures would have, or more."""
+    rng, passed, rounds = np.random.default_rng(1), 0, 100
+    cluster = np.repeat(np.arange(100), 9)
+    for _ in range(rounds):
+        drawn = rng.random(900)
+        change = np.where(drawn < 0.04, -1.0, np.where(drawn < 0.08, 1.0, 0.0))
+        passed += st.non_inferiority(change, np.zeros(900), cluster, 0.03)["p"] < 0.05
+    assert passed / rounds > 0.7
+
+
+def test_the_score_test_by_hand():
+    """With nothing changed the statistic is sqrt(n d / (1 - d)); see Tango 1998."""
+    zero = np.zeros(300)
+    found = st.non_inferiority(zero, zero, alone(300), 0.02)
+    assert found["p"] == pytest.approx(norm.sf(np.sqrt(300 * 0.02 / 0.98)))
+    bound = found["lower"]  # where that statistic is 1.645
+    assert bound == pytest.approx(-(1.6449**2) / (300 + 1.6449**2), abs=1e-4)
+
+
+def test_clusters_that_go_together_count_as_fewer():
     change = np.tile([1.0, 0.0], 50)
-    assert st.design_effect(change, np.arange(100) // 2) == 1.0  # opposites within a picture
+    assert st.design_effect(change, np.arange(100)) == 1.0  # one question about each
+    assert st.design_effect(change, np.arange(100) // 2) < 1.1  # opposites within a picture
     together = np.repeat([1.0, 0.0], 50)
-    assert st.design_effect(together, np.arange(100) // 10) > 5
+    assert st.design_effect(together, np.arange(100) // 10) == pytest.approx(10)
+    assert st.design_effect(np.zeros(100), np.arange(100) // 10) == pytest.approx(10)  # unknown
+
+
+@pytest.mark.parametrize("pictures", [2, 3, 5, 8, 40])
+def test_paired_t_errs_no_more_often_than_it_says(pictures):
+    rng, passed, rounds = np.random.default_rng(2), 0, 400
+    cluster = np.repeat(np.arange(pictures), 6)
+    for _ in range(rounds):
+        values = np.repeat(rng.normal(0, 1, pictures), 6) + rng.normal(0, 0.3, pictures * 6)
+        passed += st.greater(values, cluster)["p"] < 0.05
+    assert passed / rounds <= 0.09
+
+
+def test_paired_t_by_hand():
+    values, cluster = np.array([1.0, 2.0, 3.0, 6.0]), alone(4)
+    assert st.paired_t(values, cluster) == pytest.approx(
+        max(ttest_1samp(values, 0).pvalue, 2 * 0.5**4)
+    )
+    many = np.tile(values, 10)
+    wanted = ttest_1samp(many, 0, alternative="less").pvalue
+    assert st.paired_t(-many, alone(40)) == pytest.approx(ttest_1samp(many, 0).pvalue)
+    assert st.paired_t(-many, alone(40), two_sided=False) == pytest.approx(wanted)
 
 
 def test_power_grows_to_what_is_asked_for():

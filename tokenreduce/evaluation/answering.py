@@ -12,6 +12,9 @@ from tokenreduce.registry import did_you_mean
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 TOLERANCE = 0.05
+WITHIN = re.compile(r"[.,](?!\d)|-(?!\d)")
+"""Marks that belong to a number where a digit follows, and to no word."""
+OTHERS = str.maketrans("", "", "".join(set(string.punctuation) - set(".,-")))
 
 
 def exact(said: str, right: str) -> bool:
@@ -78,5 +81,5 @@ def first_tokens(tokenizer: Any, answers: Sequence[str]) -> dict[str, list[int]]
 
 
 def _plain(text: str) -> str:
-    text = text.lower().translate(str.maketrans("", "", string.punctuation))
-    return " ".join(ARTICLES.sub(" ", text).split())
+    text = WITHIN.sub("", text.lower().translate(OTHERS))
+    return " ".join(ARTICLES.sub(" ", text).split()) or text.strip()  # "A" may be an option

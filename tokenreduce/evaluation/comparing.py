@@ -17,6 +17,10 @@ from tokenreduce.evaluation.intervals import clustered, shares
 from tokenreduce.evaluation.records import Row
 
 NULLS = ("random", "stride", "pooling", "downsample")
+EQUAL = 0.02
+"""Shares of FLOPs that are no further apart than this are equal."""
+WORDING = 0.15
+"""Edit distances that are no further apart than this are alike."""
 COSTS = ("flops", "kv_bytes")
 Conditions = Mapping[str, Mapping[str, Any]]
 Answers = Mapping[str, Mapping[str, Row]]
@@ -76,7 +80,7 @@ def compare(noted: Conditions, answers: Answers, level: Level = Level()) -> list
     groups = _groups(noted, answers, answers[full_key])
     full = next(group for group in groups if group.role == "full")
     rows = [_row(group, full, groups, level) for group in groups]
-    for test in ("mcnemar", "non_inferiority"):
+    for test in ("mcnemar", "paired", "non_inferiority"):
         own = [row[test] for row in rows if row["role"] in ("tested", "null") and row[test]]
         for found, p in zip(own, st.holm([found["p"] for found in own]), strict=True):
             found["holm"] = p
@@ -146,6 +150,7 @@ def _row(group: Group, full: Group, groups: Sequence[Group], level: Level) -> di
         **_cost(group),
         "prefill": _of_notes(group, "prefill"),
         "mcnemar": None,
+        "paired": None,
         "non_inferiority": None,
     }
     if group.role == "full":
@@ -157,6 +162,7 @@ def _row(group: Group, full: Group, groups: Sequence[Group], level: Level) -> di
         "difference": round(float(change.mean()), 4),
         "difference_interval": [round(low, 4), round(high, 4)],
         "changed": round(float((change != 0).mean()), 4),
+        "paired": {"p": st.paired_t(change, cluster)},
         "jsd": st.mean(group.jsd, cluster),
         "kl": st.mean(group.kl, cluster),
         "non_inferiority": st.non_inferiority(
@@ -171,59 +177,81 @@ def _row(group: Group, full: Group, groups: Sequence[Group], level: Level) -> di
             "lost": int((other & ~one).sum()),
         }
     if group.role in ("tested", "null"):
-        found["beyond"] = {
-            str(other.condition["change"]): st.greater(group.jsd - other.jsd, cluster)
-            for other in groups
-            if other.role == "harmless" and len(other.jsd) == len(group.jsd)
-        }
+        found["beyond"] = _beyond(group, groups, cluster)
     if group.role == "tested":
         found["against"] = _against(group, groups, cluster)
         found["following"] = _following(group)
     return found
 
 
-def _against(group: Group, groups: Sequence[Group], cluster: Any) -> dict[str, Any]:
-    """The null reducers that ran under the same schedule and positions, or on smaller pictures."""
+def _beyond(group: Group, groups: Sequence[Group], cluster: Any) -> dict[str, Any]:
+    """How much further from the full model's answers than under each harmless change."""
+    names = [row["item"] for row in group.rows[0]]
     found = {}
     for other in groups:
-        same = all(other.condition[k] == group.condition[k] for k in ("scheduler", "positions"))
-        name = (other.condition["strategy"] or {}).get("name")
-        if other.role != "null" or not (same or name == "downsample"):
+        if other.role == "harmless":
+            theirs = dict(zip((row["item"] for row in other.rows[0]), other.jsd, strict=True))
+            at = [i for i, name in enumerate(names) if name in theirs]
+            change = group.jsd[at] - np.array([theirs[names[i]] for i in at])
+            found[str(other.condition["change"])] = st.greater(change, cluster[at])
+    for row, p in zip(found.values(), st.holm([row["p"] for row in found.values()]), strict=True):
+        row["holm"] = p
+    return found
+
+
+def _against(group: Group, groups: Sequence[Group], cluster: Any) -> dict[str, Any]:
+    """The null reducers of the same schedule and positions that cost as much.
+
+    Of smaller pictures the nearest in cost. What costs something else has its cost alone: a
+    strategy may not keep what its schedule says.
+    """
+    ours, found = _cost(group)["flops_share"], {}
+    nulls = [(other, _cost(other)["flops_share"]) for other in groups if other.role == "null"]
+    for other, share in sorted(nulls, key=lambda pair: -abs(pair[1] - ours)):
+        fields = ("scheduler", "positions", "min_tokens")
+        same = all(other.condition.get(k) == group.condition.get(k) for k in fields)
+        name = str(other.condition["strategy"]["name"])
+        if not (same or name == "downsample"):
             continue
-        change = group.right - other.right
-        low, high = clustered(change, cluster)
-        found[str(name)] = {
-            "difference": round(float(change.mean()), 4),
-            "interval": [round(low, 4), round(high, 4)],
-            "jsd": st.mean(group.jsd - other.jsd, cluster),
-            "flops_share": _cost(other)["flops_share"],
-        }
+        found[name] = {"flops_share": share}
+        if abs(share - ours) <= EQUAL:
+            change = group.right - other.right
+            low, high = clustered(change, cluster)
+            found[name] |= {
+                "difference": round(float(change.mean()), 4),
+                "interval": [round(low, 4), round(high, 4)],
+                "p": st.paired_t(change, cluster),
+                "jsd": st.mean(group.jsd - other.jsd, cluster),
+            }
     return found
 
 
 def _following(group: Group) -> dict[str, Any] | None:
-    """Whether the kept tokens move more with the meaning of a question than with its wording."""
+    """Whether the kept tokens move more with the meaning of a question than with its wording.
+
+    Tested on the questions whose paraphrase differs from them about as much as the other question.
+    """
     rows = _of_notes(group, "following")
     if not rows:
         return None
-    other, same = (np.array([row[name] for row in rows]) for name in ("other", "paraphrase"))
-    cluster = np.array([str(row["image"]) for row in rows])
+    alike = [r for r in rows if abs(r["edit_other"] - r["edit_paraphrase"]) <= WORDING]
+    moves = any(row["other"] or row["paraphrase"] for row in rows)
+    found: dict[str, Any] = {"questions": len(alike), "left_out": len(rows) - len(alike)}
+    if not alike:
+        return {**found, "verdict": "moves" if moves else "does not read the text"}
+    other, same = (np.array([row[name] for row in alike]) for name in ("other", "paraphrase"))
+    cluster = np.array([str(row["image"]) for row in alike])
     beyond = st.greater(other - same, cluster)
-    found = {
+    shown = "follows the text" if beyond["p"] < 0.05 else "moves, not shown to follow the text"
+    return {
+        **found,
         "other": st.mean(other, cluster),
         "paraphrase": st.mean(same, cluster),
         "beyond": beyond,
-        "edit_other": round(float(np.mean([row["edit_other"] for row in rows])), 3),
-        "edit_paraphrase": round(float(np.mean([row["edit_paraphrase"] for row in rows])), 3),
-        "questions": len(rows),
+        "edit_other": round(float(np.mean([row["edit_other"] for row in alike])), 3),
+        "edit_paraphrase": round(float(np.mean([row["edit_paraphrase"] for row in alike])), 3),
+        "verdict": shown if moves else "does not read the text",
     }
-    if not other.any() and not same.any():
-        found["verdict"] = "does not read the text"
-    elif beyond["p"] < 0.05:
-        found["verdict"] = "follows the text"
-    else:
-        found["verdict"] = "moves with the wording"
-    return found
 
 
 def _cost(group: Group) -> dict[str, Any]:
@@ -262,12 +290,10 @@ def _verdict(row: Mapping[str, Any], level: Level) -> str:
     if shown.get("holm", shown["p"]) < level.alpha:
         return f"within {level.margin:g}"
     low, high = row["difference_interval"]
-    exact = row["mcnemar"]
-    if exact is not None and exact.get("holm", exact["p"]) >= level.alpha:
-        return "not shown"  # an interval over few pictures is too narrow
-    if high < 0:
-        return "worse"
-    return "better" if low > 0 else "not shown"
+    p = row["paired"].get("holm", row["paired"]["p"])
+    if p >= level.alpha or low <= 0 <= high:
+        return "not shown"
+    return "worse" if high < 0 else "better"
 
 
 def _only(full: Group, group: Group) -> Group:

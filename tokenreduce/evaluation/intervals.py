@@ -30,9 +30,11 @@ def resampled(
     """(draws,) means of `values` (n,), with whole clusters (pictures) drawn again and again.
 
     The same seed and clusters draw the same pictures, whatever the values: two conditions stay
-    paired.
+    paired. Of one picture alone questions are drawn, which says nothing about others.
     """
     names, at = np.unique(cluster, return_inverse=True)
+    if len(names) == 1:
+        names = at = np.arange(len(values))
     total = np.bincount(at, weights=values.astype(float))
     count = np.bincount(at).astype(float)
     chosen = np.random.default_rng(seed).integers(0, len(names), (draws, len(names)))
