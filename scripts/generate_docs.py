@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import leaderboard_tables
 import study_tables
 from markdown import table
 
@@ -212,6 +213,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "plugin-project": lambda: plugin("pyproject.toml", "toml"),
     "plugin-option": lambda: plugin("tokenreduce_norm/conf/strategy/norm.yaml", "yaml"),
     **study_tables.TABLES,
+    **leaderboard_tables.TABLES,
 }
 
 

@@ -12,17 +12,19 @@ import argparse
 import json
 import sys
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from transformers import AutoConfig
 
 import tokenreduce as tr
 from tokenreduce.config import compose
 from tokenreduce.embedded import checkpoint_dir
+from tokenreduce.evaluation.comparing import Level
 from tokenreduce.evaluation.records import Store
 from tokenreduce.tasks import evaluate
+from tokenreduce.tasks.evaluating.table import collect
 
 BUDGET = 0.5
 RULES: dict[str, dict[str, Any]] = {
@@ -60,6 +62,7 @@ def main() -> None:
     )
     parser.add_argument("--folder", default="outputs/leaderboard", help="of the answers")
     parser.add_argument("--output", default="docs/results/leaderboard.json")
+    parser.add_argument("--table", action="store_true", help="only make the table anew")
     parser.add_argument("--smoke", action="store_true", help="a few questions, for CI")
     given = parser.parse_args()
     names = [name for name in tr.strategies if name not in OWN]
@@ -71,7 +74,7 @@ def main() -> None:
         more = ["task.timed=1", "task.runs=1", "task.followed=2", "task.looks=1"]
     refused = []
     for rule, schedule in rules.items():
-        for name in names:
+        for name in names if not given.table else ():
             words = [
                 "task=evaluate", "device=cpu", "positions=keep", f"strategy={name}", *schedule,
                 "data.questions=9", f"task.limit={9 * given.images}", *more,
@@ -85,13 +88,12 @@ def main() -> None:
             except (ValueError, TypeError) as error:
                 refused.append({"strategy": name, "schedule": rule, "reason": str(error)})
                 print(f"{name}, {rule}: {error}", file=sys.stderr)
-    table = json.loads((Path(given.folder) / "table.json").read_text())
+    table: dict[str, Any] = {"level": asdict(Level()), "rows": collect(Path(given.folder), Level())}
     table["refused"] = refused
     table["schedules"] = rules
     table["command"] = "python docs/studies/leaderboard.py"
     table["arguments"] = {"images": given.images}
     table["head"] = Store(Path(given.folder) / "tiny").head
-    table["options"] = OmegaConf.to_container(config.task, resolve=True)
     if given.output:
         text = json.dumps(table, indent=1, ensure_ascii=False)
         Path(given.output).write_text(text + "\n")
