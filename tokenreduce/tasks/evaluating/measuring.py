@@ -105,6 +105,27 @@ def pairs(items: Sequence[Item]) -> dict[str, Item]:
     return found
 
 
+def spread(items: Sequence[Item], others: Mapping[str, Item], number: int) -> list[Item]:
+    """`number` of the questions that have another: of many pictures, of wordings that compare.
+
+    One of every picture before a second of any, since pictures are what was sampled; of a picture
+    first the question whose two rewordings differ from it most alike.
+    """
+
+    def mismatch(item: Item) -> float:
+        assert item.paraphrase is not None  # `pairs` leaves others out
+        change = _edit(item.question, others[item.name].question)
+        return abs(change - _edit(item.question, item.paraphrase))
+
+    turn: dict[int | str, int] = {}
+    ranked = []
+    asked = [item for item in items if item.name in others]
+    for item in sorted(asked, key=lambda item: (mismatch(item), item.name)):
+        turn[item.image] = turn.get(item.image, -1) + 1
+        ranked.append((turn[item.image], mismatch(item), item.name, item))
+    return [item for *_, item in sorted(ranked, key=lambda row: row[:3])[:number]]
+
+
 def _kept(loaded: Loaded, condition: Condition, item: Item, question: str) -> list[Tensor]:
     inputs, _ = inputs_of(loaded, condition, [replace(item, question=question)])
     with torch.inference_mode(), condition.reduction(loaded)() as reduction:

@@ -14,7 +14,7 @@ from tokenreduce.evaluation.items import Item
 from tokenreduce.evaluation.records import Row, Store
 from tokenreduce.tasks.evaluating.asking import Asking, ask, batches, inputs_of
 from tokenreduce.tasks.evaluating.conditions import Condition, smaller_pictures
-from tokenreduce.tasks.evaluating.measuring import following, pairs, times
+from tokenreduce.tasks.evaluating.measuring import following, pairs, spread, times
 from tokenreduce.tasks.evaluating.shard import Shard
 from tokenreduce.tasks.loading import Loaded
 from tokenreduce.tasks.measuring import prefill
@@ -166,6 +166,6 @@ class Runner:
             self.store.note(condition.key, prefill=found)
         if self.followed and "following" not in note and not condition.on_pictures:
             others = pairs(self.items)
-            asked = [item for item in self.items if item.name in others][: self.followed]
+            asked = spread(self.items, others, self.followed)
             rows = following(self.loaded, condition, asked, others)
             self.store.note(condition.key, following=rows)
