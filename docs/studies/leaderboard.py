@@ -62,6 +62,7 @@ def main() -> None:
     )
     parser.add_argument("--folder", default="outputs/leaderboard", help="of the answers")
     parser.add_argument("--output", default="docs/results/leaderboard.json")
+    parser.add_argument("--only", help="of these schedules, by name")
     parser.add_argument("--table", action="store_true", help="only make the table anew")
     parser.add_argument("--smoke", action="store_true", help="a few questions, for CI")
     given = parser.parse_args()
@@ -74,7 +75,8 @@ def main() -> None:
         more = ["task.timed=1", "task.runs=1", "task.followed=2", "task.looks=1"]
     refused = []
     for rule, schedule in rules.items():
-        for name in names if not given.table else ():
+        wanted = not given.table and given.only in (None, rule)
+        for name in names if wanted else ():
             words = [
                 "task=evaluate", "device=cpu", "positions=keep", f"strategy={name}", *schedule,
                 "data.questions=9", f"task.limit={9 * given.images}", *more,
