@@ -9,16 +9,17 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock, Timeout
 from PIL import Image
 
 import tokenreduce as tr
 from tokenreduce.config import compose
 from tokenreduce.data import sample
-from tokenreduce.embedded import checkpoint_dir
 from tokenreduce.evaluation.records import Store, unpack
 from tokenreduce.tasks import evaluate as task
 from tokenreduce.tasks.evaluating import running
@@ -72,7 +73,8 @@ def test_one_run(whole: tuple[Path, dict[str, Any]]) -> None:
         assert 0.5 < row["flops_share"] < 0.7
         assert row["prefill"]["prefill_ratio"] > 0
     assert null["positions"] == tested["positions"]
-    assert tested["following"]["questions"] == 3
+    found = tested["following"]
+    assert found["questions"] + found["left_out"] == 3
     assert set(tested["against"]) == {"random"}
     stored = json.loads((folder / "table.json").read_text())
     assert stored["rows"] == json.loads(json.dumps(rows))
@@ -156,20 +158,12 @@ def test_runs_in_one_folder_make_one_table(
     assert set(rows[-1]["against"]) == {"random", "stride"}
 
 
-def test_another_model_in_the_same_folder(
+def test_other_questions_in_the_same_folder(
     whole: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
-    shared, other = tmp_path / "shared", tmp_path / "tiny"
+    shared = tmp_path / "shared"
     shutil.copytree(whole[0], shared)
-    shutil.copytree(checkpoint_dir(), other)
-    weights = other / "model.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-10] ^= 1
-    weights.write_bytes(data)
     before = {p: p.read_bytes() for p in shared.rglob("*") if p.is_file() and p.suffix != ".lock"}
-    with pytest.raises(ValueError, match="holds answers with model") as told:
-        run(tmp_path / "out", f"model.id={other}", f"task.folder={shared}")
-    assert "\n" not in str(told.value)
     with pytest.raises(ValueError, match="holds answers with questions"):
         run(tmp_path / "out", "task.draw=1", f"task.folder={shared}")
     with pytest.raises(ValueError, match="holds answers with max_new_tokens 4, and this run has 5"):
@@ -215,6 +209,10 @@ def test_smaller_pictures_where_they_save_nothing(tmp_path: Path) -> None:
         (["task.changes=[blur]"], "no perturbation 'blur'"),
         (["task.seeds=0"], "task.seeds=0"),
         (["task.limit=0"], "task.limit=0"),
+        (["task.folder=${oc.env:TR_A_FILE}"], "is a file: give a folder"),
+        (["min_tokens=5", "strategy=downsample", "scheduler=input"], "min_tokens=5 is decided"),
+        (["strategy=downsample", "scheduler=input"], "pool their tokens instead"),
+        (["data.questions=0"], "data.questions=0"),
         (["task.limit=null"], "do not end"),
         (["task.margin=0"], "margin=0"),
         (["task.match=fuzzy"], "no rule 'fuzzy'"),
@@ -224,8 +222,9 @@ def test_smaller_pictures_where_they_save_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_refused_is_refused_before_anything_is_written(
-    given: list[str], message: str, tmp_path: Path
+    given: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("TR_A_FILE", __file__)
     config = compose([w for w in FEW if "data=" not in "".join(given) or "data." not in w] + given)
     with pytest.raises((ValueError, KeyError), match=re.escape(message)):
         task.evaluate(config, tmp_path)
@@ -235,6 +234,68 @@ def test_what_is_refused_is_refused_before_anything_is_written(
 def test_the_front_of_cost_and_accuracy() -> None:
     points = [(0.5, 0.8), (0.4, 0.7), (0.6, 0.75), (0.5, 0.9), (0.9, 0.95)]
     assert front(points) == [(0.4, 0.7), (0.5, 0.9), (0.9, 0.95)]
+
+
+def test_nothing_to_reduce_is_said(tmp_path: Path) -> None:
+    less = ["task.limit=2", "task.nulls=[]", "task.changes=[]", "task.timed=0", "task.followed=0"]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = run(tmp_path, "strategy=fastv", "min_tokens=1000", *less)
+    (note,) = found["notes"]
+    assert re.search(r"fastv, single: nothing was reduced, min_tokens=1000 is above", note)
+    assert note in [str(one.message) for one in told]
+
+
+def test_a_model_that_has_not_answered_stops_no_other(
+    whole: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    shared = tmp_path / "shared"
+    shutil.copytree(whole[0], shared)
+    Store(shared / "other").begin({"model": "other"}, {})
+    found = run(tmp_path / "out", "strategy=fastv", f"task.folder={shared}")
+    assert found["table"]
+    assert "other: not in the table, its full model has not answered" in found["notes"]
+    assert "other" in json.loads((shared / "table.json").read_text())["models"]
+
+
+def test_runs_collect_and_write_one_after_the_other(
+    whole: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a table of fewer rows may be written over one of more."""
+    shared, free = tmp_path / "shared", []
+    shutil.copytree(whole[0], shared)
+
+    def watched(name: str) -> Any:
+        real = getattr(task, name)
+
+        def called(*given: Any) -> Any:
+            try:
+                FileLock(shared / ".table.lock").acquire(timeout=0)
+                free.append(name)
+            except Timeout:
+                pass
+            return real(*given)
+
+        return called
+
+    for name in ("collect", "write", "draw"):
+        monkeypatch.setattr(task, name, watched(name))
+    run(tmp_path / "out", "strategy=fastv", f"task.folder={shared}")
+    assert free == []
+
+
+def test_a_draw_of_random_is_said_to_be_one(
+    whole: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    shared = tmp_path / "shared"
+    shutil.copytree(whole[0], shared)
+    schedule = ["scheduler=single", "scheduler.layer=2", f"task.folder={shared}"]
+    found = run(tmp_path / "out", "strategy=random", "seed=7", *schedule)
+    assert "random, seed 7: one of the 3 draws of the null reducer random (seeds 0, 1, 7)" in str(
+        found["notes"]
+    )
+    (row,) = [row for row in found["table"] if row["role"] == "null"]
+    assert sorted(row["seeds"]) == [0, 1, 7]
 
 
 def started(folder: Path, *words: str, launcher: tuple[str, ...] = ()) -> str:

@@ -66,3 +66,24 @@ def test_every_family_is_asked(family: str, tmp_path: Path) -> None:
     assert told or small is not None
     if small is not None:  # at about the same cost
         assert small["flops_share"] < 1
+
+
+def test_smaller_pictures_are_a_strategy(tmp_path: Path) -> None:
+    """They act before the model; in it nothing is reduced, and yet something is tested."""
+    model, path = write("qwen2_vl", tmp_path / "model"), questions(tmp_path)
+    config = compose(
+        [
+            "task=evaluate", "device=cpu", f"model.id={model}", "data=questions",
+            f"data.path={path}", "strategy=downsample", "scheduler.keep=0.4", "task.batch=3",
+            "task.nulls=[random,downsample]", "task.seeds=1", "task.changes=[]", "task.timed=0",
+            "task.followed=0", "task.looks=0", "task.progress=false", "max_new_tokens=3",
+        ]
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = task.evaluate(config, tmp_path / "out")
+    rows = {(row["strategy"] or {}).get("name"): row for row in found["table"]}
+    assert set(rows) == {None, "random", "downsample"}
+    assert found["tested"].startswith("downsample-")
+    assert 0.3 < rows["downsample"]["flops_share"] < 0.8
+    assert "downsample: stands in the table as a null reducer" in found["notes"]

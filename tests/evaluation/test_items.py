@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from tokenreduce.data.conversations import read_llava
 from tokenreduce.data.questions import VOCABULARY
 from tokenreduce.evaluation.items import (
+    Item,
     candidates,
     fingerprint,
     first_questions,
     heldout,
     read_questions,
 )
+from tokenreduce.evaluation.perturbation import perturbations
 
 GOOD = {"image": "a.png", "question": "What is this?", "answer": "a cat"}
 
@@ -44,6 +47,38 @@ def test_a_file_of_questions(folder):
     assert two.paraphrase == "Which animal?"
     assert one.picture().size == (8, 6)
     assert one.image == two.image
+
+
+def test_names_that_are_false_are_names(folder):
+    (item,) = read_questions(write(folder, {**GOOD, "id": 0, "group": 0, "paraphrase": ""}))
+    assert (item.name, item.kind) == ("0", "0")
+    assert item.paraphrase is None  # an empty one asks nothing
+    (item,) = read_questions(write(folder, {**GOOD, "id": "", "group": None}))
+    assert (item.name, item.kind) == ("1", "question")
+
+
+def test_one_picture_has_one_name(folder):
+    (folder / "b").mkdir()
+    names = ("a.png", "./a.png", "b/../a.png")
+    items = read_questions(write(folder, *({**GOOD, "image": name} for name in names)))
+    assert {item.image for item in items} == {"a.png"}
+
+
+def test_a_file_of_other_letters(folder):
+    path = folder / "questions.jsonl"
+    good = json.dumps({**GOOD, "answer": "Käse"}, ensure_ascii=False)
+    path.write_bytes(f"\ufeff{good}\r\n".encode())  # as some editors save it
+    assert read_questions(path)[0].answer == "Käse"
+    path.write_bytes(f"{good}\n".encode() + f"{good}\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"questions\.jsonl:2: not UTF-8"):
+        read_questions(path)
+
+
+def test_a_picture_that_is_none_is_found_with_its_line(folder):
+    (folder / "b.png").write_bytes(b"<html>not found</html>")
+    with pytest.raises(ValueError, match=r":2: image .*b\.png' is not a picture") as told:
+        read_questions(write(folder, GOOD, {**GOOD, "image": "b.png"}))
+    assert "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize(
@@ -128,8 +163,42 @@ def test_a_fingerprint_tells_sets_apart(folder):
     assert fingerprint(items) != fingerprint(items[:-1])
     path = write(folder, GOOD)
     before = fingerprint(read_questions(path))
-    Image.new("RGB", (80, 60), "blue").save(folder / "a.png")
+    Image.new("RGB", (8, 6), "blue").save(folder / "a.png")
     assert fingerprint(read_questions(path)) != before
+
+
+@pytest.mark.parametrize("more", [{"paraphrase": "Which?"}, {"options": ["a cat", "a dog"]}])
+def test_every_field_that_is_asked_about_is_in_the_fingerprint(folder, more):
+    before = fingerprint(read_questions(write(folder, GOOD)))
+    assert fingerprint(read_questions(write(folder, {**GOOD, **more}))) != before
+
+
+def test_a_picture_of_the_same_size_on_disk_is_another(folder):
+    paths = [folder / f"{i}.bmp" for i in range(2)]
+    for path, colour in zip(paths, ("red", "blue"), strict=True):
+        Image.new("RGB", (8, 6), colour).save(path)
+    items = [Item("a", path, "kind", "What?", "a") for path in paths]
+    assert paths[0].stat().st_size == paths[1].stat().st_size
+    assert fingerprint(items[:1]) != fingerprint(items[1:])
+
+
+@pytest.mark.parametrize("name", ["shift", "jpeg"])
+def test_a_changed_picture_is_made_when_it_is_asked_about(folder, name, monkeypatch):
+    (item,) = read_questions(write(folder, GOOD))
+    opened = []
+    monkeypatch.setattr(Item, "picture", lambda self: opened.append(self))
+    changed = perturbations[name](item)
+    assert opened == []
+    monkeypatch.undo()
+    assert changed.picture().size == (8, 6)
+    assert changed.picture().mode == "RGB"
+
+
+def test_a_shift_moves_by_one_pixel():
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    moved = np.asarray(perturbations["shift"](Item(0, pixels, "k", "q", "a")).picture())
+    assert (moved[1:, 1:] == pixels[:-1, :-1]).all()
+    assert (moved[0] == pixels[0]).all()
 
 
 def test_first_questions_of_conversations(folder):

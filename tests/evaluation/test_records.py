@@ -40,6 +40,17 @@ def test_a_line_that_a_kill_cut_short_is_asked_again(tmp_path):
         store.settle("x", NAMES)
 
 
+def test_a_kill_within_a_character_costs_that_line_alone(tmp_path):
+    store = Store(tmp_path)
+    store.append("x", 0, [row("a"), row("b", "ä")])
+    part = tmp_path / "answers" / "x.0.part"
+    data = part.read_bytes()
+    part.write_bytes(data[: data.rindex("ä".encode()) + 1])
+    assert list(store.answers("x")) == ["a"]
+    store.append("x", 0, [row("b", "ö")])
+    assert store.answers("x")["b"]["answer"] == "ö"
+
+
 def test_a_key_that_begins_like_another_is_not_it(tmp_path):
     store = Store(tmp_path)
     store.append("x.1", 0, [row("a")])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -26,6 +28,17 @@ def load_image(path: str | Path) -> Image.Image:
     return _decoded(file, str(file))
 
 
+def check_image(path: str | Path) -> None:
+    """Refuses what `load_image` would, as far as the beginning of the file tells.
+
+    Raises:
+        ValueError: as `load_image`; pixels that are damaged or cut short are found there only.
+    """
+    file = _checked_file(path)
+    with _opened(file, str(file)):
+        pass
+
+
 def decode_image(data: bytes, name: str) -> Image.Image:
     """The same from the bytes of a file, which `name` tells in messages.
 
@@ -42,13 +55,20 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _decoded(source: Path | io.BytesIO, file: str) -> Image.Image:
+    with _opened(source, file) as image:
+        image.load()
+        return to_rgb(image)
+
+
+@contextmanager
+def _opened(source: Path | io.BytesIO, file: str) -> Iterator[Image.Image]:
+    """A picture of a known format and bounded size; what its decoder says is put in one line."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(source, formats=FORMATS) as image:
                 _check_pixels(image, file)
-                image.load()
-                return to_rgb(image)
+                yield image
     except TooLarge:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):

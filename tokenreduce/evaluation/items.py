@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ from PIL import Image
 
 from tokenreduce.data import Sample, sample
 from tokenreduce.data.conversations import Conversations
-from tokenreduce.data.images import load_image
+from tokenreduce.data.images import check_image, load_image
 from tokenreduce.data.questions import paraphrased
 from tokenreduce.data.rows import Unusable, image_path
+from tokenreduce.files import skim
 from tokenreduce.registry import did_you_mean
 
 HELDOUT = 1_000_000
@@ -34,13 +36,17 @@ NEEDED = ("image", "question", "answer")
 FIELDS = ("id", *NEEDED, "group", "options", "paraphrase")
 
 
+Pixels = np.ndarray[Any, np.dtype[np.uint8]] | Path | Image.Image | Callable[[], Image.Image]
+
+
 @dataclass(frozen=True)
 class Item:
     """A question about a picture, of a kind, with its right answer.
 
     Attributes:
         image: names the picture; several questions may be about one.
-        pixels: the picture: (h, w, 3), or where it lies on this disk.
+        pixels: the picture: (h, w, 3), where it lies on this disk, or what makes it when it is
+            asked about, so that many changed pictures need no memory.
         kind: of the question; accuracy is told by kind.
         question: what is asked.
         answer: the right answer.
@@ -51,7 +57,7 @@ class Item:
     """
 
     image: int | str
-    pixels: np.ndarray[Any, np.dtype[np.uint8]] | Path | Image.Image
+    pixels: Pixels
     kind: str
     question: str
     answer: str
@@ -70,7 +76,9 @@ class Item:
             return load_image(self.pixels)
         if isinstance(self.pixels, Image.Image):
             return self.pixels.convert("RGB")
-        return Image.fromarray(self.pixels)
+        if isinstance(self.pixels, np.ndarray):
+            return Image.fromarray(self.pixels)
+        return self.pixels()
 
     @property
     def right_answers(self) -> tuple[str, ...]:
@@ -114,9 +122,10 @@ def read_questions(path: str | Path, images: str | Path | None = None) -> list[I
             Names that lead out of it are refused.
 
     Raises:
-        ValueError: no such file or folder, a line that is not a JSON object, fields that are
-            missing or of the wrong kind, a picture outside of the folder or not there, two
-            questions of one id, no question at all; with file and line.
+        ValueError: no such file or folder, a line that is not UTF-8 or no JSON object, fields that
+            are missing or of the wrong kind, a picture outside of the folder, not there, or with
+            nothing of a picture at its beginning, two questions of one id, no question at all; with
+            file and line.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -127,16 +136,18 @@ def read_questions(path: str | Path, images: str | Path | None = None) -> list[I
             f"no folder {str(images)!r}: pictures are looked for in the images= folder"
         )
     found: dict[str, Item] = {}
-    with file.open(encoding="utf-8") as lines:
+    seen: set[Path] = set()
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
-                item = _read_item(json.loads(line), f"{number}", folder)
-            except Unusable as error:
-                raise ValueError(f"{file}:{number}: {error}") from None
+                item = _read_item(_parsed(line), f"{number}", folder)
+                if isinstance(item.pixels, Path) and item.pixels not in seen:
+                    check_image(item.pixels)
+                    seen.add(item.pixels)
             except ValueError as error:
-                raise ValueError(f"{file}:{number}: not JSON ({error})") from None
+                raise ValueError(f"{file}:{number}: {error}") from None
             if item.name in found:
                 raise ValueError(f"{file}:{number}: a second question with the id {item.name!r}")
             found[item.name] = item
@@ -171,17 +182,21 @@ def first_questions(rows: Conversations, limit: int | None = None) -> list[Item]
 
 
 def fingerprint(items: Sequence[Item]) -> str:
-    """Tells one set of questions from another: texts, and the sizes or pixels of pictures."""
+    """Tells one set of questions from another: by every text and by what the pictures hold."""
     digest = hashlib.sha256()
+    files: dict[Path, bytes] = {}
     for item in items:
-        texts = (item.name, str(item.image), item.question, item.kind, *item.right_answers)
-        digest.update("\0".join(texts).encode())
+        texts = (item.name, str(item.image), item.question, item.kind)
+        several = (item.right_answers, item.options, item.paraphrase)
+        digest.update(json.dumps([*texts, *several]).encode())
         if isinstance(item.pixels, Path):
-            digest.update(str(item.pixels.stat().st_size).encode())
-        elif isinstance(item.pixels, np.ndarray):
-            digest.update(item.pixels.tobytes())
+            if item.pixels not in files:
+                files[item.pixels] = hashlib.sha256(b"".join(skim(item.pixels))).digest()
+            digest.update(files[item.pixels])
         else:
-            digest.update(item.pixels.tobytes())
+            pixels = np.asarray(item.picture())
+            digest.update(f"{pixels.shape}".encode())
+            digest.update(pixels.tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -200,6 +215,15 @@ def candidates(items: Sequence[Item], most: int = 64) -> dict[str, list[str]]:
         kind: sorted(sorted(row), key=lambda answer: -row[answer])[:most]
         for kind, row in found.items()
     }
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise Unusable("not UTF-8", f"{error.reason} at byte {error.start + 1}") from None
+    except ValueError as error:
+        raise Unusable(f"not JSON ({error})") from None
 
 
 def _read_item(row: Any, name: str, folder: Path) -> Item:
@@ -223,13 +247,18 @@ def _read_item(row: Any, name: str, folder: Path) -> Item:
             raise Unusable(f"{field!r} is no text", repr(value))
     path = image_path(row["image"], folder)
     return Item(
-        image=str(row["image"]),
+        image=os.path.normpath(row["image"]),  # one picture, however its name is written
         pixels=path,
-        kind=str(row.get("group") or "question"),
+        kind=_named(row.get("group"), "question"),
         question=row["question"],
         answer=answers[0],
-        name=str(row.get("id") or name),
+        name=_named(row.get("id"), name),
         accepted=tuple(answers[1:]),
         options=tuple(options),
-        paraphrase=row.get("paraphrase"),
+        paraphrase=row.get("paraphrase") or None,
     )
+
+
+def _named(value: Any, otherwise: str) -> str:
+    """A name as a row gives it; 0 is one."""
+    return otherwise if value is None or value == "" else str(value)

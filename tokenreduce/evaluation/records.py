@@ -15,7 +15,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +66,9 @@ class Store:
         found: dict[str, Any] = json.loads((self.folder / HEAD).read_text())
         return found
 
-    @contextmanager
-    def locked(self, name: str) -> Iterator[None]:
+    def locked(self, name: str) -> AbstractContextManager[None]:
         """Keeps other runs that share the folder out of the block."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / f".{name}.lock"):
-            yield
+        return locked(self.folder, name)
 
     def conditions(self) -> dict[str, dict[str, Any]]:
         """What was noted of every condition, by key, in the order of their beginning."""
@@ -127,7 +124,8 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole(path) as draft:
             draft.write_text(
-                "".join(json.dumps(found[n], ensure_ascii=False) + "\n" for n in names)
+                "".join(json.dumps(found[n], ensure_ascii=False) + "\n" for n in names),
+                encoding="utf-8",
             )
         for part in self._parts(key):
             part.unlink(missing_ok=True)
@@ -139,6 +137,14 @@ class Store:
         named = re.compile(rf"{re.escape(key)}\.\d+\.part")
         found = self._file(key).parent.glob(f"{key}.*.part")
         return sorted(path for path in found if named.fullmatch(path.name))
+
+
+@contextmanager
+def locked(folder: Path, name: str) -> Iterator[None]:
+    """Keeps other runs that share `folder` out of the block."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f".{name}.lock"):
+        yield
 
 
 def pack(indices: Iterable[int], total: int) -> str:
@@ -153,8 +159,8 @@ def unpack(kept: str) -> list[int]:
 
 
 def _rows(path: Path) -> Iterator[Row]:
-    lines = path.read_text(encoding="utf-8").split("\n")
-    for line in lines[:-1]:  # what follows the last end of a line was cut short by a kill
+    # what follows the last end of a line was cut short by a kill, maybe within a character
+    for line in path.read_bytes().split(b"\n")[:-1]:
         yield json.loads(line)
 
 

@@ -24,13 +24,21 @@ from rich.console import Console
 from tokenreduce.evaluation.answering import first_tokens, is_right
 from tokenreduce.evaluation.comparing import Level
 from tokenreduce.evaluation.items import Item, candidates
-from tokenreduce.evaluation.records import Store
+from tokenreduce.evaluation.records import Store, locked
 from tokenreduce.evaluation.statistics import needed, planned_power
 from tokenreduce.tasks import result, tasks
 from tokenreduce.tasks.evaluating.asking import Asking
-from tokenreduce.tasks.evaluating.conditions import FULL, NULLS, Condition, chosen, plan
+from tokenreduce.tasks.evaluating.conditions import (
+    FULL,
+    NULLS,
+    Condition,
+    chosen,
+    draws_beside,
+    plan,
+)
 from tokenreduce.tasks.evaluating.examples import examples, telling
 from tokenreduce.tasks.evaluating.identity import folder_of, identity, root_of
+from tokenreduce.tasks.evaluating.options import check
 from tokenreduce.tasks.evaluating.pareto import draw
 from tokenreduce.tasks.evaluating.running import Runner
 from tokenreduce.tasks.evaluating.shard import Shard
@@ -49,6 +57,7 @@ def evaluate(config: DictConfig, output: Path) -> dict[str, Any]:
 
     output: folder of this run; answers go to the folder that the runs of a sweep share.
     """
+    check(config)
     items = questions(config)
     level = Level(config.task.margin, config.task.alpha)
     _tell_power(len(items), level, config.task.changing)
@@ -59,17 +68,19 @@ def evaluate(config: DictConfig, output: Path) -> dict[str, Any]:
     conditions = plan(tested, list(config.task.nulls), config.task.seeds, list(config.task.changes))
     root = root_of(config, output)
     runner = _runner(config, loaded, items, Store(folder_of(root, loaded)), shard)
-    notes = []
     for condition in conditions:
         runner.run(condition, needed=condition in (tested, FULL))
-    if tested != FULL and "downsample" in config.task.nulls:
+    about = [draws_beside(tested, conditions), _nothing(runner, tested)]
+    if tested != FULL and not tested.on_pictures and "downsample" in config.task.nulls:
         reason = runner.run_smaller(tested)
-        notes += [f"downsample: {reason}"] if reason else []
+        about.append(f"downsample: {reason}" if reason else None)
+    notes = [note for note in about if note]
     notes += [f"{key.rpartition('-')[0]}: {why}" for key, why in runner.impossible.items()]
     numbers: dict[str, Any] = {"folder": str(root)}
     if shard.first:
-        rows = collect(root, level)
-        with runner.store.locked("table"):
+        with locked(root, "table"):  # what is written last has the rows of all
+            rows, left_out = collect(root, level)
+            notes += left_out
             files = [*write(root, rows, level, notes), *draw(root, rows)]
         Console().print(show(rows, level, notes))
         if tested != FULL and config.task.looks:
@@ -115,6 +126,20 @@ def _runner(
         followed=task.followed,
         progress=task.progress,
     )
+
+
+def _nothing(runner: Runner, tested: Condition) -> str | None:
+    """Warns, and says for the notes, where a reduction was asked for and no question had one."""
+    if tested == FULL or all(keep >= 1 for _, keep in runner.shares(tested)):
+        return None
+    rows = runner.store.answers(tested.key).values()
+    if any(row["flops"] < row["flops_full"] for row in rows):
+        return None
+    why = f"min_tokens={tested.min_tokens} is above" if tested.min_tokens else "the schedule keeps"
+    note = f"{tested.label}: nothing was reduced, {why} the visual tokens of every question"
+    if runner.shard.first:
+        warnings.warn(note, stacklevel=3)
+    return note
 
 
 def _report(config: DictConfig, runner: Runner, tested: Condition, output: Path) -> Path:

@@ -23,7 +23,6 @@ from tokenreduce.adapter import adapter_for
 from tokenreduce.config import build_scheduler, build_strategy, known, plain
 from tokenreduce.evaluation.items import Item
 from tokenreduce.evaluation.perturbation import perturbations
-from tokenreduce.registry import did_you_mean
 from tokenreduce.strategy import Positions
 from tokenreduce.tasks.loading import Loaded
 
@@ -120,7 +119,12 @@ def chosen(config: Any, loaded: Loaded) -> Condition:
         strategy, scheduler, config.positions, int(config.seed), min_tokens=config.min_tokens
     )
     own = made.build()[0]
-    if not own.reduces:
+    if own.site == "pictures" and made.min_tokens:
+        raise ValueError(
+            f"min_tokens={made.min_tokens} is decided in the model, and "
+            f"strategy={strategy['name']} acts before it: leave one of them out"
+        )
+    if not own.reduces and own.site != "pictures":
         return FULL
     if config.positions is None:
         defined = adapter_for(tr.unwrap(loaded.model)).positions
@@ -136,26 +140,27 @@ def plan(
     What cannot be done with the model is then refused before anything else is computed. A smaller
     picture is not among the null reducers here: its share is solved for when the others' cost is
     known.
-
-    Raises:
-        ValueError: an unknown null reducer or change, or no seed.
     """
-    for name in nulls:
-        if name not in NULLS:
-            raise ValueError(
-                f"task.nulls: {name!r} reads the model or is unknown{did_you_mean(name, NULLS)} "
-                f"(null reducers: {', '.join(NULLS)})"
-            )
-    if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
-        raise ValueError(f"task.seeds={seeds!r}: how many draws of random there are, 1 or more")
-    for name in changes:
-        perturbations[name]  # an unknown one is refused
     rows = [tested, FULL, *(Condition(change=name) for name in changes)]
     if tested != FULL:
         for name in nulls:
             draws = {"random": seeds, "downsample": 0}.get(name, 1)
             rows += [replace(tested, strategy={"name": name}, seed=seed) for seed in range(draws)]
     return list({row.key: row for row in rows}.values())
+
+
+def draws_beside(tested: Condition, planned: Sequence[Condition]) -> str | None:
+    """What to say where the tested reduction is a null reducer, and so a part of a null row."""
+    if tested.strategy is None or tested.strategy["name"] not in NULLS:
+        return None
+    name = tested.strategy["name"]
+    seeds = [one.seed for one in planned if replace(one, seed=tested.seed) == tested]
+    if len(seeds) == 1:
+        return f"{name}: stands in the table as a null reducer"
+    return (
+        f"{name}, seed {tested.seed}: one of the {len(seeds)} draws of the null reducer {name} "
+        f"(seeds {', '.join(map(str, sorted(seeds)))}), which the table has as one row"
+    )
 
 
 def smaller_pictures(keep: float) -> Condition:

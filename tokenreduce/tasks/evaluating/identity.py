@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +15,15 @@ from omegaconf import DictConfig
 
 import tokenreduce as tr
 from tokenreduce.evaluation.items import Item, fingerprint
+from tokenreduce.files import skim
 from tokenreduce.tasks.loading import Loaded
 
-EDGE = 2**16  # bytes of a weights file that are read at its beginning and at its end
+DECIDE = (
+    *("*.safetensors", "config.json", "generation_config.json", "*processor_config.json"),
+    *("tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.*", "merges.txt", "*.model", "*.py"),
+)
+"""Files of a checkpoint that its answers depend on: weights, sizes, words, pictures, template."""
 
 
 def root_of(config: DictConfig, output: Path) -> Path:
@@ -29,17 +36,24 @@ def root_of(config: DictConfig, output: Path) -> Path:
 
 
 def folder_of(root: Path, loaded: Loaded) -> Path:
-    """The part of that folder which belongs to a model."""
-    source = Path(loaded.source)
-    name = "tiny" if loaded.embedded else source.name if source.is_dir() else loaded.source
-    return root / re.sub(r"[^\w.-]+", "--", str(name))
+    """The part of that folder which belongs to a model.
+
+    A local checkpoint's has a digest of where it lies behind its name: many are called alike.
+    """
+    name = "tiny" if loaded.embedded else _absolute(loaded.source)
+    if os.path.isabs(name):
+        name = f"{Path(name).name}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return root / re.sub(r"[^\w.-]+", "--", name)
 
 
 def identity(config: DictConfig, loaded: Loaded, items: Sequence[Item], starts: Any) -> Any:
-    """What decides the answers, and so must be the same for all that are compared."""
+    """What decides the answers, and so must be the same for all that are compared.
+
+    Batch and device are not in it: answers agree to rounding under any, to the bit under one.
+    """
     model = tr.unwrap(loaded.model)
     return {
-        "model": "embedded" if loaded.embedded else loaded.source,
+        "model": "embedded" if loaded.embedded else _absolute(loaded.source),
         "class": type(model).__name__,
         "weights": weights_of(loaded),
         "data": str(config.data.name),
@@ -54,20 +68,22 @@ def identity(config: DictConfig, loaded: Loaded, items: Sequence[Item], starts: 
 
 
 def weights_of(loaded: Loaded) -> str:
-    """The revision of a model from the hub; a digest of the files of a local one.
+    """The revision of a model from the hub; of a local one a digest of its files.
 
-    Of every weights file its size, its first and its last 64 KiB are read: enough to tell two
-    trainings apart, without reading gigabytes.
+    Of weights and of what makes inputs of a question: tokenizer, processor, chat template. Large
+    files are read in part, see `skim`.
     """
     folder = Path(loaded.source)
     if not folder.is_dir():
         return str(getattr(loaded.model.config, "_commit_hash", None))
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            digest.update(f"{path.name} {size}".encode())
-            digest.update(file.read(EDGE))
-            file.seek(max(size - EDGE, 0))
-            digest.update(file.read(EDGE))
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in DECIDE for path in folder.glob(pattern)}):
+        if path.is_file():
+            for block in skim(path):
+                digest.update(block)
     return digest.hexdigest()[:16]
+
+
+def _absolute(source: str) -> str:
+    """The path of a local checkpoint, however it was written; a name on the hub as it is."""
+    return os.path.abspath(source) if Path(source).is_dir() else source

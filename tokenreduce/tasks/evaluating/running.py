@@ -12,14 +12,13 @@ import tokenreduce as tr
 from tokenreduce.cost import shape_of
 from tokenreduce.evaluation.items import Item
 from tokenreduce.evaluation.records import Row, Store
+from tokenreduce.refusals import is_refusal, one_line
 from tokenreduce.tasks.evaluating.asking import Asking, ask, batches, inputs_of
 from tokenreduce.tasks.evaluating.conditions import Condition, smaller_pictures
 from tokenreduce.tasks.evaluating.measuring import following, pairs, spread, times
 from tokenreduce.tasks.evaluating.shard import Shard
 from tokenreduce.tasks.loading import Loaded
 from tokenreduce.tasks.measuring import prefill
-
-REFUSALS = (ValueError, TypeError)
 
 
 @dataclass
@@ -52,37 +51,41 @@ class Runner:
         """Answers and measures a condition, unless that is done; whether it can be done at all.
 
         needed: raises what the model refuses; else it is noted, with the reason.
+
+        Raises:
+            ValueError: what is needed is refused, in every process.
         """
         items = condition.asked(self.items)
+        reason = self._try(condition, items)
+        if reason is None:
+            with self._alone(condition.key):
+                reason = self._all(condition, items)
+        if reason is not None and needed:
+            raise ValueError(reason)
+        if reason is not None:
+            self.impossible[condition.key] = reason
+        return reason is None
+
+    def _all(self, condition: Condition, items: Sequence[Item]) -> str | None:
+        """Answers every question; or why a process could not, which all are told by a note."""
+        if self.shard.first and self._refused(condition):
+            self.store.note(condition.key, impossible=None)  # of an earlier run: tried again
+        self.shard.wait()  # until the first process has the lock, so that all see the same
         try:
-            if not items:
-                raise ValueError(f"the data has no {condition.change} of its questions")
-            self._try(condition, items[0])
-        except REFUSALS as error:
-            if needed:
+            self._answer(condition, items)
+        except (ValueError, TypeError, KeyError) as error:  # of one picture among many
+            if not is_refusal(error):
                 raise
-            self.impossible[condition.key] = " ".join(str(error).split())
-            return False
-        with self._alone(condition.key):
-            self.shard.wait()  # until the first process has the lock, so that all see the same
-            try:
-                if not self._refused(condition):
-                    self._answer(condition, items)
-            except REFUSALS as error:  # of one picture among many
-                if needed:
-                    raise
-                self.store.note(condition.key, impossible=" ".join(str(error).split()))
-            self.shard.wait()
-            if reason := self._refused(condition):
-                self.impossible[condition.key] = reason
-                return False
-            if self.shard.first:
-                names = [item.name for item in items]
-                if not self.store.complete(condition.key, names):
-                    self.store.settle(condition.key, names)
-                self._measure(condition)
-            self.shard.wait()
-        return True
+            self.store.note(condition.key, impossible=one_line(error))
+        self.shard.wait()
+        reason = self._refused(condition)
+        if reason is None and self.shard.first:
+            names = [item.name for item in items]
+            if not self.store.complete(condition.key, names):
+                self.store.settle(condition.key, names)
+            self._measure(condition)
+        self.shard.wait()  # until all have read the note: the next run takes it away
+        return reason
 
     def run_smaller(self, tested: Condition) -> str | None:
         """The null reducer on pictures, at the FLOPs of a tested condition; None, or why not."""
@@ -98,24 +101,34 @@ class Runner:
                 layer=0,
             )
         except ValueError as error:
-            return str(error)
+            if not is_refusal(error):
+                raise
+            return one_line(error)
         condition = smaller_pictures(round(made.keep, 4))
         return None if self.run(condition) else self.impossible.pop(condition.key)
 
     def _refused(self, condition: Condition) -> str | None:
-        """Why a process, of this run or an earlier one, could not answer all questions."""
+        """Why a process could not answer all questions."""
         found = self.store.conditions().get(condition.key, {})
         return found.get("impossible")
 
-    def _try(self, condition: Condition, item: Item) -> None:
-        """Lets what cannot be done be refused before questions are asked."""
+    def _try(self, condition: Condition, items: Sequence[Item]) -> str | None:
+        """Why the first question cannot be asked, before any is; None where it can."""
+        if not items:
+            return f"the data has no {condition.change} of its questions"
         if condition.strategy is None:
-            return
-        inputs, _ = inputs_of(self.loaded, condition, [item])
-        with condition.reduction(self.loaded)():
-            prefill(self.loaded.model, inputs)
+            return None
+        try:
+            inputs, _ = inputs_of(self.loaded, condition, items[:1])
+            with condition.reduction(self.loaded)():
+                prefill(self.loaded.model, inputs)
+        except (ValueError, TypeError, KeyError) as error:
+            if not is_refusal(error):
+                raise
+            return one_line(error)
+        return None
 
-    def _shares(self, condition: Condition) -> list[tuple[int, float]]:
+    def shares(self, condition: Condition) -> list[tuple[int, float]]:
         """Where a condition stops, and which share it is to keep there."""
         if condition.strategy is None:
             return []
@@ -157,7 +170,7 @@ class Runner:
         note = self.store.conditions().get(condition.key, {})
         if "condition" not in note:
             self.store.note(
-                condition.key, condition=asdict(condition), shares=self._shares(condition)
+                condition.key, condition=asdict(condition), shares=self.shares(condition)
             )
         if condition.strategy is None:
             return

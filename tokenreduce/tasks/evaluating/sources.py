@@ -17,8 +17,7 @@ def questions(config: DictConfig) -> list[Item]:
     """The questions to ask, at most `task.limit` of them.
 
     Raises:
-        ValueError: an unknown kind of data, a path that is missing, rows that cannot be used, a
-            limit below 1.
+        ValueError: an unknown kind of data, a path that is missing, rows that cannot be used.
     """
     name, limit = str(config.data.name), config.task.limit
     if name not in SOURCES:
@@ -26,8 +25,6 @@ def questions(config: DictConfig) -> list[Item]:
             f"no data {name!r} to evaluate on{did_you_mean(name, SOURCES)} "
             f"(known: {', '.join(SOURCES)})"
         )
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise ValueError(f"task.limit={limit!r}: a number of questions, 1 or more, or null for all")
     found = SOURCES[name](config)
     return found[:limit]
 
@@ -35,6 +32,8 @@ def questions(config: DictConfig) -> list[Item]:
 def _shapes(config: DictConfig) -> list[Item]:
     if config.task.limit is None:
         raise ValueError("the rendered questions do not end: give task.limit=...")
+    if config.data.questions < 1:
+        raise ValueError(f"data.questions={config.data.questions}: 1 or more about each scene")
     images = math.ceil(config.task.limit / config.data.questions)
     return heldout(
         config.task.draw, images, config.data.questions, difficulty=config.data.difficulty

@@ -18,6 +18,7 @@ from rich.text import Text
 from tokenreduce.evaluation.comparing import Level, compare
 from tokenreduce.evaluation.records import HEAD, Store
 from tokenreduce.files import whole
+from tokenreduce.tasks.evaluating.conditions import FULL
 
 Row = Mapping[str, Any]
 LEGEND = (
@@ -33,9 +34,13 @@ CSV = (
 )
 
 
-def collect(root: Path, level: Level) -> list[dict[str, Any]]:
-    """The rows of every model in a folder, of all conditions that have all their answers."""
+def collect(root: Path, level: Level) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows of every model in a folder, of all conditions that have all their answers.
+
+    And a note on each model that is left out, as long as its unreduced form has not answered.
+    """
     rows: list[dict[str, Any]] = []
+    notes = []
     for head in sorted(root.glob(f"*/{HEAD}")):
         store = Store(head.parent)
         noted = {key: n for key, n in store.conditions().items() if "condition" in n}
@@ -44,8 +49,11 @@ def collect(root: Path, level: Level) -> list[dict[str, Any]]:
             for key in noted
             if (head.parent / "answers" / f"{key}.jsonl").is_file()
         }
-        rows += [{"model": head.parent.name, **row} for row in compare(noted, answers, level)]
-    return rows
+        if FULL.key in answers:
+            rows += [{"model": head.parent.name, **row} for row in compare(noted, answers, level)]
+        else:
+            notes.append(f"{head.parent.name}: not in the table, its full model has not answered")
+    return rows, notes
 
 
 def write(root: Path, rows: Sequence[Row], level: Level, notes: Sequence[str]) -> list[Path]:
@@ -54,7 +62,7 @@ def write(root: Path, rows: Sequence[Row], level: Level, notes: Sequence[str]) -
     record = {"level": asdict(level), "notes": list(notes), "models": heads, "rows": list(rows)}
     paths = [root / "table.json", root / "table.csv"]
     with whole(paths[0]) as draft:
-        draft.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        draft.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
     with whole(paths[1]) as draft, draft.open("w", newline="", encoding="utf-8") as file:
         out = csv.DictWriter(file, CSV)
         out.writeheader()

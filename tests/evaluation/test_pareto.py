@@ -1,0 +1,74 @@
+"""Pictures of cost and accuracy: a line for each model, every kind, any name; never the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+
+from tokenreduce.tasks.evaluating import pareto
+
+
+def row(role: str, cost: float, right: float, model: str = "m", *kinds: str) -> dict[str, Any]:
+    share = {"accuracy": right, "interval": [right - 0.1, right + 0.1]}
+    return {
+        "role": role,
+        "model": model,
+        "change": None,
+        "strategy": None if role == "full" else {"name": "a", "option": f"$x_{cost}^"},
+        "seeds": [0],
+        "flops_share": cost,
+        "prefill": None if role == "full" else {"prefill_ratio": cost},
+        **share,
+        "kinds": dict.fromkeys(kinds or ("one", "two"), share),
+    }
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Every figure that is saved."""
+    found: list[Figure] = []
+    real = pareto._saved
+    monkeypatch.setattr(
+        pareto,
+        "_saved",
+        lambda plt, figure, path: (found.append(figure), real(plt, figure, path))[1],
+    )
+    return found
+
+
+def test_names_hold_any_sign(tmp_path, figures):
+    kinds = ("$100 or $x_^", "two")
+    rows = [row("full", 1, 0.9, "m", *kinds), row("tested", 0.5, 0.8, "m", *kinds)]
+    made = pareto.draw(tmp_path, rows)
+    assert [path.name for path in made] == ["pareto.png", "pareto_kinds.png"]
+    assert [axis.get_title() for axis in figures[1].axes[:2]] == list(kinds)
+    (legend,) = figures[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["full model", "a(option=$x_0.5^)"]
+
+
+def test_a_front_is_of_one_model(tmp_path, figures):
+    rows = [
+        row("full", 1, 0.9, "m", "one"), row("null", 0.4, 0.7, "m", "one"),
+        row("tested", 0.6, 0.8, "m", "one"), row("full", 1, 0.5, "n", "two"),
+        row("tested", 0.3, 0.2, "n", "two"), row("tested", 0.5, 0.4, "n", "two"),
+    ]  # fmt: skip
+    pareto.draw(tmp_path, rows)
+    lines = [line.get_xydata().tolist() for line in figures[0].axes[0].lines]
+    assert [[0.4, 0.7], [0.6, 0.8]] in lines
+    assert [[0.3, 0.2], [0.5, 0.4]] in lines
+    assert [axis.get_title() for axis in figures[1].axes[:2]] == ["one", "two"]
+    (legend,) = figures[0].legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert {"m: full model", "n: full model"} <= set(names)
+    assert len(names) == len(set(names)) == 6
+
+
+def test_what_cannot_be_drawn_is_warned_of(tmp_path, monkeypatch):
+    def fails(*given: Any) -> None:
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(pareto, "_saved", fails)
+    with pytest.warns(UserWarning, match="no pictures of cost and accuracy: no font"):
+        assert pareto.draw(tmp_path, [row("full", 1, 0.9), row("tested", 0.5, 0.8)]) == []

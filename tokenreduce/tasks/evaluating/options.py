@@ -1,0 +1,83 @@
+"""Refuses options of `task=evaluate` that mean nothing, before anything is loaded or written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig
+
+from tokenreduce.evaluation.perturbation import perturbations
+from tokenreduce.registry import did_you_mean
+from tokenreduce.tasks.evaluating.conditions import NULLS
+
+COUNTS = {
+    "batch": (1, "questions at once"),
+    "draw": (0, "which of the rendered scenes are asked about"),
+    "seeds": (1, "draws of random"),
+    "timed": (0, "prompts whose prefill is timed"),
+    "runs": (1, "times that each is timed"),
+    "followed": (0, "questions whose kept tokens are compared under another one"),
+    "looks": (0, "questions in report.html"),
+}
+"""Whole numbers: the least of each, and what it counts."""
+SHARES = {
+    "margin": "the loss of answers that is tested against",
+    "alpha": "the level of that test",
+    "changing": "the share of answers that are expected to change",
+}
+"""Numbers above 0 and below 1."""
+
+
+def check(config: DictConfig) -> None:
+    """Refuses what the options of the task cannot be.
+
+    Raises:
+        ValueError, KeyError: in one line, the option with its value, and what it is.
+    """
+    task = config.task
+    for name, (least, meaning) in COUNTS.items():
+        _count(f"task.{name}", task[name], least, meaning)
+    if task.limit is not None:
+        _count("task.limit", task.limit, 1, "questions, or null for all")
+    _count("max_new_tokens", config.max_new_tokens, 1, "tokens of an answer")
+    for name, meaning in SHARES.items():
+        value = task[name]
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 < value < 1 or math.isnan(value):
+            raise ValueError(f"task.{name}={value!r}: {meaning}, above 0 and below 1")
+    for name in _names("task.nulls", task.nulls, NULLS):
+        if name not in NULLS:
+            raise ValueError(
+                f"task.nulls: {name!r} reads the model or is unknown{did_you_mean(name, NULLS)} "
+                f"(null reducers: {', '.join(NULLS)})"
+            )
+    for name in _names("task.changes", task.changes, list(perturbations)):
+        perturbations[name]  # an unknown one is refused
+    if task.progress not in (None, True, False):
+        raise ValueError(f"task.progress={task.progress!r}: true, false, or null where it fits")
+    _folder(task.folder)
+
+
+def _count(option: str, value: Any, least: int, meaning: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{option}={value!r}: a whole number of {least} or more, {meaning}")
+
+
+def _names(option: str, value: Any, known: Sequence[str]) -> list[str]:
+    if not isinstance(value, ListConfig | list | tuple):
+        raise ValueError(
+            f"{option}={value!r} is no list: give some of [{', '.join(known)}], or [] for none"
+        )
+    return [str(name) for name in value]
+
+
+def _folder(value: Any) -> None:
+    if value is None:
+        return
+    folder = Path(str(value)).expanduser()
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"task.folder={value}: {there} is a file: give a folder for the answers")
