@@ -80,6 +80,30 @@ def test_everything_moves_with_the_layers(
             assert said["kept"] == [stop.count(n) for n in counts]
 
 
+@pytest.mark.parametrize("positions", ["keep", "compact"])
+@pytest.mark.parametrize("layers", [(0, BORDER, 4), (1, 2), (4, 5)], ids=str)
+def test_decoding_moves_with_the_layers(layers: tuple[int, ...], positions: Any) -> None:
+    family = FAMILIES["llava"]
+    model = family.model()
+    split(model, model.get_decoder())
+    given = batch(family, (1, 0, 2))
+    mask, word = given.inputs["attention_mask"], given.inputs["input_ids"][:, :1]
+    keeps = tuple(0.6 / (i + 1) for i in range(len(layers)))
+    with (
+        tr.reduce(model, "random", tr.Explicit(layers, keeps), positions=positions),
+        torch.no_grad(),
+        OneDevice(),
+    ):
+        cache = model(**given.inputs, use_cache=True).past_key_values
+        for _ in range(2):
+            mask = nn.functional.pad(mask, (0, 1), value=1)
+            out = model(input_ids=word, attention_mask=mask, past_key_values=cache)
+            assert out.logits.shape[:2] == word.shape
+    places = [layer.keys.device.type for layer in cache.layers]
+    assert places == ["cpu" if i < BORDER else "meta" for i in range(len(places))]
+    assert {layer.get_seq_length() for layer in cache.layers} == {mask.shape[1]}
+
+
 def test_a_score_across_the_border_is_refused() -> None:
     model = FAMILIES["llava"].model()
     split(model, model.get_decoder())

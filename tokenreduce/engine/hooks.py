@@ -19,14 +19,18 @@ class Hook:
 
     def __init__(self, call: Callable[..., Any] | None = None) -> None:
         self.call = call
+        self._outside: Callable[..., Any] | None = None
 
     def __call__(self, *args: Any) -> Any:
         """What torch calls."""
-        if self.call is None:
-            return None
-        if "torch._dynamo" not in sys.modules:  # its import takes a second
-            return self.call(*args)
-        return torch.compiler.disable(self.call)(*args)  # type: ignore[no-untyped-call]
+        if self._outside is None:
+            if self.call is None:
+                return None
+            if "torch._dynamo" not in sys.modules:  # its import takes a second
+                return self.call(*args)
+            # made once: every layer of every decoding step comes by here
+            self._outside = torch.compiler.disable(self.call)  # type: ignore[no-untyped-call]
+        return self._outside(*args)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Hook:
         return Hook()

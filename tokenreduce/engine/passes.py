@@ -43,13 +43,13 @@ def enter(
     """The arguments of decoder layer `i` for the tokens that are left."""
     for name, value in zip(setup.names[1:], args[1:], strict=False):
         kwargs[name] = value
+    if seq.visual is None:
+        _follow(setup, i, layer, args, kwargs, seq)
+        return args[:1], kwargs
     by_name = not args
     kwargs.setdefault("hidden_states", *args[:1])
-    _bring(layer, i, kwargs, seq)
+    _bring(place_of(layer, kwargs["hidden_states"]), i, kwargs, seq)
     hidden: Tensor = kwargs.pop("hidden_states")
-    if seq.visual is None:
-        _follow(setup, i, hidden, kwargs, seq)
-        return ((), {**kwargs, "hidden_states": hidden}) if by_name else ((hidden,), kwargs)
     cached = held(kwargs.get("past_key_values"), i)
     if not i and setup.strategy.needs & EMBEDDINGS:
         seq.embedded = hidden.detach()
@@ -81,8 +81,8 @@ def enter(
     return (hidden,), kwargs
 
 
-def _bring(layer: nn.Module, i: int, kwargs: dict[str, Any], seq: Sequence) -> None:
-    """Brings the pass to the device of layer `i`, where a model lies on several (`device_map`).
+def _bring(device: torch.device, i: int, kwargs: dict[str, Any], seq: Sequence) -> None:
+    """Brings the pass to `device`, that of layer `i`: a model may lie on several (`device_map`).
 
     What spreads a model over devices moves a layer's inputs later, right before its forward.
 
@@ -90,7 +90,6 @@ def _bring(layer: nn.Module, i: int, kwargs: dict[str, Any], seq: Sequence) -> N
         ValueError: a score that reads the layer before, on the other side of a border.
     """
     hidden: Tensor = kwargs["hidden_states"]
-    device = place_of(layer, hidden)
     if device != hidden.device:
         if i in seq.evidence:
             raise ValueError(
@@ -131,21 +130,32 @@ def add_between(
     return hidden + whole
 
 
-def _follow(setup: Setup, i: int, hidden: Tensor, kwargs: dict[str, Any], seq: Sequence) -> None:
+def _follow(
+    setup: Setup,
+    i: int,
+    layer: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    seq: Sequence,
+) -> None:
     """A pass of text alone, such as a decoding step: only a short cache needs anything.
 
-    What it needs is the same for all layers of a stage, and found once.
+    What it needs is the same for all layers of a stage on one device, and found once: every other
+    layer of a step looks it up.
     """
     cache = kwargs.get("past_key_values")
     if cache is None or len(cache.layers) <= i or not isinstance(cache.layers[i], ShortLayer):
         return
     twin: ShortLayer = cache.layers[i]
+    place: torch.device | None = getattr(twin.keys, "device", None)  # where the layer computes
     of = [kwargs.get(name) for name in RESHAPED]
-    key = (id(twin.order), id(twin.shift), twin.seen, twin.tail, twin.ragged, *map(id, of))
+    key = (id(twin.order), id(twin.shift), twin.seen, twin.tail, twin.ragged, place, *map(id, of))
 
     def make() -> tuple[Pending | None, dict[str, Any]]:
         changed = dict(kwargs)
-        _shorten(setup, i, hidden, changed, seq, None)
+        changed.setdefault("hidden_states", *args[:1])
+        _bring(place or place_of(layer, changed["hidden_states"]), i, changed, seq)
+        _shorten(setup, i, changed.pop("hidden_states"), changed, seq, None)
         return twin.pending, {name: changed[name] for name in RESHAPED if name in changed}
 
     twin.pending, changes = seq.once(key, make, twin.order, twin.shift, of)
@@ -297,6 +307,7 @@ def _shorten(
     shift = twin.shift if twin is not None else None
     tables, ids, shift = rotary(setup, i, hidden, kwargs, seq, layout, shift)
     mask = kwargs.get("attention_mask")
+    kind = seq.once("kind", lambda: _kind(setup.decoder))
     if twin is not None:
         ragged = ragged or twin.ragged
         twin.pending = Pending(seq.length, None, ragged, shift)
@@ -315,14 +326,14 @@ def _shorten(
                 start=seq.start,
                 total=total,
                 ragged=ragged,
-                kind=_kind(setup.decoder),
+                kind=kind,
                 dtype=hidden.dtype,
             ),
             mask,
             keys,
         )
     kwargs["position_embeddings"] = tables
-    if "flash" in _kind(setup.decoder) and "position_ids" in kwargs:
+    if "flash" in kind and "position_ids" in kwargs:
         # gaps between positions would be read as the borders of packed sequences
         kwargs["position_ids"] = None
     elif ids is not None:

@@ -35,9 +35,13 @@ def rotary(
     table = setup.adapter.rotary_kind(layer)
     if setup.positions == "compact" and index is None and shift is not None:
         # one call makes the tables of all layers, in whose cache the shifts are
-        all_ = [getattr(layer, "shift", None) for layer in kwargs["past_key_values"].layers]
-        which = ("shifted", table, id(ids))
-        found = seq.once(which, lambda: _shifted(setup, layer, hidden, ids, seq, all_), ids)
+        cached = kwargs["past_key_values"].layers
+
+        def make() -> dict[int, tuple[Tensor, Rotary, Tensor]]:
+            shifts = [getattr(layer, "shift", None) for layer in cached]
+            return _shifted(setup, layer, hidden, ids, seq, shifts)
+
+        found = seq.once(("shifted", table, id(ids)), make, ids)
         if id(shift) not in found:  # it lies on another device
             found = _shifted(setup, layer, hidden, ids, seq, [shift])
         return (*found[id(shift)][1:], shift)
