@@ -192,6 +192,14 @@ def test_questions_from_a_file(tmp_path: Path) -> None:
     assert found["table"][0]["questions"] == 6
     assert any("no paraphrase of its questions" in note for note in found["notes"])
     assert any("downsample" in note for note in found["notes"]) is False
+    cut = tmp_path / "1.png"
+    cut.write_bytes(cut.read_bytes()[:-200])  # its beginning is that of a picture
+    with (
+        pytest.warns(UserWarning, match="6 questions"),
+        pytest.raises(ValueError, match=r"question '\d': image .*1\.png' is damaged") as told,
+    ):
+        task.evaluate(config, tmp_path / "again")
+    assert "\n" not in str(told.value)
     (tmp_path / "0.png").unlink()
     with pytest.raises(ValueError, match=r"questions\.jsonl:1: missing image file"):
         task.evaluate(config, tmp_path)

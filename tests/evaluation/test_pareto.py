@@ -16,7 +16,7 @@ def row(role: str, cost: float, right: float, model: str = "m", *kinds: str) -> 
         "role": role,
         "model": model,
         "change": None,
-        "strategy": None if role == "full" else {"name": "a", "option": f"$x_{cost}^"},
+        "strategy": None if role == "full" else {"name": "a", "option": f"$x_^{cost}$"},
         "seeds": [0],
         "flops_share": cost,
         "prefill": None if role == "full" else {"prefill_ratio": cost},
@@ -39,13 +39,13 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
 
 def test_names_hold_any_sign(tmp_path, figures):
-    kinds = ("$100 or $x_^", "two")
+    kinds = ("$100 or x_^$", "two")
     rows = [row("full", 1, 0.9, "m", *kinds), row("tested", 0.5, 0.8, "m", *kinds)]
     made = pareto.draw(tmp_path, rows)
     assert [path.name for path in made] == ["pareto.png", "pareto_kinds.png"]
     assert [axis.get_title() for axis in figures[1].axes[:2]] == list(kinds)
     (legend,) = figures[0].legends
-    assert [text.get_text() for text in legend.get_texts()] == ["full model", "a(option=$x_0.5^)"]
+    assert [text.get_text() for text in legend.get_texts()] == ["full model", "a(option=$x_^0.5$)"]
 
 
 def test_a_front_is_of_one_model(tmp_path, figures):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 import tokenreduce as tr
@@ -19,6 +20,7 @@ from tokenreduce.cost import cost_of, shape_of
 from tokenreduce.evaluation.answering import is_right
 from tokenreduce.evaluation.items import Item
 from tokenreduce.evaluation.records import Row, pack
+from tokenreduce.refusals import is_refusal
 from tokenreduce.tasks.evaluating.conditions import Condition
 from tokenreduce.tasks.generate import only_share
 from tokenreduce.tasks.loading import Loaded
@@ -54,7 +56,7 @@ def inputs_of(
     loaded: Loaded, condition: Condition, items: Sequence[Item]
 ) -> tuple[Any, list[int] | None]:
     """Model inputs of a batch, and the visual tokens it would have had, where pictures shrink."""
-    pictures = [item.picture() for item in items]
+    pictures = [_picture(item) for item in items]
     before = None
     if condition.on_pictures:
         keep = only_share(condition.build()[1], loaded)
@@ -62,6 +64,15 @@ def inputs_of(
         pictures, before = made.images, made.full
     questions = [item.question for item in items]
     return encode_all(loaded, questions, [[picture] for picture in pictures]), before
+
+
+def _picture(item: Item) -> Image.Image:
+    try:
+        return item.picture()
+    except ValueError as error:
+        if not is_refusal(error):
+            raise
+        raise ValueError(f"question {item.name!r}: {error}") from None
 
 
 @torch.inference_mode()
