@@ -368,3 +368,15 @@ def test_stores_are_readable_from_python(whole: tuple[Path, dict[str, Any]]) -> 
     assert store.conditions()[key]["condition"]["strategy"] == {"name": "fastv"}
     assert len(store.answers(key)) == store.head["identity"]["number"] == 12
     assert tr.strategies["fastv"] is not None
+
+
+@pytest.mark.slow
+def test_null_reducers_that_cost_something_else_are_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tokens merged in the vision tower: the schedule that the null reducers have is not its own."""
+    found = run(tmp_path, "strategy=tome", "strategy.tower=merged", "strategy.r=8")
+    row = found["table"][-1]
+    assert row["role"] == "tested"
+    assert set(row["against"]["random"]) == {"flops_share"}
+    assert "random costs" in " ".join(capsys.readouterr().out.split())

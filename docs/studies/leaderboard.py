@@ -90,7 +90,10 @@ def main() -> None:
             except (ValueError, TypeError) as error:
                 refused.append({"strategy": name, "schedule": rule, "reason": str(error)})
                 print(f"{name}, {rule}: {error}", file=sys.stderr)
-    table: dict[str, Any] = {"level": asdict(Level()), "rows": collect(Path(given.folder), Level())}
+    if given.smoke and refused:
+        raise SystemExit(1)
+    rows, notes = collect(Path(given.folder), Level())
+    table: dict[str, Any] = {"level": asdict(Level()), "notes": notes, "rows": rows}
     table["refused"] = refused
     table["schedules"] = rules
     table["command"] = "python docs/studies/leaderboard.py"

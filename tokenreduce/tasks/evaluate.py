@@ -157,7 +157,8 @@ def _tell_power(number: int, level: Level, changing: float) -> None:
         enough = needed(level.margin, changing, level.alpha, ENOUGH)
         warnings.warn(
             f"{number} questions show a loss below the margin {level.margin:g} with power "
-            f"{power:.2f} only, if {changing:.0%} of the answers change: {enough} would have "
-            f"{ENOUGH:g}; 'not shown' in the table is then no evidence of a loss",
+            f"{power:.2f} at most, if {changing:.0%} of the answers change: {enough} would have "
+            f"{ENOUGH:g}, and more where several are about one picture; 'not shown' in the table "
+            "is then no evidence of a loss",
             stacklevel=2,
         )

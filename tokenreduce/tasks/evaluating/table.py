@@ -152,6 +152,9 @@ def _lines(row: Row, schedule: bool) -> list[str]:
         return []
     parts = []
     for name, found in row["against"].items():
+        if "difference" not in found:  # a strategy that does not keep what its schedule says
+            parts.append(f"{name} costs {found['flops_share']:.3f} of the FLOPs: not compared")
+            continue
         low, high = (100 * bound for bound in found["interval"])
         change = 100 * found["difference"]
         parts.append(f"{change:+.1f} [{low:+.1f}, {high:+.1f}] against {name}")
