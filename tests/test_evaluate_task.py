@@ -374,7 +374,7 @@ def test_stores_are_readable_from_python(whole: tuple[Path, dict[str, Any]]) -> 
 def test_null_reducers_that_cost_something_else_are_not_compared(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Tokens merged in the vision tower: the schedule that the null reducers have is not its own."""
+    """Tokens merged in the vision tower: the null reducers' schedule is not its own."""
     found = run(tmp_path, "strategy=tome", "strategy.tower=merged", "strategy.r=8")
     row = found["table"][-1]
     assert row["role"] == "tested"
