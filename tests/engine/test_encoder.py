@@ -248,7 +248,9 @@ def test_what_cannot_be_is_refused() -> None:
         tr.reduce(model, "fastv")
     with pytest.raises(ValueError, match="outside a decoder of 4"):
         tr.reduce(model, "tome", tr.Single(layer=9))
-    with pytest.raises(ValueError, match="positions and logits are of a language model"):
+    with pytest.raises(
+        ValueError, match="positions, logits and min_tokens are of a language model"
+    ):
         tr.reduce(model, "tome", positions="keep")
     with tr.reduce(model, "tome") as reduction:
         with pytest.raises(RuntimeError, match="no picture has passed"):
