@@ -42,7 +42,7 @@ def counted(model, run) -> int:
 def test_every_family_is_there():
     assert len(SEEING) >= 33
     kinds = {FAMILIES[name].model().config.vision_config.model_type for name in SEEING}
-    ours = {k for k, rule in tr.cost.towers.items() if rule.__module__.startswith("tokenreduce.")}
+    ours = {k for k, rule in tr.cost.towers.items() if "tokenreduce" in str(rule.__module__)}
     # read as Qwen3-VL's, whose sizes it has; what a page of the documentation registers is not ours
     assert kinds == ours - {"qwen3_vl_moe_vision"}
 
