@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import tokenreduce as tr
-from tests.families.user import load
+from tests.adapters.user import load
 from tests.quiet import quiet_transformers
 from tokenreduce.embedded import checkpoint_dir
 from tokenreduce.integrations import vllm as door

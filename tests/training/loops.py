@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from training.reference import MIXED, collator, gradients, samples
+from tests.training.reference import MIXED, collator, gradients, samples
 
 pytest.importorskip("accelerate", reason="transformers.Trainer needs accelerate")
 

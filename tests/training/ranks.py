@@ -136,9 +136,9 @@ def generated(order: str, strategy: str) -> dict[str, float]:
 
 def trained(folder: Path, logits: Any) -> dict[str, float]:
     """A stock `Trainer` on both ranks: every sample once, in one step of all."""
+    from tests.training.loops import make, run
+    from tests.training.reference import MIXED
     from tokenreduce.integrations.trainer import follow
-    from training.loops import make, run
-    from training.reference import MIXED
 
     model = FAMILIES["llava"].model()
     loop, found = make(

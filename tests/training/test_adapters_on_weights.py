@@ -11,9 +11,16 @@ import torch
 from torch import Tensor, nn
 
 import tokenreduce as tr
+from tests.training.reference import (
+    SCHEDULE,
+    assert_close,
+    assert_same,
+    gradients,
+    recorded,
+    replayed,
+)
 from tokenreduce.testing.batches import batch
 from tokenreduce.testing.models import FAMILIES
-from training.reference import SCHEDULE, assert_close, assert_same, gradients, recorded, replayed
 
 peft = pytest.importorskip("peft", reason="LoRA needs peft")
 

@@ -16,12 +16,12 @@ import torch.distributed as dist
 from filelock import FileLock
 
 import tokenreduce as tr
+from tests.training.loops import make, run
+from tests.training.ranks import ORDERS, SCHEDULE
+from tests.training.reference import MIXED, assert_same
 from tokenreduce.integrations.trainer import follow
 from tokenreduce.testing.batches import batch
 from tokenreduce.testing.models import FAMILIES
-from training.loops import make, run
-from training.ranks import ORDERS, SCHEDULE
-from training.reference import MIXED, assert_same
 
 if not (dist.is_available() and dist.is_gloo_available()):
     pytest.skip("two processes on a CPU talk through gloo", allow_module_level=True)

@@ -14,9 +14,16 @@ from torch.nn.functional import linear, log_softmax
 from transformers.modeling_outputs import CausalLMOutput
 
 import tokenreduce as tr
+from tests.training.reference import (
+    SCHEDULE,
+    assert_close,
+    assert_same,
+    gradients,
+    recorded,
+    replayed,
+)
 from tokenreduce.testing.batches import IGNORED, batch
 from tokenreduce.testing.models import FAMILIES
-from training.reference import SCHEDULE, assert_close, assert_same, gradients, recorded, replayed
 
 NAMES = ("llava", "qwen2_vl", "qwen3_vl", "gemma3", "smolvlm")
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import tokenreduce as tr
+from tests.training.loops import make, run
 from tokenreduce.checkpoint import FILE
 from tokenreduce.integrations.trainer import follow
 from tokenreduce.testing.batches import batch
 from tokenreduce.testing.models import FAMILIES
-from training.loops import make, run
 
 LLAVA = FAMILIES["llava"]
 

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 import tokenreduce as tr
+from tests.training.loops import Look, Step
+from tests.training.reference import SCHEDULE, assert_close, assert_same, recorded, replayed
 from tokenreduce.integrations.trainer import follow
 from tokenreduce.testing.checkpoints import write
-from training.loops import Look, Step
-from training.reference import SCHEDULE, assert_close, assert_same, recorded, replayed
 
 pytest.importorskip("trl", minversion="1.15", reason="TRL's fused head needs trl >= 1.15")
 datasets = pytest.importorskip("datasets", minversion="4.7", reason="TRL reads a datasets.Dataset")

@@ -8,12 +8,19 @@ from torch.nn.functional import cross_entropy
 from transformers import Trainer
 
 import tokenreduce as tr
+from tests.training.loops import make, run
+from tests.training.reference import (
+    SCHEDULE,
+    assert_close,
+    assert_same,
+    collator,
+    recorded,
+    replayed,
+)
+from tests.training.reference import samples as samples_of
 from tokenreduce.integrations.trainer import follow
 from tokenreduce.testing.batches import IGNORED, batch
 from tokenreduce.testing.models import FAMILIES
-from training.loops import make, run
-from training.reference import SCHEDULE, assert_close, assert_same, collator, recorded, replayed
-from training.reference import samples as samples_of
 
 
 def reduced(model, name="pyramid_drop", **options):

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import tokenreduce as tr
+from tests.training.loops import make, run
+from tests.training.reference import SCHEDULE, assert_close, assert_same, recorded
 from tokenreduce.integrations.trainer import follow
 from tokenreduce.testing.models import FAMILIES
-from training.loops import make, run
-from training.reference import SCHEDULE, assert_close, assert_same, recorded
 
 
 def step(folder, name="llava", strategy="pyramid_drop", logits="full", **options):
