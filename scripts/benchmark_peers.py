@@ -21,6 +21,7 @@ import torch
 from kvpress import KnormPress, RandomPress, SnapKVPress
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tokenreduce.engine.call import cache_of, with_cache
 from tokenreduce.tasks.benchmarking.clock import Clock, Times, interval, paired, ratios
 from tokenreduce.tasks.benchmarking.memory import cache_bytes, peak_bytes
 
@@ -67,11 +68,11 @@ def measure(model: Any, visual: int) -> list[dict[str, Any]]:
                 with make():
                     peaks[name] = peak_bytes(prefill, model.device)
             with make():
-                cache = prefills[name].measure(prefill).past_key_values
+                cache = cache_of(prefills[name].measure(prefill))
             caches[name] = cache_bytes(cache)
             for i in range(STEPS):
                 at = torch.tensor([[visual + TEXT + i]])
-                call = {"inputs_embeds": token, "past_key_values": cache, "position_ids": at}
+                call = {"inputs_embeds": token, "position_ids": at, **with_cache(model, cache)}
                 steps[name].measure(lambda call=call: model(**call, use_cache=True))
             if not turn:
                 prefills[name].forget()

@@ -25,9 +25,11 @@ if TYPE_CHECKING:  # the same names for type checkers, documentation and editors
     from tokenreduce.distillation import agreement, distill
     from tokenreduce.downsample import Downsampled, downsample
     from tokenreduce.encoder import EncoderReduction
+    from tokenreduce.engine.call import cache_of, with_cache
+    from tokenreduce.errors import ContractError, ReductionWarning
     from tokenreduce.geometry import Picture
     from tokenreduce.learned import LearnedScorer, LearnedStrategy
-    from tokenreduce.reduction import Reduction, ReductionWarning, reduce, unwrap
+    from tokenreduce.reduction import Reduction, reduce, unwrap
     from tokenreduce.registry import Registry, UnknownName
     from tokenreduce.scheduler import Scheduler, Stop, schedulers
     from tokenreduce.schedulers.cosine import Cosine
@@ -70,9 +72,11 @@ _HOMES = {
     "distillation": ("agreement", "distill"),
     "downsample": ("Downsampled", "downsample"),
     "encoder": ("EncoderReduction",),
+    "engine.call": ("cache_of", "with_cache"),
+    "errors": ("ContractError", "ReductionWarning"),
     "geometry": ("Picture",),
     "learned": ("LearnedScorer", "LearnedStrategy"),
-    "reduction": ("Reduction", "ReductionWarning", "reduce", "unwrap"),
+    "reduction": ("Reduction", "reduce", "unwrap"),
     "registry": ("Registry", "UnknownName"),
     "scheduler": ("Scheduler", "Stop", "schedulers"),
     "schedulers.cosine": ("Cosine",),

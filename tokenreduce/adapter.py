@@ -201,6 +201,10 @@ class Adapter:
         cap = getattr(attention, "attn_logit_softcapping", None)
         return scaled if cap is None else torch.tanh(scaled / cap) * cap
 
+    def tables(self, layer: Part, rotary: Rotary) -> Rotary:
+        """Cos and sin (b, l, e) by which `layer` turns a head, from what it is handed."""
+        return rotary
+
     def rotary_kind(self, layer: Part) -> str | None:
         """Which of several rotary tables a layer reads; None where there is one for all."""
         return None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tokenreduce.engine.merging import Merged, Merging
 from tokenreduce.engine.packed import PackedMerged, PackedMerging
+from tokenreduce.errors import ReductionWarning
 from tokenreduce.report import EncoderReport
 from tokenreduce.scheduler import Scheduler, Stop
 from tokenreduce.strategy import Strategy, TowerStrategy
@@ -119,8 +120,6 @@ class EncoderReduction:
 
     def remove(self) -> None:
         """Takes every hook off: the model is as it was. Warns when nothing was ever merged."""
-        from tokenreduce.reduction import ReductionWarning
-
         if self._merging.remove() and not self._applied and self._asks():
             warnings.warn(
                 "the reduction was removed without having reduced anything: no picture passed "

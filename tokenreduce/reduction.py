@@ -20,11 +20,13 @@ from tokenreduce import plugins
 from tokenreduce.adapter import Adapter, adapter_for, adapters
 from tokenreduce.cost import shape_of
 from tokenreduce.encoder import EncoderReduction
+from tokenreduce.engine.contract import check_model
 from tokenreduce.engine.hooks import parameters
 from tokenreduce.engine.inside import Inside
 from tokenreduce.engine.sequence import Sequence
 from tokenreduce.engine.setup import Setup
 from tokenreduce.engine.wiring import Wiring
+from tokenreduce.errors import ReductionWarning
 from tokenreduce.fit import Logits, check_fit, check_options
 from tokenreduce.geometry import Picture
 from tokenreduce.learned import LearnedStrategy, complaint
@@ -33,10 +35,6 @@ from tokenreduce.scheduler import Scheduler, Stop, schedulers
 from tokenreduce.strategy import Positions, Strategy, TowerStrategy, strategies
 from tokenreduce.tokens import Plan
 from tokenreduce.tower import Part, encoder_tower
-
-
-class ReductionWarning(UserWarning):
-    """A reduction that was asked for did not happen, or nobody can have meant it so."""
 
 
 class Reduction:
@@ -306,6 +304,7 @@ def reduce(
         KeyError: an unknown strategy, scheduler or adapter name.
         TypeError: a strategy whose evidence the adapter cannot measure, or an object of another
             kind.
+        ContractError: a model or a release of transformers that is not what the engine relies on.
         ValueError: an unsupported family, a layer beyond the model, positions that are not
             defined for the family, or a model that is already reduced.
     """
@@ -329,6 +328,7 @@ def reduce(
     )
     if adapter is not None and (reason := reader.unfit(unwrap(model))):
         raise ValueError(f"the {type(reader).__name__} adapter cannot read this model: {reason}")
+    check_model(reader, unwrap(model))
     check_fit(chosen, reader, unwrap(model))
     rule = check_options(chosen, reader, positions, logits, min_tokens)
     return Reduction(model, chosen, schedule, reader, rule, logits, seed, min_tokens)

@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+import tokenreduce.engine.call as spelled
 from tokenreduce.adapter import Adapter, adapters
 from tokenreduce.geometry import Picture
 from tokenreduce.tokens import DECODER
 from tokenreduce.tower import Part, Rotary
 
-LAYER = frozenset(
-    {
-        "hidden_states",
-        "attention_mask",
-        "position_embeddings",
-        "position_ids",
-        "past_key_values",
-        "past_key_value",
-        "cache_position",
-        "use_cache",
-        "output_attentions",
-        "output_router_logits",
-    }
-)
-"""What the engine can shorten, or hand on as it is, among the arguments of a decoder layer."""
-STACK = LAYER | {"input_ids", "inputs_embeds", "output_hidden_states", "return_dict"}
-"""The same of the decoder: any other argument could reach its tokens between two layers."""
+FAILS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""What a layer of another build raises when it is tried; a warning made an error is not meant."""
 CROSS = ("cross_attention_layers", "cross_layer_interval", "cross_layers")
 PARTS = ("q_proj", "k_proj", "head_dim", "scaling")
 TRIED = 3
@@ -93,7 +78,7 @@ def _stack(decoder: Part) -> str | None:
     name = type(decoder).__name__
     if "mrope_section" in (getattr(decoder.config, "rope_parameters", None) or {}):
         return f"positions in {name} have several axes (mrope_section)"
-    if odd := _parameters(decoder) - STACK:
+    if odd := spelled.parameters(decoder.forward) - spelled.DECODER:
         return f"its decoder, {name}, takes {', '.join(sorted(odd))}"
     for i, layer in enumerate(decoder.layers):
         name = f"{type(layer).__name__} (layer {i})"
@@ -102,7 +87,7 @@ def _stack(decoder: Part) -> str | None:
         attention = getattr(layer, "self_attn", None)
         if lacking := [part for part in PARTS if not hasattr(attention, part)]:
             return f"{name} has no self_attn.{lacking[0]}"
-        if odd := _parameters(layer) - LAYER:
+        if odd := spelled.parameters(layer.forward) - spelled.LAYER:
             return f"{name} takes {', '.join(sorted(odd))}"
     return None
 
@@ -165,25 +150,16 @@ def _keys(layer: Part, hidden: Tensor, rotary: Rotary, at: Tensor) -> Tensor | N
     if checkpointing:  # which takes the cache away
         layer.gradient_checkpointing = False
     try:
-        layer(
-            hidden,
-            attention_mask=None,
-            position_embeddings=rotary,
-            position_ids=at,
-            past_key_values=notes,
-        )
+        names = {what: known[0] for what, known in spelled.ROLES.items()}
+        names["cache"] = spelled.cache_name(layer.forward)
+        call = spelled.LayerCall(0, layer, hidden, rotary, None, at, notes, {}, names, False)
+        args, kwargs = call.write()
+        layer(*args, **kwargs)
     except _Written:
         return notes.keys
-    except Exception:
+    except FAILS:
         return None
     finally:
         if checkpointing:
             layer.gradient_checkpointing = True
     return None
-
-
-def _parameters(module: nn.Module) -> set[str]:
-    """The names of what a module's forward takes, without the catch-alls."""
-    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    given = inspect.signature(module.forward).parameters.values()
-    return {one.name for one in given if one.kind not in kinds}

@@ -12,7 +12,7 @@ from torch import Tensor
 from tokenreduce.adapter import Adapter, adapters
 from tokenreduce.geometry import Picture
 from tokenreduce.tokens import TOWER
-from tokenreduce.tower import PackedTower, Part, Tower
+from tokenreduce.tower import PackedTower, Part, Rotary, Tower
 
 
 class FusedTower(PackedTower):
@@ -88,15 +88,36 @@ class Qwen2VL(Adapter):
         """(squares,) where each square of patches stands in the tower; None: where it stood."""
         if getattr(vision, "window_size", None) is None:
             return None
-        from transformers.vision_utils import get_vision_window_index
+        side = vision.window_size // vision.spatial_merge_size // vision.patch_size
+        places, first = [], 0
+        for frames, rows, columns in sizes.tolist():  # sync: once per encoder call
+            h, w = rows // vision.spatial_merge_size, columns // vision.spatial_merge_size
+            square = torch.arange(frames * h * w).view(frames, h, w) + first
+            # windows of a frame row by row, and the squares of a window likewise
+            windows = (
+                square[frame, y : y + side, x : x + side].flatten()
+                for frame in range(frames)
+                for y in range(0, h, side)
+                for x in range(0, w, side)
+            )
+            places += list(windows)
+            first += frames * h * w
+        return torch.cat(places).argsort()
 
-        index: Tensor = get_vision_window_index(
-            sizes,
-            spatial_merge_size=vision.spatial_merge_size,
-            window_size=vision.window_size,
-            patch_size=vision.patch_size,
-        )[0]
-        return index.argsort().cpu()  # sync: once per encoder call
+    def tables(self, layer: Part, rotary: Rotary) -> Rotary:
+        """Up to transformers 5.16 a layer is handed (3, b, l, e): one table for every axis.
+
+        A head's width is divided among the axes, in each of its halves (Qwen2-VL, section 2.1).
+        """
+        if rotary[0].dim() == 3:
+            return rotary
+        widths = layer.self_attn.config.rope_parameters["mrope_section"] * 2
+
+        def joined(table: Tensor) -> Tensor:
+            parts = torch.split(table, widths, dim=-1)
+            return torch.cat([part[i % 3] for i, part in enumerate(parts)], dim=-1)
+
+        return joined(rotary[0]), joined(rotary[1])
 
     def tower(self, base: Part) -> Tower | None:
         """A tower of blocks; its last one sees whole pictures."""

@@ -7,6 +7,7 @@ Shapes: b samples, p physical (stored) tokens.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,6 +19,12 @@ from transformers.cache_utils import (
     DynamicLayer,
     DynamicSlidingWindowLayer,
 )
+
+SHORTENED = (DynamicLayer, DynamicSlidingWindowLayer)
+"""The kinds of cache layers that can be made short."""
+
+CROPS_TO_LENGTH = "max_length" in inspect.signature(DynamicLayer.crop).parameters
+"""Whether `crop(n)` of this transformers leaves n tokens; later ones only take -n tokens away."""
 
 
 @dataclass
@@ -112,8 +119,13 @@ class ShortLayer:
             self.shift = change(self.shift)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forgets the last tokens, -1 for the last one; every sample must still hold them."""
+        """Forgets the last tokens, -1 for the last one; every sample must still hold them.
+
+        Where transformers also crops to a length, a positive number is the length that stays.
+        """
         n = -int(tokens_to_remove)
+        if CROPS_TO_LENGTH and n <= 0:
+            n = max(self.seen + n, 0)
         if n < 0:
             raise ValueError(
                 f"crop({tokens_to_remove}): a reduced cache is cropped by a negative number, of "
@@ -155,7 +167,7 @@ def short(cache: Cache, layer: int) -> ShortLayer:
     if isinstance(found, ShortLayer):
         return found
     kind = type(found)
-    if kind not in (DynamicLayer, DynamicSlidingWindowLayer):
+    if kind not in SHORTENED:
         raise ValueError(
             f"a {kind.__name__} cannot hold reduced tokens: use a DynamicCache (the default), "
             "i.e. no cache_implementation"
@@ -176,10 +188,8 @@ def short(cache: Cache, layer: int) -> ShortLayer:
     return cast(ShortLayer, twin)
 
 
-def held(cache: Cache | None, layer: int) -> CacheLayerMixin | None:
+def held(cache: Cache, layer: int) -> CacheLayerMixin:
     """The cache's layer `layer`; caches that add layers as they go are extended to have it."""
-    if cache is None:
-        return None
     template = getattr(cache, "layer_class_to_replicate", None)
     while template is not None and len(cache.layers) <= layer:
         cache.layers.append(template())

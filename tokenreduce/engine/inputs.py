@@ -5,7 +5,7 @@ Shapes: b samples, l sequence, r asking tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -14,22 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from tokenreduce.adapter import IMAGE, VIDEO, Adapter
+from tokenreduce.engine.call import ModelCall
 from tokenreduce.engine.sequence import Sequence
 from tokenreduce.geometry import Picture, Runs, assign, joined, places
 
-RAW = ("pixel_values", "image_patches", "image_pixel_values")
 
-
-def merged_kinds(arguments: Mapping[str, Any]) -> set[str]:
+def merged_kinds(call: ModelCall) -> set[str]:
     """The kinds of pictures whose features this pass puts into the text.
 
     Only their placeholder ids are visual: a generated placeholder id is text like any other.
     """
-    outputs = arguments.get("mm_encoder_outputs")
-    given = outputs.items() if isinstance(outputs, Mapping) else ()
-    encoded = {str(kind) for kind, value in given if value is not None}
-    raw = [name for name, value in arguments.items() if value is not None and name.startswith(RAW)]
-    return encoded | {VIDEO if "video" in name else IMAGE for name in raw}
+    encoded = {str(kind) for kind, value in call.encoded.items() if value is not None}
+    return encoded | {VIDEO if "video" in name else IMAGE for name in call.raw}
 
 
 @dataclass
@@ -51,15 +47,15 @@ class Album:
             self.pictures[kind], self.used[kind] = pictures, 0
 
 
-def placeholders(adapter: Adapter, base: nn.Module, arguments: Mapping[str, Any]) -> Tensor | None:
+def placeholders(adapter: Adapter, base: nn.Module, call: ModelCall) -> Tensor | None:
     """(b, l) the kind of picture that each placeholder of this pass stands for, or None.
 
     0 is text, n the n-th of `adapter.visual_ids`. Kinds may share an id (GLM-4V).
     """
-    merged, ids = merged_kinds(arguments), adapter.visual_ids(base.config)
+    merged, ids = merged_kinds(call), adapter.visual_ids(base.config)
     if not merged & set(ids):
         return None
-    tokens, embeds = arguments.get("input_ids"), arguments.get("inputs_embeds")
+    tokens, embeds = call.ids, call.embeddings
     if tokens is not None:
         masks = [tokens == number for number in ids.values()]
     elif embeds is not None:

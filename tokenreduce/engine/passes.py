@@ -6,14 +6,16 @@ Shapes: b samples, l logical tokens, p physical tokens, d width.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tokenreduce.engine import inside
+from tokenreduce.engine import contract, inside
 from tokenreduce.engine.cache import Pending, ShortLayer, held, short
+from tokenreduce.engine.call import LayerCall, foreign, usable
 from tokenreduce.engine.evidence import FROM_BEFORE, Capture, evidence
 from tokenreduce.engine.handover import Handover
 from tokenreduce.engine.hooks import compiled, place_of
@@ -28,83 +30,69 @@ from tokenreduce.tower import Part
 
 EMBEDDINGS = frozenset({"embedding", "text_embedding"})
 """Evidence on the input of layer 0, which is then kept for later stops."""
-RESHAPED = ("attention_mask", "position_embeddings", "position_ids")
-"""What a layer is given per token, beside the hidden states."""
 
 
-def enter(
-    setup: Setup,
-    i: int,
-    layer: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    seq: Sequence,
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of decoder layer `i` for the tokens that are left."""
-    for name, value in zip(setup.names[1:], args[1:], strict=False):
-        kwargs[name] = value
+def enter(setup: Setup, call: LayerCall, seq: Sequence) -> LayerCall:
+    """What a decoder layer is called with, for the tokens that are left."""
     if seq.visual is None:
-        _follow(setup, i, layer, args, kwargs, seq)
-        return args[:1], kwargs
-    by_name = not args
-    kwargs.setdefault("hidden_states", *args[:1])
-    _bring(place_of(layer, kwargs["hidden_states"]), i, kwargs, seq)
-    hidden: Tensor = kwargs.pop("hidden_states")
-    cached = held(kwargs.get("past_key_values"), i)
+        return _follow(setup, call, seq)
+    i = call.index
+    if setup.stops and foreign(call.cache):
+        raise contract.strange_cache(call.cache)
+    call = _brought(place_of(call.layer, call.hidden), call, seq)
+    cached = held(call.cache, i) if usable(call.cache) else None
+    seq.cache = call.cache if seq.cache is None else seq.cache
     if not i and setup.strategy.needs & EMBEDDINGS:
-        seq.embedded = hidden.detach()
-    if i not in seq.layouts:  # a layer that checkpointing runs again finds its layout here
+        seq.embedded = call.hidden.detach()
+    fresh = i not in seq.layouts  # a layer that checkpointing runs again finds its layout here
+    if fresh:
         if i in setup.stops:
-            _decide(setup, i, layer, hidden, kwargs, seq, cached)
+            _decide(setup, call, seq, cached)
         seq.layouts[i] = seq.layout
-        fresh = True
-    else:
-        fresh = False
     layout, step = seq.layouts[i], seq.steps.get(i)
-    if step is not None:
-        hidden = step.hidden(hidden)
-    logical = dict(kwargs)
     past = _past(cached, seq)
+    shorter = call
+    if step is not None:
+        shorter = replace(call, hidden=step.hidden(call.hidden))
     if layout is not None or isinstance(cached, ShortLayer):
-        _shorten(setup, i, hidden, kwargs, seq, layout)
+        shorter = _shortened(setup, shorter, seq, layout)
     if fresh and i + 1 in setup.stops:
         wanted = setup.strategy.needs & FROM_BEFORE
         if wanted:
             # a score is no part of the loss, and checkpointing counts tensors
             with torch.no_grad():
-                view = _view(setup, i, hidden, logical, seq, layout, cached, past)
-                whole = compiled(setup.decoder, layer)
+                logical = replace(call, hidden=shorter.hidden)
+                view = _view(setup, logical, seq, layout, cached, past)
+                whole = compiled(setup.decoder, call.layer)
                 seq.evidence[i + 1] = Capture(view, wanted, watching=not whole)
-    if by_name:
-        kwargs["hidden_states"] = hidden
-        return (), kwargs
-    return (hidden,), kwargs
+    return shorter
 
 
-def _bring(device: torch.device, i: int, kwargs: dict[str, Any], seq: Sequence) -> None:
-    """Brings the pass to `device`, that of layer `i`: a model may lie on several (`device_map`).
+def _brought(device: torch.device, call: LayerCall, seq: Sequence) -> LayerCall:
+    """Brings the pass to `device`, that of the layer: a model may lie on several (`device_map`).
 
     What spreads a model over devices moves a layer's inputs later, right before its forward.
 
     Raises:
         ValueError: a score that reads the layer before, on the other side of a border.
     """
-    hidden: Tensor = kwargs["hidden_states"]
+    hidden, changes = call.hidden, dict[str, Any]()
     if device != hidden.device:
-        if i in seq.evidence:
+        if call.index in seq.evidence:
             raise ValueError(
-                f"the strategy reads layer {i - 1} at its stop at layer {i}, but the model is "
-                f"split between them ({hidden.device} and {device}): move the stop, or the layer "
-                "in the device map"
+                f"the strategy reads layer {call.index - 1} at its stop at layer {call.index}, but "
+                f"the model is split between them ({hidden.device} and {device}): move the stop, "
+                "or the layer in the device map"
             )
-        kwargs["hidden_states"] = hidden.to(device)
+        changes["hidden"] = hidden.to(device)
     seq.move(device)
-    for name in RESHAPED:
-        given = kwargs.get(name)
-        first = given[0] if isinstance(given, tuple) else given
+    for what in ("mask", "rotary", "position_ids"):
+        value = getattr(call, what)
+        first = value[0] if isinstance(value, tuple) else value
         if isinstance(first, Tensor) and first.device != device:
             # every layer is given the same tensors: one copy for all on this device
-            kwargs[name] = seq.once(("moved", id(given)), partial(moved, given, device), given)
+            changes[what] = seq.once(("moved", id(value)), partial(moved, value, device), value)
+    return replace(call, **changes) if changes else call
 
 
 def add_between(
@@ -130,48 +118,36 @@ def add_between(
     return hidden + whole
 
 
-def _follow(
-    setup: Setup,
-    i: int,
-    layer: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    seq: Sequence,
-) -> None:
+def _follow(setup: Setup, call: LayerCall, seq: Sequence) -> LayerCall:
     """A pass of text alone, such as a decoding step: only a short cache needs anything.
 
     What it needs is the same for all layers of a stage on one device, and found once: every other
     layer of a step looks it up.
     """
-    cache = kwargs.get("past_key_values")
-    if cache is None or len(cache.layers) <= i or not isinstance(cache.layers[i], ShortLayer):
-        return
-    twin: ShortLayer = cache.layers[i]
+    cache, i = call.cache, call.index
+    if not usable(cache) or len(cache.layers) <= i:
+        return call
+    twin = cache.layers[i]
+    if not isinstance(twin, ShortLayer):
+        return call
+    seq.cache = cache
     place: torch.device | None = getattr(twin.keys, "device", None)  # where the layer computes
-    of = [kwargs.get(name) for name in RESHAPED]
+    of = [call.mask, call.rotary, call.position_ids]
     key = (id(twin.order), id(twin.shift), twin.seen, twin.tail, twin.ragged, place, *map(id, of))
 
     def make() -> tuple[Pending | None, dict[str, Any]]:
-        changed = dict(kwargs)
-        changed.setdefault("hidden_states", *args[:1])
-        _bring(place or place_of(layer, changed["hidden_states"]), i, changed, seq)
-        _shorten(setup, i, changed.pop("hidden_states"), changed, seq, None)
-        return twin.pending, {name: changed[name] for name in RESHAPED if name in changed}
+        here = _brought(place or place_of(call.layer, call.hidden), call, seq)
+        made = _shortened(setup, here, seq, None)
+        changes = {"mask": made.mask, "rotary": made.rotary, "position_ids": made.position_ids}
+        return twin.pending, changes
 
     twin.pending, changes = seq.once(key, make, twin.order, twin.shift, of)
-    kwargs.update(changes)
+    return replace(call, **changes)
 
 
-def _decide(
-    setup: Setup,
-    i: int,
-    layer: nn.Module,
-    hidden: Tensor,
-    kwargs: dict[str, Any],
-    seq: Sequence,
-    cached: Any,
-) -> None:
+def _decide(setup: Setup, call: LayerCall, seq: Sequence, cached: Any) -> None:
     """Asks the strategy at a stop, and moves the sequence to the layout of its plan."""
+    i, layer = call.index, call.layer
     before = seq.layout or seq.once("first", seq.first)
     if setup.grouped:
         _merge_as_the_tower(seq, i, before)
@@ -194,13 +170,13 @@ def _decide(
     handing = not (stays or grads or layer.training or torch.compiler.is_compiling())
     with torch.no_grad():
         past = _past(cached, seq)
-        view = _view(setup, i, hidden, kwargs, seq, seq.layout, cached, past)
+        view = _view(setup, call, seq, seq.layout, cached, past)
         whole = compiled(setup.decoder, layer)
         fits = not whole and Handover.fits(setup.adapter.key_projection(layer))
         view.handing = handing and fits
         found = evidence(view, capture, setup.strategy.needs, setup.decoder)
         learning = grads and (layer.training or setup.strategy.training)
-        tokens = _tokens(setup, i, hidden, seq, before, found, learning)
+        tokens = _tokens(setup, call, seq, before, found, learning)
         plan = setup.strategy.plan(tokens, budget)
     if stays:
         return
@@ -215,8 +191,7 @@ def _decide(
 
 def _tokens(
     setup: Setup,
-    i: int,
-    hidden: Tensor,
+    call: LayerCall,
     seq: Sequence,
     before: Layout,
     found: Mapping[str, Callable[[], Tensor]],
@@ -225,13 +200,13 @@ def _tokens(
     """What a strategy is given at a stop, without gradients to the model."""
     assert seq.places is not None  # set with `seq.visual`
     return Tokens(
-        hidden=rows_of(hidden, before.visual),
+        hidden=rows_of(call.hidden, before.visual),
         valid=before.visual_valid,
         origin=before.origin,
         places=seq.places.gather(before.origin),
         counts=before.counts,
         original=max(seq.counts),
-        layer=i,
+        layer=call.index,
         seed=setup.seed,
         separators=seq.separators,
         learning=learning,
@@ -276,37 +251,26 @@ def _past(cached: Any, seq: Sequence) -> tuple[Tensor, Tensor] | None:
 
 def _view(
     setup: Setup,
-    i: int,
-    hidden: Tensor,
-    kwargs: dict[str, Any],
+    call: LayerCall,
     seq: Sequence,
     layout: Layout | None,
     cached: Any,
     past: tuple[Tensor, Tensor] | None,
 ) -> LayerView:
     shift = getattr(cached, "shift", None)
-    tables = rotary(setup, i, hidden, kwargs, seq, layout, shift)[0]
-    mask = kwargs.get("attention_mask")
+    tables = setup.adapter.tables(call.layer, rotary(setup, call, seq, layout, shift)[0])
     whole = layout or seq.once("first", seq.first)
-    layer = setup.decoder.layers[i]
-    return LayerView(setup.adapter, seq, layer, whole, hidden.detach(), tables, mask, past)
+    hidden = call.hidden.detach()
+    return LayerView(setup.adapter, seq, call.layer, whole, hidden, tables, call.mask, past)
 
 
-def _shorten(
-    setup: Setup,
-    i: int,
-    hidden: Tensor,
-    kwargs: dict[str, Any],
-    seq: Sequence,
-    layout: Layout | None,
-) -> None:
+def _shortened(setup: Setup, call: LayerCall, seq: Sequence, layout: Layout | None) -> LayerCall:
     """Mask, rotary embedding, position ids and cache bookkeeping of the tokens that are left."""
     ragged = layout is not None and layout.valid is not None
-    cache = kwargs.get("past_key_values")
-    twin = short(cache, i) if cache is not None else None
+    twin = short(call.cache, call.index) if call.cache is not None else None
     shift = twin.shift if twin is not None else None
-    tables, ids, shift = rotary(setup, i, hidden, kwargs, seq, layout, shift)
-    mask = kwargs.get("attention_mask")
+    tables, ids, shift = rotary(setup, call, seq, layout, shift)
+    mask = call.mask
     kind = seq.once("kind", lambda: _kind(setup.decoder))
     if twin is not None:
         ragged = ragged or twin.ragged
@@ -317,27 +281,27 @@ def _shorten(
         if twin is not None and twin.pending is not None and layout is not None:
             twin.pending.order = keys
         total = seq.start + seq.length
-        kwargs["attention_mask"] = seq.once(
-            ("mask", id(mask), id(queries), id(keys), ragged),
+        given = mask
+        mask = seq.once(
+            ("mask", id(given), id(queries), id(keys), ragged),
             lambda: gathered(
-                mask,
+                given,
                 queries,
                 keys,
                 start=seq.start,
                 total=total,
                 ragged=ragged,
                 kind=kind,
-                dtype=hidden.dtype,
+                dtype=call.hidden.dtype,
             ),
-            mask,
+            given,
             keys,
         )
-    kwargs["position_embeddings"] = tables
-    if "flash" in kind and "position_ids" in kwargs:
-        # gaps between positions would be read as the borders of packed sequences
-        kwargs["position_ids"] = None
-    elif ids is not None:
-        kwargs["position_ids"] = ids
+    if "flash" in kind:
+        ids = None  # gaps between positions would be read as the borders of packed sequences
+    elif ids is None:
+        ids = call.position_ids
+    return replace(call, mask=mask, rotary=tables, position_ids=ids)
 
 
 def _stored(twin: ShortLayer, seq: Sequence, queries: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenreduce.engine.call import last_hidden, set_states, states_of
 from tokenreduce.engine.sequence import Layout, Sequence, rows_of
 
 
@@ -54,8 +55,8 @@ def _fill(seq: Sequence, layout: Layout) -> tuple[Tensor, Tensor | None]:
 
 def restore_output(seq: Sequence, output: Any, rows: Tensor | None) -> Any:
     """A decoder's output with every hidden state at logical length, or only `rows` (b, t) of it."""
-    output = _set_last(output, lambda x: restore(seq, seq.layout, x, rows))
-    states = getattr(output, "hidden_states", None)
+    output = last_hidden(output, lambda x: restore(seq, seq.layout, x, rows))
+    states = states_of(output)
     if states is not None and seq.steps:
         # entry j is the output of layer j - 1; entry 0 the input of layer 0, after its stop.
         # Lengths say nothing: beside a long text-only sample, shortened rows stay as wide
@@ -65,14 +66,7 @@ def restore_output(seq: Sequence, output: Any, rows: Tensor | None) -> Any:
             None if state is None else restore(seq, layout, state)
             for layout, state in zip(layouts, states, strict=True)
         ]
-        output.hidden_states = tuple(whole)
-    return output
-
-
-def _set_last(output: Any, change: Any) -> Any:
-    if isinstance(output, tuple):
-        return (change(output[0]), *output[1:])
-    output.last_hidden_state = change(output.last_hidden_state)
+        set_states(output, tuple(whole))
     return output
 
 

@@ -63,6 +63,7 @@ class Sequence:
             `kept` the origins (b, k) of what is left, their validity, and the counts.
         embedded: (b, l, d) the input of layer 0, where a strategy reads it.
         evidence: captures that run for a coming stop, and what is handed to the layer of a stop.
+        cache: the KV cache that the layers were given, once one was.
     """
 
     batch: int
@@ -87,6 +88,7 @@ class Sequence:
     evidence: dict[int, Any] = field(default_factory=dict)
     layout: Layout | None = None
     embedded: Tensor | None = None
+    cache: Any = None
     memo: dict[Hashable, Any] = field(default_factory=dict)
 
     def move(self, device: torch.device) -> None:

@@ -8,7 +8,7 @@ Shapes: b samples, l sequence, t positions whose logits are wanted.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from tokenreduce.adapter import VIDEO
-from tokenreduce.engine import inputs, passes
+from tokenreduce.engine import contract, inputs, passes
+from tokenreduce.engine.call import SHIFTED, LayerCall, ModelCall, cache_of, foreign
 from tokenreduce.engine.hooks import Hook, Replaced, Watched, bind, parameters
 from tokenreduce.engine.inputs import Album
 from tokenreduce.engine.restore import restore_output, text_rows
@@ -167,7 +168,7 @@ class Wiring:
         names = parameters(module)
 
         def hook(_: nn.Module, args: Arguments, kwargs: Keywords) -> Any:
-            return call(bind(names, args, kwargs), args, kwargs)
+            return call(ModelCall(bind(names, args, kwargs)), args, kwargs)
 
         self.handles.append(module.register_forward_pre_hook(Hook(hook), with_kwargs=True))
 
@@ -180,7 +181,7 @@ class Wiring:
 
     # -- root: labels, and which logits are wanted ---------------------------------------------
 
-    def _root_before(self, given: Mapping[str, Any], args: Arguments, kwargs: Keywords) -> Any:
+    def _root_before(self, given: ModelCall, args: Arguments, kwargs: Keywords) -> Any:
         frame = self.frame
         if frame.rows is not None:  # called by a wrapper that has been through this
             return None
@@ -188,7 +189,7 @@ class Wiring:
         known = frame.outside if labels is None else labels
         if known is not None:
             frame.labels = known
-        wanted = given.get("logits_to_keep")
+        wanted = given.wanted
         frame.drafts = wanted - 1 if isinstance(wanted, int) and wanted > 1 else 0
         if not self.only_text:
             return None
@@ -202,7 +203,7 @@ class Wiring:
                 'compute_loss_func, log-probabilities) needs logits="full", or pass labels'
             )
         visual = kind > 0
-        real = inputs.real_tokens(given.get("attention_mask"), _start(given), visual.shape[1])
+        real = inputs.real_tokens(given.mask, given.start, visual.shape[1])
         rows = text_rows(visual, real, None if ahead is None else ahead != -100)
         if rows.shape[1] == visual.shape[1]:
             # nothing is left out; moved to the right, they would still fit the caller's own labels
@@ -212,7 +213,7 @@ class Wiring:
             return None
         # the loss aligns positions and labels itself: hand it labels that are aligned already
         picked = ahead.gather(1, rows.clamp(min=0)).masked_fill(rows < 0, -100)
-        return args, {**kwargs, "shift_labels": picked}
+        return args, {**kwargs, SHIFTED: picked}
 
     def _root_after(self, kwargs: Keywords, output: Any) -> None:
         frame = self.frame
@@ -242,32 +243,35 @@ class Wiring:
             setattr(output, PICTURES, (kind, pictures))
         return output
 
-    def _base_before(self, given: Mapping[str, Any], args: Arguments, kwargs: Keywords) -> None:
-        for output in (given.get("mm_encoder_outputs") or {}).values():
+    def _base_before(self, given: ModelCall, args: Arguments, kwargs: Keywords) -> None:
+        for output in given.encoded.values():
             known = getattr(output, PICTURES, None)
             if known is not None:
                 self.frame.album.put(*known)
-        self.frame.clips, self.frame.ids = given.get("pixel_values_videos"), given.get("input_ids")
-        self.frame.found = (self._visual(given), given.get("attention_mask"))
+        self.frame.clips, self.frame.ids = given.videos, given.ids
+        self.frame.found = (self._visual(given), given.mask)
 
-    def _visual(self, given: Mapping[str, Any]) -> Tensor | None:
+    def _visual(self, given: ModelCall) -> Tensor | None:
         """(b, l) the kinds of this call's visual tokens: marked by the caller, or placeholders."""
         marked = self.frame.marked
         if marked is None:
             return inputs.placeholders(self.setup.adapter, self.base, given)
-        x = _tokens(given)
-        start = _start(given)
-        mask = inputs.chunk(marked[0].to(x.device), x.shape[0], start, x.shape[1])
+        x = given.tokens
+        mask = inputs.chunk(marked[0].to(x.device), x.shape[0], given.start, x.shape[1])
         return None if mask is None else mask.long()
 
     # -- decoder: a pass begins and ends -------------------------------------------------------
 
-    def _decoder_before(self, given: Mapping[str, Any], args: Arguments, kwargs: Keywords) -> Any:
-        frame, x = self.frame, _tokens(given)
-        seq = Sequence(x.shape[0], x.shape[1], _start(given), x.device)
+    def _decoder_before(self, given: ModelCall, args: Arguments, kwargs: Keywords) -> Any:
+        frame, x = self.frame, given.tokens
+        seq = Sequence(x.shape[0], x.shape[1], given.start, x.device)
         (kind, mask), frame.found = frame.found, (None, None)
         if mask is None:
-            mask = given.get("attention_mask")
+            mask = given.mask
+        if foreign(given.cache) and kind is None:  # text in a cache of an unknown kind
+            frame.current = None
+            return None
+        contract.check_continued(self.setup, given, seq)
         if kind is not None and kind.shape == (seq.batch, seq.length):
             real = inputs.real_tokens(mask, seq.start, seq.length)
             names, album = self.names, frame.album
@@ -289,8 +293,10 @@ class Wiring:
             capture.close()
         if output is None:  # the decoder raised
             return None
+        cache = cache_of(output)
+        contract.check_pass(self.setup, seq, cache)
         if seq.texts:
-            self.remember(seq, getattr(output, "past_key_values", None))
+            self.remember(seq, cache)
         rows = self.frame.rows
         if seq.layout is None and rows is None:
             return None
@@ -307,32 +313,21 @@ class Wiring:
             seq = kwargs.pop(KEY, None)
             if seq is None:
                 return None
-            return passes.enter(self.setup, i, layer, args, kwargs, seq)
+            call = LayerCall.read(i, layer, self.setup.names, args, kwargs)
+            entered = passes.enter(self.setup, call, seq)
+            return None if entered is call else entered.write()
 
         return before
 
 
-def _tokens(given: Mapping[str, Any]) -> Tensor:
-    """(b, l, …) what the sequence is made of: embeddings or ids."""
-    x = given.get("inputs_embeds")
-    tokens: Tensor = given["input_ids"] if x is None else x
-    return tokens
-
-
-def _labels(given: Mapping[str, Any]) -> tuple[Tensor | None, Tensor | None]:
+def _labels(given: ModelCall) -> tuple[Tensor | None, Tensor | None]:
     """(b, l) labels of a call at their own tokens, and at the tokens that predict them.
 
     `shift_labels` are the latter, from collators that shift before they split a sequence.
     """
-    labels, ahead = given.get("labels"), given.get("shift_labels")
+    labels, ahead = given.labels, given.shifted_labels
     if ahead is None and labels is not None:
         ahead = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
     if labels is None and ahead is not None:
         labels = nn.functional.pad(ahead[:, :-1], (1, 0), value=-100)
     return labels, ahead
-
-
-def _start(given: Mapping[str, Any]) -> int:
-    """How many tokens are cached before this call."""
-    cache = given.get("past_key_values")
-    return 0 if cache is None else int(cache.get_seq_length())

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from tokenreduce import plugins
+from tokenreduce.errors import ReductionWarning
 from tokenreduce.files import whole
 from tokenreduce.learned import complaint
-from tokenreduce.reduction import ReductionWarning, reduce, unwrap
+from tokenreduce.reduction import reduce, unwrap
 from tokenreduce.registry import did_you_mean
 from tokenreduce.scheduler import share
 from tokenreduce.schedulers.single import Single

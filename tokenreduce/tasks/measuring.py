@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenreduce.engine.call import cache_of, with_cache
 from tokenreduce.tasks.benchmarking.clock import Clock, Times
 
 Context = Callable[[], AbstractContextManager[Any]]
@@ -57,9 +58,8 @@ def likelihood(model: Any, inputs: Mapping[str, Any], answer: Tensor) -> float:
     if answer.shape[1] > 1:
         # one prompt has no padding; Qwen-VL would count positions over the whole of a mask
         with torch.inference_mode():
-            rest = model(
-                input_ids=answer[:, :-1], past_key_values=first.past_key_values, use_cache=True
-            )
+            known = with_cache(model, cache_of(first))
+            rest = model(input_ids=answer[:, :-1], use_cache=True, **known)
         logits = torch.cat([logits, rest.logits], dim=1)
     chosen = logits.float().log_softmax(dim=-1).gather(2, answer[..., None])
     return float(chosen.sum().exp())

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokenreduce.engine.call import cache_in
+
 Kept = Mapping[int, list[Tensor]]
 """`reduction.kept`: per stop and sample, the kept indices among the sample's visual tokens."""
 
@@ -73,7 +75,7 @@ class _Hide:
     def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         hidden = args[0] if args else kwargs["hidden_states"]
         length = hidden.shape[1]
-        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        cache, mask = cache_in(kwargs), kwargs.get("attention_mask")
         held, offset, start = length, 0, 0
         if cache is not None:
             start = cache.get_seq_length(self.layer)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenreduce.engine.call import cache_of
 from tokenreduce.scheduler import Scheduler, Stop
 from tokenreduce.schedulers.explicit import Explicit
 from tokenreduce.strategy import Positions, Strategy
@@ -169,14 +170,15 @@ class Trial:
                 out = generate(self.model, given)
             kept, plans, report = reduction.kept, reduction.plans, reduction.report
         tokens = out.sequences[:, -STEPS:]
-        stored = [layer.keys.shape[-2] for layer in out.past_key_values.layers]
+        cache = cache_of(out)
+        stored = [layer.keys.shape[-2] for layer in cache.layers]
         return Outcome(
             given.then(self.model, tokens[:, :-1]),
             torch.stack(out.logits, dim=1),
             kept,
             plans,
             report,
-            cache=(type(out.past_key_values), stored),
+            cache=(type(cache), stored),
         )
 
     def replay(self, outcome: Outcome, positions: Positions) -> Tensor:

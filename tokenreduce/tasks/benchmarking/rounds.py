@@ -17,6 +17,7 @@ import torch
 
 import tokenreduce as tr
 from tokenreduce.cost import shape_of
+from tokenreduce.engine.call import cache_of, with_cache
 from tokenreduce.tasks.benchmarking.clock import Clock, Times, interval, paired, ratios
 from tokenreduce.tasks.benchmarking.counts import CONVENTIONS, flops
 from tokenreduce.tasks.benchmarking.memory import cache_bytes, peak_bytes
@@ -97,7 +98,7 @@ class Race:
     def turn(self, lane: Lane) -> None:
         """A prefill and its decoding steps, with the candidate's reduction on."""
         with self._applied(lane):
-            cache = lane.prefill.measure(self._prefill).past_key_values
+            cache = cache_of(lane.prefill.measure(self._prefill))
             lane.cache = cache_bytes(cache)
             for _ in range(self.new_tokens):
                 lane.step.measure(lambda: self._decode(cache))
@@ -136,7 +137,8 @@ class Race:
 
     @torch.inference_mode()
     def _decode(self, cache: Any) -> None:
-        self.model(**self._token, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        known = with_cache(self.model, cache)
+        self.model(**self._token, **known, use_cache=True, logits_to_keep=1)
 
     # -- what can be said of it ----------------------------------------------------------------
 

@@ -1,0 +1,275 @@
+"""What the engine relies on in a model and in transformers, stated once and checked twice.
+
+`check_model` looks at a live model when `reduce()` is called; `check_continued` and `check_pass` at
+what a forward pass shows. What is not there is an error that names it, the model and the version.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import transformers
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from tokenreduce.adapter import Adapter
+from tokenreduce.engine import call as spelled
+from tokenreduce.engine.cache import SHORTENED, ShortLayer
+from tokenreduce.engine.call import ModelCall, role
+from tokenreduce.engine.sequence import Sequence
+from tokenreduce.engine.setup import Setup
+from tokenreduce.errors import ContractError, ReductionWarning
+from tokenreduce.tower import Part
+
+OLDEST, NEWEST = (5, 18), (5, 24)
+"""The minor releases of transformers between which the laws were measured to hold."""
+
+Fact = Callable[[Adapter, Part], "str | None"]
+
+
+@dataclass(frozen=True)
+class Clause:
+    """One thing that the engine relies on.
+
+    Attributes:
+        says: what must hold, as a sentence.
+        missing: (adapter, model) -> what was found in its place, or None where it holds.
+    """
+
+    says: str
+    missing: Fact
+
+
+CONTRACT: list[Clause] = []
+"""Every clause, in the order in which they are checked."""
+
+
+def clause(says: str) -> Callable[[Fact], Fact]:
+    """Adds a clause to the contract."""
+
+    def add(missing: Fact) -> Fact:
+        CONTRACT.append(Clause(says, missing))
+        return missing
+
+    return add
+
+
+# -- before anything runs --------------------------------------------------------------------------
+
+
+@clause("a cache has `layers`, which store keys and values through `update`")
+def _caches(adapter: Adapter, model: Part) -> str | None:
+    for kind, names in CACHE_PARTS.items():
+        for name in names:
+            if not hasattr(kind, name):
+                return f"{kind.__name__} has no `{name}`"
+    return None if hasattr(DynamicCache(), "layers") else "DynamicCache has no `layers`"
+
+
+CACHE_PARTS: Mapping[type, tuple[str, ...]] = {
+    Cache: ("update", "get_seq_length"),
+    DynamicLayer: (
+        "update",
+        "get_seq_length",
+        "get_mask_sizes",
+        "reorder_cache",
+        "batch_repeat_interleave",
+        "batch_select_indices",
+        "crop",
+        "reset",
+    ),
+    DynamicSlidingWindowLayer: ("update", "get_mask_sizes"),
+}
+"""What the engine uses of transformers' cache classes."""
+
+
+@clause("the decoder takes keyword arguments, and hands them on to its layers")
+def _handed_on(adapter: Adapter, model: Part) -> str | None:
+    decoder = adapter.decoder(model)
+    if not spelled.catches_all(decoder.forward):
+        return f"{type(decoder).__name__}.forward takes no **kwargs"
+    return None
+
+
+@clause("a decoder layer takes hidden states first, a mask, rotary tables and a cache")
+def _layers(adapter: Adapter, model: Part) -> str | None:
+    decoder = adapter.decoder(model)
+    if not len(decoder.layers):
+        return f"{type(decoder).__name__}.layers is empty"
+    kinds = {type(layer): layer for layer in decoder.layers}
+    for kind, layer in kinds.items():
+        for what, known in spelled.ROLES.items():
+            if what == "position_ids" or what == "hidden":
+                continue
+            if spelled.catches_all(layer.forward) and what != "rotary":
+                continue
+            if role(layer.forward, known, "Cache" if what == "cache" else None) is None:
+                names = " or ".join(f"`{name}`" for name in known)
+                return f"{kind.__name__}.forward takes no {names}"
+    return None
+
+
+@clause("attention writes its keys and values into the cache layer of its own number")
+def _numbers(adapter: Adapter, model: Part) -> str | None:
+    for i, layer in enumerate(adapter.decoder(model).layers):
+        numbers = {
+            number
+            for part in layer.modules()
+            if isinstance(number := getattr(part, "layer_idx", None), int)
+        }
+        if numbers - {i}:
+            return f"{type(layer).__name__} {i} writes into cache layer {min(numbers - {i})}"
+    return None
+
+
+@clause("the model's own cache stores plain keys and values, growing or in a sliding window")
+def _own_cache(adapter: Adapter, model: Part) -> str | None:
+    config = adapter.decoder(model).config
+    own = DynamicCache(config=config)
+    odd = {type(layer) for layer in own.layers} - set(SHORTENED)
+    if not odd:
+        return None
+    kinds = getattr(config, "layer_types", None)
+    said = f" (its layer_types: {', '.join(sorted(set(kinds)))})" if kinds else ""
+    return f"its cache has layers of type {', '.join(sorted(x.__name__ for x in odd))}{said}"
+
+
+def check_model(adapter: Adapter, model: nn.Module) -> None:
+    """Refuses a model that lacks something that the engine relies on.
+
+    Args:
+        adapter: how the model is read.
+        model: the transformers model.
+
+    Raises:
+        ContractError: the first clause that does not hold.
+    """
+    warn_of_version()
+    for one in CONTRACT:
+        found = one.missing(adapter, model)
+        if found is not None:
+            raise broken(type(model).__name__, one.says, found)
+
+
+def broken(model: str, says: str, found: str) -> ContractError:
+    """The error for a clause that does not hold."""
+    return ContractError(
+        f"transformers {transformers.__version__}, {model}: the engine needs that {says}, but "
+        f"{found} ({known()})"
+    )
+
+
+def known() -> str:
+    """Which releases the laws were measured on."""
+    return f"measured to work: transformers {_said(OLDEST)} to {_said(NEWEST)}"
+
+
+def warn_of_version() -> None:
+    """Says once, in one line, that this transformers was never measured."""
+    version = transformers.__version__
+    number = tuple(int(part) for part in version.split(".")[:2])
+    if OLDEST <= number <= NEWEST or version in _told:
+        return
+    _told.add(version)
+    where = "newer than" if number > NEWEST else "older than"
+    warnings.warn(
+        f"transformers {version} is {where} every release on which this tokenreduce was measured "
+        f"({_said(OLDEST)} to {_said(NEWEST)}): what is known to change is checked and refused, "
+        "but compare a few answers with the unreduced model's, or install a measured release",
+        ReductionWarning,
+        stacklevel=4,
+    )
+
+
+_told: set[str] = set()
+
+
+def _said(number: tuple[int, int]) -> str:
+    return ".".join(map(str, number))
+
+
+# -- at a forward pass -----------------------------------------------------------------------------
+
+
+def strange_cache(cache: Any) -> ContractError:
+    """The error for pictures whose keys and values go into a cache of an unknown kind."""
+    return ContractError(
+        f"pictures cannot be reduced in a {type(cache).__name__}, which is no transformers Cache "
+        "with `layers`: use a DynamicCache (the default of generate()), or remove the reduction; "
+        f"prompts of text alone pass (transformers {transformers.__version__})"
+    )
+
+
+def check_continued(setup: Setup, given: ModelCall, seq: Sequence) -> None:
+    """Refuses a pass that goes on from earlier tokens, of which no cache can be found.
+
+    Raises:
+        ContractError: the attention mask covers more tokens than the pass and its cache have.
+    """
+    mask = given.mask
+    if not setup.stops or not isinstance(mask, Tensor) or mask.dim() != 2:
+        return
+    if given.cache is None and mask.shape[1] > seq.length:
+        raise _lost(
+            setup,
+            "a pass that goes on from cached tokens is given their cache",
+            f"a pass of {seq.length} tokens came with a mask over {mask.shape[1]}, and none of "
+            f"its arguments is a cache ({', '.join(sorted(given.given))})",
+        )
+
+
+def check_pass(setup: Setup, seq: Sequence, returned: Any) -> None:
+    """Refuses the outcome of a pass that was not reduced as it was asked to be.
+
+    Args:
+        setup: what the layers do.
+        seq: the pass, after its last layer.
+        returned: the cache that the decoder has returned, if any.
+
+    Raises:
+        ContractError: a stop that was not reached, a cache that no layer was given, or a cache
+            layer behind a stop that is not a short one.
+    """
+    if not setup.stops:
+        return
+    if seq.visual is not None:
+        missed = sorted(set(setup.stops) - set(seq.layouts))
+        if missed:
+            raise _lost(
+                setup,
+                "the decoder calls its layers in order and hands keyword arguments on to them",
+                f"the stop at layer {missed[0]} was never reached",
+            )
+        if spelled.foreign(returned):
+            raise strange_cache(returned)
+        if returned is not None and seq.cache is None:
+            raise _lost(
+                setup,
+                "a decoder layer is given the cache that the decoder returns",
+                "no layer was given one",
+            )
+    cache = seq.cache
+    if cache is None:
+        return
+    first = min(seq.steps, default=len(cache.layers))
+    for i, layer in enumerate(cache.layers):
+        short = isinstance(layer, ShortLayer)
+        if short and layer.pending is not None:
+            raise _lost(
+                setup,
+                "every layer writes its keys and values into the cache",
+                f"layer {i} wrote none",
+            )
+        if i >= first and not short:
+            raise _lost(
+                setup,
+                "the cache of every layer behind a stop is shortened",
+                f"layer {i} of the cache is a plain {type(layer).__name__}",
+            )
+
+
+def _lost(setup: Setup, says: str, found: str) -> ContractError:
+    return broken(type(setup.decoder).__name__, says, found)

@@ -1,0 +1,12 @@
+"""What goes wrong in ways that a caller may want to tell apart."""
+
+
+class ReductionWarning(UserWarning):
+    """A reduction that was asked for did not happen, or nobody can have meant it so."""
+
+
+class ContractError(ValueError):
+    """A model, or its version of transformers, is not what the engine relies on.
+
+    Raised by `reduce()` before anything runs, or at the end of a pass whose outcome shows it.
+    """
