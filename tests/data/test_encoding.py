@@ -55,11 +55,18 @@ def takes(family, turns):
     return family != "perception_lm" or sum(n for n, _, _ in turns) < 2
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("turns", TALKS)
 @pytest.mark.parametrize("family", ALL)
-def test_answers_and_their_end_are_labelled(family, turns, kind):
-    made, said = processor(family, kind), TALKS[turns]
+def test_answers_and_their_end_are_labelled(family, turns, request):
+    """Under one kind of template, in turn; with `--full` under every kind."""
+    full = request.config.getoption("--full", default=False)
+    turn = ([*ALL].index(family) + [*TALKS].index(turns)) % len(KINDS)
+    for kind in KINDS if full else [KINDS[turn]]:
+        check_labels(family, TALKS[turns], kind)
+
+
+def check_labels(family, said, kind):
+    made = processor(family, kind)
     if not takes(family, said):
         with pytest.raises(Unusable):
             Encoder(made)(talk(*said))
@@ -94,9 +101,11 @@ def test_what_comes_before_an_answer_is_what_generation_gets(family, kind):
 
 
 @pytest.mark.parametrize("kind", TEMPLATES)
-@pytest.mark.parametrize("turns", ["turns", "images later"])
 @pytest.mark.parametrize("family", [name for name in ALL if name not in ONE_ANSWER])
-def test_so_is_what_comes_before_later_answers(family, turns, kind):
+def test_so_is_what_comes_before_later_answers(family, kind):
+    """In one of two conversations, in turn."""
+    turn = ([*ALL].index(family) + [*TEMPLATES].index(kind)) % 2
+    turns = ("turns", "images later")[turn]
     made, told = processor(family, kind), talk(*TALKS[turns])
     row = Encoder(made)(told)
     found = starts(row)

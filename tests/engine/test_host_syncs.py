@@ -9,9 +9,13 @@ import tokenreduce as tr
 from tests.engine.host_syncs import HostSyncs
 from tokenreduce.testing.batches import batch
 from tokenreduce.testing.models import FAMILIES
+from tokenreduce.testing.trial import shared_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:this ScorerMLP is untrained")
-STRATEGIES = sorted(set(tr.strategies) - {"none"})
+STRATEGIES = sorted(
+    name for name, kind in tr.strategies.items() if kind.reduces and kind.site != "pictures"
+)
+MAIN = [family for family in FAMILIES.values() if family.main]
 SCHEDULE = tr.Explicit(layers=(0, 2, 4), keeps=(0.8, 0.5, 0.2))
 OURS = "inputs.py:describe"
 
@@ -43,25 +47,37 @@ def generate(model, prompt):
     model.generate(**prompt.inputs, max_new_tokens=4, do_sample=False)
 
 
-def defined(name, family):
-    """The position rules under which a strategy works on a family; none where it is refused."""
+def fits(name, family):
+    """Whether a strategy works on a family."""
     adapter = tr.adapters[family.adapter]()
-    refused = adapter.lacks(tr.strategies[name].needs, family.model())
-    return () if refused else sorted(adapter.positions)
+    return not adapter.lacks(tr.strategies[name].needs, shared_model(family.name, "sdpa"))
 
 
-TRIED = [
-    pytest.param(name, family, rule, id=f"{name}-{family}-{rule}")
-    for name in STRATEGIES
-    for family in FAMILIES.values()
-    if family.main
-    for rule in defined(name, family)
-]
+def waiting(pairs):
+    """Where something waits inside the layers, under every position rule of each pair's family."""
+    found = {
+        (name, family.name, rule): counted(family, name, prefill, positions=rule).of("layers")
+        for name, family in pairs
+        for rule in sorted(tr.adapters[family.adapter].positions)
+    }
+    assert found
+    return {where: waits for where, waits in found.items() if waits}
 
 
-@pytest.mark.parametrize(("name", "family", "positions"), TRIED)
-def test_no_wait_inside_the_layers(name, family, positions):
-    assert counted(family, name, prefill, positions=positions).of("layers") == []
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_no_strategy_waits_inside_the_layers(name, request):
+    """Each on one family, in turn; with `--full` on every family."""
+    families = [family for family in MAIN if fits(name, family)]
+    turn = STRATEGIES.index(name) % len(families)
+    full = request.config.getoption("--full", default=False)
+    assert waiting((name, family) for family in (families if full else [families[turn]])) == {}
+
+
+@pytest.mark.parametrize("family", MAIN, ids=str)
+def test_on_no_family_anything_waits_inside_the_layers(family):
+    """Each under one strategy, in turn."""
+    names = [name for name in STRATEGIES if fits(name, family)]
+    assert waiting([(names[MAIN.index(family) % len(names)], family)]) == {}
 
 
 @pytest.mark.parametrize("call", [train, generate])
