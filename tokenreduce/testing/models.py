@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from tokenreduce.testing.families import RECIPES, Family, Shot
+from tokenreduce.testing.families import RECIPES, AbsentError, Family, Shot
 from tokenreduce.testing.families.llava import TILE
 from tokenreduce.testing.families.recipe import END, IMAGE, LAYERS, START, VIDEO, WIDTH, WORDS
 
 __all__ = [
-    "END", "FAMILIES", "IMAGE", "LAYERS", "START", "TILE", "VIDEO", "WIDTH", "WORDS", "Family",
-    "Shot",
+    "END", "FAMILIES", "IMAGE", "LAYERS", "START", "TILE", "VIDEO", "WIDTH", "WORDS", "AbsentError",
+    "Family", "Shot",
 ]  # fmt: skip
 
 FAMILIES: Mapping[str, Family] = MappingProxyType({family.name: family for family in RECIPES})

@@ -15,9 +15,9 @@ from tokenreduce.testing.families import (
     perception,
     qwen_vl,
 )
-from tokenreduce.testing.families.recipe import Family, Shot
+from tokenreduce.testing.families.recipe import AbsentError, Family, Shot
 
-__all__ = ["RECIPES", "Family", "Shot"]
+__all__ = ["RECIPES", "AbsentError", "Family", "Shot"]
 
 RECIPES: tuple[Family, ...] = (
     *decoder.RECIPES,

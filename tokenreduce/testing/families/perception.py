@@ -40,7 +40,10 @@ def _make(attention: str) -> nn.Module:
         video_token_id=VIDEO,
         tie_word_embeddings=False,
     )
-    return build("PerceptionLMForConditionalGeneration", config, attention)
+    kinds: str | dict[str, str] = attention
+    if not transformers.TimmWrapperModel._supports_sdpa:  # before transformers 5.16
+        kinds = {"": attention, "vision_config": "eager"}
+    return build("PerceptionLMForConditionalGeneration", config, kinds)
 
 
 def _image(i: int, generator: torch.Generator) -> Shot:

@@ -24,6 +24,10 @@ SPREAD = 0.2
 Inputs = dict[str, Tensor]
 
 
+class AbsentError(LookupError):
+    """The installed transformers has no class that a recipe needs: older releases know fewer."""
+
+
 @dataclass(frozen=True)
 class Shot:
     """One picture as a model is given it.
@@ -86,15 +90,30 @@ class Family:
         return {} if self.marks is None else self.marks(ids)
 
     def model(self, attention: str | None = None) -> Any:
-        """The model, fresh: the same weights at every call and for every attention kind."""
+        """The model, fresh: the same weights at every call and for every attention kind.
+
+        Raises:
+            AbsentError: the installed transformers has no such model.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model: Any = self.make(attention or self.attentions[0])
+            model = self._made(attention or self.attentions[0])
             _scale(model)
         if model.can_generate():
             model.generation_config.eos_token_id = None
             model.generation_config.pad_token_id = 0
         return model.eval()
+
+    def _made(self, attention: str) -> Any:
+        import transformers
+
+        try:
+            return self.make(attention)
+        except AttributeError as missing:
+            if missing.obj is not transformers:
+                raise
+            known = f"transformers {transformers.__version__} has no {missing.name}"
+            raise AbsentError(f"{known}, which the tiny model {self.name} needs") from missing
 
 
 def _scale(model: Any) -> None:
@@ -145,8 +164,11 @@ def vision(side: int, **options: Any) -> dict[str, Any]:
     return base | options
 
 
-def build(kind: str, config: Any, attention: str) -> nn.Module:
-    """`transformers.<kind>` from a configuration, with random weights."""
+def build(kind: str, config: Any, attention: str | dict[str, str]) -> nn.Module:
+    """`transformers.<kind>` from a configuration, with random weights.
+
+    attention: one kind for the whole model, or one for each part, by its name in the configuration.
+    """
     import transformers
 
     model = getattr(transformers, kind)

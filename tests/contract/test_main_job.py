@@ -1,0 +1,23 @@
+"""The command of the README, in a process of its own, with warnings as errors."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.contract
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_main_job_is_clean(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "error", "-m", "tokenreduce", "device=cpu", "task.runs=1"]
+    command += ["max_new_tokens=4", f"hydra.run.dir={tmp_path}"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.stderr == ""
+    assert run.returncode == 0
+    assert json.loads((tmp_path / "result.json").read_text())
