@@ -7,12 +7,13 @@ import inspect
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 import tokenreduce as tr
 from tokenreduce.config import (
@@ -70,10 +71,16 @@ def test_main_config_lists_every_group() -> None:
     assert set(GROUPS) <= named
 
 
+@cache
+def chosen(group: str, option: str) -> DictConfig:
+    """The configuration with one option chosen; composed once, only to be read."""
+    return compose([f"{group}={option}"])
+
+
 @pytest.mark.parametrize(("group", "option"), BUILT)
 def test_every_option_builds(group: str, option: str) -> None:
     """And what is built has the values that the file shows."""
-    config = compose([f"{group}={option}"])
+    config = chosen(group, option)
     built = build_strategy(config) if group == "strategy" else build_scheduler(config)
     values = dict(plain(config[group]))
     assert type(built) is REGISTRIES[group][values.pop("name")]
@@ -83,7 +90,7 @@ def test_every_option_builds(group: str, option: str) -> None:
 @pytest.mark.parametrize(("group", "option"), BUILT)
 def test_options_show_every_parameter_with_its_default(group: str, option: str) -> None:
     """A file named as its class repeats the class's defaults; others are points of their own."""
-    values = dict(plain(compose([f"{group}={option}"])[group]))
+    values = dict(plain(chosen(group, option)[group]))
     name = values.pop("name")
     parameters = inspect.signature(REGISTRIES[group][name]).parameters
     assert list(values) == list(parameters)
@@ -99,17 +106,35 @@ def test_everything_registered_has_an_option(group: str) -> None:
 
 @pytest.mark.parametrize("strategy", options("strategy"))
 def test_a_strategy_brings_its_papers_schedule(strategy: str) -> None:
-    config = compose([f"strategy={strategy}"])
+    config = chosen("strategy", strategy)
     built = build_strategy(config)
     if built.reduces:  # without a reduction any schedule is nobody's
         assert build_scheduler(config) == built.scheduler()
 
 
-@pytest.mark.parametrize("scheduler", options("scheduler"))
+def partners(own: str, option: str, other: str, full: bool) -> list[str]:
+    """The options of another group to try one with: one, in turn; with `--full` all of them."""
+    found = options(other)
+    return found if full else [found[options(own).index(option) % len(found)]]
+
+
 @pytest.mark.parametrize("strategy", options("strategy"))
-def test_a_scheduler_on_the_command_line_wins(strategy: str, scheduler: str) -> None:
+def test_every_strategy_leaves_a_chosen_scheduler_alone(
+    strategy: str, request: pytest.FixtureRequest
+) -> None:
+    full = request.config.getoption("--full", default=False)
+    for scheduler in partners("strategy", strategy, "scheduler", full):
+        check_both(strategy, scheduler)
+
+
+@pytest.mark.parametrize("scheduler", options("scheduler"))
+def test_every_scheduler_on_the_command_line_wins(scheduler: str) -> None:
+    check_both(*partners("scheduler", scheduler, "strategy", full=False), scheduler)
+
+
+def check_both(strategy: str, scheduler: str) -> None:
     config = compose([f"scheduler={scheduler}", f"strategy={strategy}"])
-    assert config.scheduler == compose([f"scheduler={scheduler}"]).scheduler
+    assert config.scheduler == chosen("scheduler", scheduler).scheduler
     for key, value in read("scheduler", scheduler).items():
         assert key == "defaults" or config.scheduler[key] == value
     assert config.strategy.name == read("strategy", strategy)["name"]
@@ -118,40 +143,41 @@ def test_a_scheduler_on_the_command_line_wins(strategy: str, scheduler: str) -> 
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_an_experiment_chooses_and_the_command_line_wins(experiment: str) -> None:
     rows = read("experiment", experiment)["defaults"]
-    chosen = {key.removeprefix("override /"): value for row in rows for key, value in row.items()}
+    asked = {key.removeprefix("override /"): value for row in rows for key, value in row.items()}
     config = compose([f"experiment={experiment}"])
-    for group, option in chosen.items():
+    for group, option in asked.items():
         assert config[group].name == read(group, option)["name"]
-    for group in chosen:
-        other = next(o for o in options(group) if o != chosen[group])
+    for group in asked:
+        other = next(o for o in options(group) if o != asked[group])
         config = compose([f"experiment={experiment}", f"{group}={other}"])
         assert config[group].name == read(group, other)["name"]
 
 
-@pytest.mark.parametrize(("group", "option"), FILES)
-def test_no_file_sets_values_of_another_group(group: str, option: str) -> None:
+def test_no_file_sets_values_of_another_group() -> None:
     """A file has values of its own group; of others it may only choose an option."""
+    assert [file for file in FILES if not minds_its_group(*file)] == []
+
+
+def minds_its_group(group: str, option: str) -> bool:
     text = (CONF / group / f"{option}.yaml").read_text()
     values = read(group, option)
     rows = values.pop("defaults", [])
     keys = [key for row in rows if row != "_self_" for key in row]
     if group == "experiment":
-        assert not values
-        assert all(key.startswith("override /") for key in keys)
-    else:
-        assert "@package" not in text
-        chosen = {
-            "strategy": ["override /scheduler@_global_.scheduler"],
-            "scheduler": ["/scheduler@target"],
-            "task": [f"/{n}@_global_.{n}" for n, t in OF_A_TASK.items() if t == f"task={option}"],
-        }
-        assert keys in ([], chosen.get(group))
+        return not values and all(key.startswith("override /") for key in keys)
+    allowed = {
+        "strategy": ["override /scheduler@_global_.scheduler"],
+        "scheduler": ["/scheduler@target"],
+        "task": [f"/{n}@_global_.{n}" for n, t in OF_A_TASK.items() if t == f"task={option}"],
+    }
+    return "@package" not in text and keys in ([], allowed.get(group))
 
 
-@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda p: p.stem)
-def test_no_file_names_code(path: Path) -> None:
-    assert "_target_" not in path.read_text()
-    refuse_code(OmegaConf.load(path))
+def test_no_file_names_code() -> None:
+    paths = sorted(CONF.rglob("*.yaml"))
+    assert [path for path in paths if "_target_" in path.read_text()] == []
+    for path in paths:
+        refuse_code(OmegaConf.load(path))
 
 
 @pytest.mark.parametrize(
@@ -191,6 +217,7 @@ def test_wrong_values_are_refused_when_they_are_built(words: list[str], message:
         build_strategy(config), build_scheduler(config)
 
 
+@pytest.mark.slow
 def test_a_wheel_finds_its_configs(tmp_path: Path) -> None:
     """In a wheel `conf/` lies inside the package: `python -m tokenreduce` runs from anywhere."""
     package = tmp_path / "site" / "tokenreduce"

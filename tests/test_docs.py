@@ -7,7 +7,6 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,8 @@ RUNNER = Sybil(parsers=[PythonCodeBlockParser(), SkipParser()], pattern="*.md", 
 
 COMMAND = re.compile(r"(?:\.venv/bin/)?tokenreduce(?:\s+(?P<rest>[^#\n]*))?(?:#.*)?")
 FLAGS = {"-m", "--multirun"}
+LONG = {"README.md", "docs/profile.md", "docs/training.md", "docs/learned.md"}
+"""Pages whose code takes more than three seconds."""
 PLUGIN_ONLY = re.compile(r"--config-dir|=norm\b")
 
 
@@ -37,18 +38,31 @@ def with_code() -> list[Path]:
     return [path for path in PAGES if "```python" in path.read_text()]
 
 
-def commands() -> Iterator[tuple[str, str]]:
-    """Page and arguments of every `tokenreduce …` line in a shell block."""
+def commands() -> dict[str, list[str]]:
+    """Arguments of every `tokenreduce …` line in a shell block, and the pages that have it."""
+    found: dict[str, list[str]] = {}
     for path in PAGES:
         for block in re.findall(r"```(?:console|bash|sh)\n(.*?)```", path.read_text(), re.DOTALL):
             for line in block.splitlines():
                 last = line.split("&&")[-1].strip()
-                found = COMMAND.fullmatch(last)
-                if found and not PLUGIN_ONLY.search(last):
-                    yield name(path), (found["rest"] or "").strip()
+                command = COMMAND.fullmatch(last)
+                if command and not PLUGIN_ONLY.search(last):
+                    arguments = (command["rest"] or "").strip()
+                    found.setdefault(arguments, []).append(name(path))
+    return found
 
 
-@pytest.mark.parametrize("path", with_code(), ids=name)
+def pages() -> list[Any]:
+    """Pages with code; those whose code takes seconds are marked."""
+    assert {name(path) for path in with_code()} >= LONG
+    slow = [pytest.mark.slow]
+    return [
+        pytest.param(path, id=name(path), marks=slow if name(path) in LONG else [])
+        for path in with_code()
+    ]
+
+
+@pytest.mark.parametrize("path", pages())
 def test_python_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From top to bottom, in one namespace per page, as a reader would."""
     monkeypatch.chdir(tmp_path)
@@ -70,8 +84,8 @@ def test_most_pages_have_code() -> None:
     assert len(with_code()) >= 6
 
 
-@pytest.mark.parametrize(("page", "arguments"), list(commands()))
-def test_commands_compose(page: str, arguments: str) -> None:
+@pytest.mark.parametrize(("arguments", "pages"), commands().items())
+def test_commands_compose(arguments: str, pages: list[str]) -> None:
     """Every documented command line is a configuration that exists."""
     if arguments.startswith("--help"):
         return
@@ -81,7 +95,7 @@ def test_commands_compose(page: str, arguments: str) -> None:
     sweep = any(flag in shlex.split(arguments) for flag in FLAGS)
     words = [re.sub(r",.*", "", word) if sweep else _quoted(word) for word in words]
     config = compose(words)
-    assert config.task.name, page
+    assert config.task.name, pages
 
 
 def _quoted(word: str) -> str:
@@ -91,7 +105,7 @@ def _quoted(word: str) -> str:
 
 
 def test_there_are_commands() -> None:
-    assert len(list(commands())) >= 10
+    assert len(commands()) >= 10
 
 
 def documented() -> set[str]:
@@ -102,21 +116,27 @@ def documented() -> set[str]:
     return paths
 
 
-@pytest.mark.parametrize("public", [n for n in tr.__all__ if n not in ("__version__", "cost")])
-def test_public_names_are_in_the_reference(public: str) -> None:
-    assert f"tokenreduce.{tr._HOME[public]}.{public}" in documented()
+def test_public_names_are_in_the_reference() -> None:
+    public = [name for name in tr.__all__ if name not in ("__version__", "cost")]
+    homes = {"tokenreduce.cost", *(f"tokenreduce.{tr._HOME[name]}.{name}" for name in public)}
+    assert homes - documented() == set()
 
 
-@pytest.mark.parametrize("path", sorted(documented()))
-def test_reference_names_what_exists(path: str) -> None:
+def test_reference_names_what_exists() -> None:
     """A `:::` block of a name that is gone would otherwise only show when the site is built."""
+    assert documented()
+    assert [path for path in sorted(documented()) if not exists(path)] == []
+
+
+def exists(path: str) -> bool:
+    """Whether a dotted path is a module, or something in one."""
     module, _, attribute = path.rpartition(".")
-    found: Any = importlib.import_module(module)
-    assert hasattr(found, attribute) or importlib.import_module(path)
-
-
-def test_cost_is_in_the_reference() -> None:
-    assert "tokenreduce.cost" in documented()
+    try:
+        return hasattr(importlib.import_module(module), attribute) or bool(
+            importlib.import_module(path)
+        )
+    except ImportError:
+        return False
 
 
 def test_everything_registered_is_documented() -> None:
@@ -141,6 +161,7 @@ def test_every_method_says_how_to_cite_it() -> None:
         assert kind.paper.removeprefix("arXiv ") in citing
 
 
+@pytest.mark.slow
 def test_generated_tables_are_up_to_date() -> None:
     script = ROOT / "scripts" / "generate_docs.py"
     run = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
@@ -153,14 +174,17 @@ def test_every_page_is_in_the_navigation() -> None:
     assert set(listed) == {str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")}
 
 
-@pytest.mark.parametrize("path", PAGES, ids=name)
-def test_links_within_the_repository_lead_somewhere(path: Path) -> None:
+def test_links_within_the_repository_lead_somewhere() -> None:
     """On disk, as on a page that shows the files; mkdocs checks the site's own."""
-    if "--8<--" in path.read_text():
-        return
-    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text()):
-        if not target.startswith(("http://", "https://")):
-            assert (path.parent / target).exists(), f"{name(path)}: {target}"
+    link = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+    dead = [
+        f"{name(path)}: {target}"
+        for path in PAGES
+        if "--8<--" not in path.read_text()
+        for target in link.findall(path.read_text())
+        if not target.startswith(("http://", "https://")) and not (path.parent / target).exists()
+    ]
+    assert dead == []
 
 
 def test_readme_opens_with_the_two_commands() -> None:
