@@ -150,13 +150,13 @@ def _measuring(name: str) -> str:
 
 
 def conformance() -> str:
-    """How many laws every method is held to on every family, or what is missing there."""
+    """How many laws `--full` holds every method to on every family, or what is missing there."""
     from tokenreduce.testing.laws import cases
     from tokenreduce.testing.models import FAMILIES
     from tokenreduce.testing.trial import shared_model
 
     tried: dict[str, tuple[set[str], int]] = {}
-    for case in cases():
+    for case in cases(full=True):
         names, runs = tried.get(case.family, (set(), 0))
         names = names | {law.__name__ for law in case.laws()}
         tried[case.family] = (names, runs + len(case.laws()))
@@ -176,6 +176,47 @@ def conformance() -> str:
     )
 
 
+def default_set() -> str:
+    """How many rows the default run has, and what each of them checks."""
+    from tokenreduce.testing import matrix
+    from tokenreduce.testing.laws import ALWAYS, ONCE
+
+    rows, main = matrix.rows(), {family.name for family in matrix.main()}
+    pairs = sum(case.family in main and not case.once for _, case in rows)
+    variants = sum(case.family not in main for _, case in rows)
+    whole = sum(case.once for _, case in rows)
+    reference = " and ".join(f"`{name}`" for name in matrix.REFERENCE)
+    return table(
+        ("rows", "what meets", "laws", "runs"),
+        (
+            (
+                "every method x every main family",
+                "schedule and attention kind in rotation",
+                f"{len(ALWAYS)} of every case",
+                f"{pairs}",
+            ),
+            (
+                f"{reference} x every other family",
+                f"under `{matrix.BEFORE}`, attention kinds in turn",
+                f"{len(ALWAYS)} of every case",
+                f"{variants}",
+            ),
+            (
+                f"every method x one main family in turn; {reference} x every one",
+                "the method's own schedule, one style of checkpointing in turn",
+                f"{len(ONCE)} that no schedule changes",
+                f"{whole}",
+            ),
+            (
+                "every method x every family that lacks its evidence",
+                "no model runs",
+                "refused by name",
+                f"{len(matrix.refusals())}",
+            ),
+        ),
+    )
+
+
 def law_table() -> str:
     """Every law of the suite, with the first line of its docstring."""
     from tokenreduce.testing import choices, laws
@@ -186,7 +227,7 @@ def law_table() -> str:
             (f"`{law.__name__}`", summary(law).rstrip("."), when)
             for when, group in (
                 ("every case", laws.ALWAYS),
-                ("the method's own schedule", laws.ONCE),
+                ("once, under the method's own schedule", laws.ONCE),
                 ("made-up tokens", choices.LAWS),
             )
             for law in group
@@ -207,6 +248,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "adapters": adapters,
     "evidence": evidence,
     "conformance": conformance,
+    "conformance-default": default_set,
     "laws": law_table,
     "plugin-strategy": lambda: plugin("tokenreduce_norm/__init__.py", "python"),
     "plugin-tests": lambda: plugin("tests/test_norm.py", "python"),

@@ -1,7 +1,31 @@
-"""What every test shares: one thread, so that times and last bits do not depend on the machine."""
+"""What every test shares: one thread, so that times and last bits do not depend on the machine.
+
+And `--full`: the whole product of the laws in place of the default set, with the tests that are
+marked `full`. A nightly run has it; a default run must notice the same faults (tests/faults).
+"""
 
 import pytest
 import torch
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--full",
+        action="store_true",
+        help="the whole product of the laws, and the tests that are marked `full`",
+    )
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "full: deselected without --full")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--full"):
+        return
+    marked = [item for item in items if item.get_closest_marker("full")]
+    config.hook.pytest_deselected(items=marked)
+    items[:] = [item for item in items if item not in marked]
 
 
 @pytest.fixture(scope="session", autouse=True)

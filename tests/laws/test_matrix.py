@@ -1,15 +1,20 @@
-"""Every registered strategy x scheduler x adapter x attention kind obeys the laws."""
+"""Every registered strategy, scheduler, adapter and attention kind obeys the laws.
+
+By default every two of the four meet, and most three (`tokenreduce.testing.matrix`); with `--full`
+all four do.
+"""
+
+from itertools import product
 
 import pytest
 
 import tokenreduce as tr
-from tokenreduce.testing import laws
+from tokenreduce.testing import laws, matrix
+from tokenreduce.testing.model_laws import refused
 from tokenreduce.testing.models import FAMILIES, LAYERS
 from tokenreduce.testing.trial import small
 
 STRATEGIES = list(tr.strategies)
-CASES = laws.cases()
-
 
 TIES = {
     # two farthest tokens are equally far to the last bits of fp32: the sums of a padded batch and
@@ -18,10 +23,15 @@ TIES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("strategy", STRATEGIES)
+def pytest_generate_tests(metafunc):
+    if metafunc.function is test_laws:
+        rows = matrix.rows(metafunc.config.getoption("--full"))
+        ids = [f"{strategy}-{case}" for strategy, case in rows]
+        metafunc.parametrize(("strategy", "case"), rows, ids=ids)
+
+
 def test_laws(strategy, case):
-    if (strategy, case.family, case.scheduler) in TIES:
+    if not case.once and (strategy, case.family, case.scheduler) in TIES:
         pytest.skip("a tie in fp32 decides: the choice of a row alone may be another one")
     case.check(tr.strategies.build(strategy))
 
@@ -31,48 +41,137 @@ def test_choices(strategy):
     laws.check_choices(tr.strategies.build(strategy))
 
 
-def test_the_matrix_has_everything_that_is_registered():
-    assert len(STRATEGIES) >= 7
-    assert len(tr.schedulers) >= 5
-    assert len(tr.adapters) >= 3
-    covered = {
-        (FAMILIES[case.family].adapter, case.scheduler, case.attention)
-        for case in CASES
-        if FAMILIES[case.family].main
-    }
-    expected = {
-        (adapter, scheduler, attention)
-        for adapter in tr.adapters
-        for scheduler in [laws.OWN, *laws.distinct()]
-        for attention in ("sdpa", "eager")
-    }
-    assert covered == expected, "an adapter without a tiny model in tokenreduce.testing.models?"
-    assert {case.family for case in CASES} == set(FAMILIES)
-    assert len(CASES) >= 56
+def test_what_a_family_cannot_measure_is_refused_with_that_reason():
+    refusals = matrix.refusals()
+    assert ("fastervlm", "llama") in refusals
+    for strategy, family in refusals:
+        trial = laws.trial(tr.strategies.build(strategy), family)
+        missing = trial.strategy.needs - tr.adapters[FAMILIES[family].adapter].evidence
+        refused(trial, TypeError, min(missing))
+
+
+# -- the rotation -------------------------------------------------------------------------------
+
+
+def met(strategy):
+    """The default cases of a strategy on main families that it is not refused on."""
+    refused = {family for name, family in matrix.refusals() if name == strategy}
+    return [case for case in matrix.pairwise(strategy) if case.family not in refused]
+
+
+DROPS = [name for name in STRATEGIES if any(matrix.serves(f, name) for f in matrix.main())]
+"""All but those that act on pictures, before there are tokens."""
+ROWS = [(name, *vars(case).values()) for name in DROPS for case in met(name)]
+"""Strategy, family, schedule, attention kind of every default row on a main family."""
+MAIN = [family.name for family in matrix.main()]
+SCHEDULES = [laws.OWN, *laws.distinct()]
+AXES = {"strategy": DROPS, "family": MAIN, "schedule": SCHEDULES, "attention": matrix.ATTENTIONS}
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        ("strategy", "family"),
+        ("strategy", "schedule"),
+        ("strategy", "attention"),
+        ("family", "schedule"),
+        ("family", "attention"),
+        ("schedule", "attention"),
+        ("strategy", "schedule", "attention"),
+        ("family", "schedule", "attention"),
+    ],
+    ids="-".join,
+)
+def test_every_pair_meets_and_two_of_the_triples_do(axes):
+    at = [list(AXES).index(axis) for axis in axes]
+    seen = {tuple(row[i] for i in at) for row in ROWS}
+    expected = set(product(*(AXES[axis] for axis in axes)))
+    if axes == ("strategy", "family"):
+        expected -= set(matrix.refusals())
+    assert seen == expected
+
+
+def test_the_rotation_has_a_row_for_every_strategy_on_every_main_family():
+    pairs = [(name, case.family) for name in STRATEGIES for case in matrix.pairwise(name)]
+    assert len(set(pairs)) == len(pairs) == len(STRATEGIES) * len(MAIN)
+    assert len(pairs) - len(ROWS) == len(matrix.refusals())
+    assert {FAMILIES[name].adapter for name in MAIN} == set(tr.adapters), "a tiny model is missing"
+    assert sorted(matrix.place(name) for name in STRATEGIES) == list(range(len(STRATEGIES)))
+
+
+def test_default_rows_have_every_family_and_the_laws_that_no_schedule_changes():
+    rows = matrix.rows()
+    assert len(set(rows)) == len(rows)
+    assert {case.family for _, case in rows} == set(FAMILIES)
+    whole = [(name, case) for name, case in rows if case.once]
+    assert {name for name, _ in whole} == set(DROPS)
+    assert {case.style for _, case in whole} == set(matrix.STYLES)
+    for name in matrix.REFERENCE:
+        assert {case.family for other, case in whole if other == name} == set(MAIN)
+        variants = matrix.variants(name)
+        assert {(name, case) for case in variants} <= set(rows)
+        assert {case.family for case in variants} == set(FAMILIES) - set(MAIN)
+        assert {case.attention for case in variants} == set(matrix.ATTENTIONS)
+
+
+def test_the_whole_product_has_every_default_row():
+    full = set(matrix.rows(full=True))
+    for name, case in matrix.rows():
+        whole = laws.Case(case.family, case.scheduler, case.attention, case.once)
+        assert (name, whole) in full
+    assert len(full) > 10 * len(matrix.rows())
+
+
+def test_a_family_without_an_attention_kind_takes_the_one_that_it_has():
+    assert FAMILIES["paligemma2"].attentions == ("eager",)
+    for name in DROPS:
+        (case,) = (case for case in matrix.variants(name) if case.family == "paligemma2")
+        assert case.attention == "eager"
+    assert {c.attention for c in matrix.product(["paligemma2"])} == {"eager"}
+
+
+# -- what an author of a method gets ------------------------------------------------------------
+
+
+def test_a_plug_in_has_the_same_cases_whatever_else_is_installed():
+    cases = laws.cases("norm")
+    assert cases == laws.cases("norm")
+    assert len(cases) == len(FAMILIES) + 1
+    assert {case.family for case in cases} == set(FAMILIES)
+    main = {(c.scheduler, c.attention) for c in cases if c.family in MAIN and not c.once}
+    assert main == set(matrix.combos())
+    assert len([case for case in cases if case.once]) == 1
+    starts = {laws.cases(name)[0] for name in ("norm", "quota", "tea")}
+    assert len(starts) > 1, "the name decides where the rotation begins"
+
+
+def test_naming_families_schedules_or_attention_kinds_gives_their_product():
+    few = laws.cases(families=["llama", "llava"], scheduled=["single"], attentions=["sdpa"])
+    assert few == [laws.Case("llama", "single", "sdpa"), laws.Case("llava", "single", "sdpa")]
+    assert laws.cases(families=["llava"]) == [
+        laws.Case("llava", *combo) for combo in matrix.combos()
+    ]
+    full = laws.cases(full=True)
+    assert set(laws.cases(attentions=["sdpa", "eager"])) < set(full)
+    assert {case.family for case in full if case.once} == set(MAIN)
+    assert not any(case.style for case in full)
 
 
 def test_every_scheduler_is_in_the_matrix_or_gives_the_stops_of_one_that_is():
     stops = {small(name).stops(LAYERS) for name in laws.distinct()}
     assert {small(name).stops(LAYERS) for name in tr.schedulers} == stops
     assert set(laws.distinct()) == set(tr.schedulers) - {"curriculum", "stochastic"}
+    assert all(any(stop.keep < 1 for stop in given) for given in stops)
 
 
-def test_every_case_runs_under_a_schedule_that_reduces():
-    for case in CASES:
-        if case.scheduler != laws.OWN:
-            trial = case.trial(tr.Stride())
-            assert any(stop.keep < 1 for stop in trial.stops), str(case)
-
-
-def test_evidence_that_a_family_lacks_is_refused_with_that_reason():
+def test_evidence_that_nobody_measures_is_refused_where_it_is_asked_for():
     class Needy(tr.Stride):
         needs = frozenset({"attention", "tea leaves"})
 
-    for family in ("llama", "llava"):
-        for case in laws.cases(families=[family], scheduled=["single"], attentions=["sdpa"]):
-            case.check(Needy())  # passes only when the refusal names what is missing
-            with pytest.raises(TypeError, match="tea leaves"):
-                case.trial(Needy()).forward()
+    for case in laws.cases(families=["llama", "llava"], scheduled=["single"], attentions=["sdpa"]):
+        case.check(Needy())  # passes only when the refusal names what is missing
+        with pytest.raises(TypeError, match="tea leaves"):
+            case.trial(Needy()).forward()
 
 
 def test_options_of_strategies_obey_the_laws():

@@ -6,7 +6,7 @@ From the tests of a package with its own method:
     from tokenreduce.testing import laws
     from my_package import Norm
 
-    @pytest.mark.parametrize("case", laws.cases(), ids=str)
+    @pytest.mark.parametrize("case", laws.cases("norm"), ids=str)
     def test_laws(case):
         case.check(Norm())
 
@@ -19,15 +19,14 @@ is still in the making: `laws.dropping_is_masking(laws.trial(Norm(), "llava"))`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable
 
-import torch
-
-from tokenreduce.scheduler import Scheduler, Stop
+from tokenreduce.scheduler import Scheduler
 from tokenreduce.strategy import Strategy
+from tokenreduce.testing import matrix
+from tokenreduce.testing.case import ALWAYS, ONCE, OWN, Case
 from tokenreduce.testing.choices import check as check_choices
+from tokenreduce.testing.matrix import distinct
 from tokenreduce.testing.model_laws import (
     TOLERANCE,
     a_gate_of_ones_changes_nothing,
@@ -37,11 +36,10 @@ from tokenreduce.testing.model_laws import (
     dropping_is_masking,
     keeping_all_is_the_plain_model,
     order_ascends_and_budget_is_exact,
-    refused,
     rows_stand_alone,
     too_few_tokens_are_left_alone,
 )
-from tokenreduce.testing.models import FAMILIES, LAYERS, Family
+from tokenreduce.testing.models import FAMILIES, Family
 from tokenreduce.testing.state_laws import (
     answers_change_no_choice,
     asking_without_getting_is_loud,
@@ -82,140 +80,45 @@ __all__ = [
     "trial",
 ]
 
-Law = Callable[[Trial], None]
-
-ALWAYS: tuple[Law, ...] = (
-    dropping_is_masking,
-    decoding_is_recomputing,
-    rows_stand_alone,
-    order_ascends_and_budget_is_exact,
-    decoding_stores_what_is_left,
-    compacting_is_renumbering,
-)
-"""Laws for every case."""
-
-ONCE: tuple[Law, ...] = (
-    keeping_all_is_the_plain_model,
-    too_few_tokens_are_left_alone,
-    a_gate_of_ones_changes_nothing,
-    checkpointing_changes_nothing,
-    text_logits_give_the_same_loss,
-    answers_change_no_choice,
-    the_model_is_left_as_it_was,
-    calls_agree,
-    generations_do_not_disturb_each_other,
-    asking_without_getting_is_loud,
-)
-"""Laws that do not depend on the schedule: checked with the strategy's own."""
-
-OWN = "own"
-"""In place of a scheduler's name: the strategy's own schedule."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """A model family, a schedule and an attention kind, on which a strategy is tried."""
-
-    family: str
-    scheduler: str
-    attention: str
-
-    def __str__(self) -> str:
-        return f"{self.family}-{self.scheduler}-{self.attention}"
-
-    def trial(self, strategy: Strategy) -> Trial:
-        """The strategy on this case's model, under its schedule."""
-        chosen = strategy.scheduler() if self.scheduler == OWN else small(self.scheduler)
-        return Trial(strategy, chosen, FAMILIES[self.family], self.attention)
-
-    def laws(self) -> tuple[Law, ...]:
-        """The laws that this case checks."""
-        whole = self.scheduler == OWN and FAMILIES[self.family].main
-        return ALWAYS + ONCE if whole else ALWAYS
-
-    def check(self, strategy: Strategy) -> None:
-        """Every law of the case.
-
-        A strategy whose evidence the family cannot measure must be refused with that reason.
-
-        Raises:
-            AssertionError: a law is broken; the message names it, the case and the numbers.
-        """
-        import tokenreduce
-
-        tried = self.trial(strategy)
-        adapter = tokenreduce.adapters[FAMILIES[self.family].adapter]()
-        missing = adapter.lacks(strategy.needs, tried.model)
-        if missing:
-            refused(tried, TypeError, min(missing))
-            return
-        with one_thread():
-            for law in self.laws():
-                law(tried)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Tiny models compute in one thread: several wait for each other more than they help.
-
-    Two workers of a test run on two cores take ten times as long with two threads each.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
 
 def cases(
+    strategy: str = "",
     *,
+    full: bool = False,
     families: Iterable[str] | None = None,
     scheduled: Iterable[str] | None = None,
-    attentions: Iterable[str] = ("sdpa", "eager"),
+    attentions: Iterable[str] | None = None,
 ) -> list[Case]:
-    """What a strategy is tried on.
+    """What a strategy is tried on: a set that takes seconds, or the whole product.
 
-    By default one family per adapter under every registered scheduler (`distinct`) and the
-    strategy's own, and the other families under the strategy's own and one that begins before
-    layer 0.
+    The default set has one family per adapter, each under one schedule and attention kind, so that
+    every schedule is met under every attention kind; the other families under one that begins
+    before layer 0; and one case for the laws that do not depend on the schedule (`matrix`).
 
     Args:
-        families: names of `models.FAMILIES`; all of them.
-        scheduled: names of schedulers, or `"own"`; all that are registered, and `"own"`.
+        strategy: its name. Which schedule meets which family depends on it, and on nothing else
+            that is installed (`matrix.place`).
+        full: the whole product, which takes minutes: the main families under every registered
+            scheduler (`distinct`) and the strategy's own, each under every attention kind.
+        families: names of `models.FAMILIES`. With this or one of the following the answer is the
+            product of what is named, and of all of what is not.
+        scheduled: names of schedulers, or `"own"`.
         attentions: attention implementations of transformers.
     """
-    every = [OWN, *distinct()]
-    found = []
-    for name in FAMILIES if families is None else families:
-        few = [OWN, "explicit"]
-        chosen = scheduled if scheduled is not None else every if FAMILIES[name].main else few
-        found += [
-            Case(name, s, attention)
-            for s in chosen
-            for attention in attentions
-            if attention in FAMILIES[name].attentions
-        ]
-    return found
-
-
-def distinct() -> list[str]:
-    """Names of the registered schedulers, one for each row of stops that they give at inference.
-
-    A schedule that only training tells from another (an annealed one) is no case of its own.
-    """
-    import tokenreduce
-
-    found: dict[tuple[Stop, ...], str] = {}
-    for name in tokenreduce.schedulers:
-        found.setdefault(small(name).stops(LAYERS), name)
-    return list(found.values())
+    if families is not None or scheduled is not None or attentions is not None:
+        return matrix.product(families, scheduled, attentions or matrix.ATTENTIONS)
+    if full:
+        return matrix.product() + [c for one in matrix.main() for c in matrix.thorough(one)]
+    return matrix.pairwise(strategy) + matrix.variants(strategy) + matrix.once(strategy)
 
 
 def check(strategy: Strategy, among: Iterable[Case] | None = None) -> None:
-    """Every law of a strategy, by itself and on every case; minutes, as cases are many."""
+    """Every law of a strategy, by itself and on every case of the default set, or of `among`."""
+    import tokenreduce
+
     check_choices(strategy)
-    for case in cases() if among is None else among:
+    names = [name for name, kind in tokenreduce.strategies.items() if kind is type(strategy)]
+    for case in cases(*names[:1]) if among is None else among:
         case.check(strategy)
 
 
