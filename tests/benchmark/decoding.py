@@ -38,19 +38,17 @@ class Decoding:
             self.mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=DEVICE)
             self.mask[1:, :PADDING] = 0
         with self.reduction.visual(self.image):
-            self.short = self._call(self.model, embeds, None).past_key_values
-        self.long = self._call(self.twin, embeds, None).past_key_values
+            self.short = tr.cache_of(self._call(self.model, embeds, None))
+        self.long = tr.cache_of(self._call(self.twin, embeds, None))
 
     @torch.inference_mode()
     def _call(self, model: Any, embeds: Tensor, cache: Any) -> Any:
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = tr.with_cache(model, cache)
         if self.mask is not None:
             new = embeds.shape[1]
             place = self.mask.cumsum(dim=1)[:, -new:] - 1
-            options = {"attention_mask": self.mask, "position_ids": place.clamp(min=0)}
-        return model(
-            inputs_embeds=embeds, past_key_values=cache, use_cache=True, logits_to_keep=1, **options
-        )
+            options |= {"attention_mask": self.mask, "position_ids": place.clamp(min=0)}
+        return model(inputs_embeds=embeds, use_cache=True, logits_to_keep=1, **options)
 
     def unreduced(self) -> None:
         """One step of the other side; the mask grows for both."""

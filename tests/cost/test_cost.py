@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tokenreduce import cost as costs
 from tokenreduce.cost import DecoderShape, average_tokens, cost, macs, shape_of, tokens_per_layer
+from tokenreduce.engine.call import cache_of
 from tokenreduce.scheduler import Stop
 from tokenreduce.schedulers import Explicit, Pyramid, Single
 
@@ -187,7 +188,7 @@ def test_key_values_are_what_the_cache_holds():
     config = TINY["gqa"]()
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
-        cache = model(input_ids=torch.arange(11)[None]).past_key_values
+        cache = cache_of(model(input_ids=torch.arange(11)[None]))
     held = sum(
         x.numel() * x.element_size() for layer in cache.layers for x in (layer.keys, layer.values)
     )

@@ -25,7 +25,7 @@ def generate(model, ids, cache, pixels=None, **options):
     if pixels is not None:
         options["pixel_values"] = pixels
     return model.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache,
+        input_ids=ids, attention_mask=torch.ones_like(ids), **tr.with_cache(model, cache),
         return_dict_in_generate=True, output_logits=True, **options,
     )  # fmt: skip
 
@@ -91,11 +91,10 @@ def test_the_second_turn_knows_its_image(llava_next, schedule):
         alone = reduction.places[0]
         assert len(alone) == 2
         assert len(alone[0]) == run
-        llava_next(**one.inputs, past_key_values=cache)
+        known = tr.with_cache(llava_next, cache)
+        llava_next(**one.inputs, **known)
         more = two.inputs["input_ids"][:, one.visual[0].nonzero()[-1, 0] + 1 :]
-        llava_next(
-            input_ids=more, pixel_values=pixels[1:], image_sizes=sizes[1:], past_key_values=cache
-        )
+        llava_next(input_ids=more, pixel_values=pixels[1:], image_sizes=sizes[1:], **known)
         joined = reduction.places[0]
     assert len(joined) == 2
     for name in ("tile", "row", "column", "separator", "box"):
@@ -167,7 +166,7 @@ def test_caches_that_the_caller_brings(llava, schedule, kind):
         out = generate(llava, ids, cache, pixels)
         assert torch.equal(out.sequences, fresh.sequences)
         assert reduction.report.visual_tokens == [25]
-        assert [layer.keys.shape[-2] for layer in out.past_key_values.layers] == [
+        assert [layer.keys.shape[-2] for layer in tr.cache_of(out).layers] == [
             ids.shape[1] + 3 - gone for gone in (0, 0, 13, 13, 20, 20)
         ]
         if kind == "repeated":  # a prompt's cache, kept and used for two continuations
@@ -181,17 +180,17 @@ def test_a_cache_can_be_repeated_and_selected(llava, schedule):
     prompt = batch(LLAVA, (1, 2))
     step = torch.tensor([[30], [31]])
     with torch.no_grad(), tr.reduce(llava, "random", schedule, positions="compact"):
-        cache = llava(**prompt.inputs).past_key_values
+        cache = tr.cache_of(llava(**prompt.inputs))
         mask = torch.cat([prompt.inputs["attention_mask"], torch.ones(2, 1).long()], dim=1)
         one = copy.deepcopy(cache)
-        plain = llava(input_ids=step, attention_mask=mask, past_key_values=one).logits
+        plain = llava(input_ids=step, attention_mask=mask, **tr.with_cache(llava, one)).logits
         cache.batch_repeat_interleave(3)
         cache.batch_select_indices(torch.tensor([4, 0]))
         turned = {"input_ids": step.flip(0), "attention_mask": mask.flip(0)}
-        again = llava(**turned, past_key_values=cache).logits
-        beams = llava(**prompt.inputs).past_key_values
+        again = llava(**turned, **tr.with_cache(llava, cache)).logits
+        beams = tr.cache_of(llava(**prompt.inputs))
         beams.reorder_cache(torch.tensor([1, 0]))
-        reordered = llava(**turned, past_key_values=beams).logits
+        reordered = llava(**turned, **tr.with_cache(llava, beams)).logits
     torch.testing.assert_close(again, plain.flip(0), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(reordered, plain.flip(0), atol=1e-5, rtol=1e-5)
 
@@ -200,9 +199,9 @@ def test_a_reduced_cache_is_refused_by_the_unreduced_model(llava, schedule):
     prompt = batch(LLAVA, (1,))
     with torch.no_grad():
         with tr.reduce(llava, "random", schedule):
-            cache = llava(**prompt.inputs).past_key_values
+            cache = tr.cache_of(llava(**prompt.inputs))
         with pytest.raises(RuntimeError, match="not reduced: go on inside the same"):
-            llava(input_ids=TEXT, past_key_values=cache)
+            llava(input_ids=TEXT, **tr.with_cache(llava, cache))
 
 
 @pytest.mark.parametrize("layer", [0, 3])
@@ -214,7 +213,7 @@ def test_other_kinds_of_cache_are_refused(llava, layer):
             llava.generate(**prompt.inputs, cache_implementation="static", **options)
         cache = StaticCache(config=llava.config.get_text_config(), max_cache_len=99)
         with pytest.raises(ValueError, match="use a DynamicCache"):
-            llava(**prompt.inputs, past_key_values=cache)
+            llava(**prompt.inputs, **tr.with_cache(llava, cache))
         assert llava.generate(**prompt.inputs, **options).shape[1] == prompt.visual.shape[1] + 2
         assert reduction.report.applied == [True]
 
@@ -233,7 +232,7 @@ def test_a_quantised_cache_is_refused(llava):
     cache.layer_class_to_replicate = Halves
     with tr.reduce(llava, "random", tr.Single(0, 0.5)):
         with pytest.raises(ValueError, match="Halves cannot hold reduced tokens"):
-            llava(**prompt.inputs, past_key_values=cache)
+            llava(**prompt.inputs, **tr.with_cache(llava, cache))
         llava(**prompt.inputs)
 
 
@@ -241,7 +240,7 @@ def test_cropping_says_what_it_cannot_do(llava):
     prompt = batch(LLAVA, (1,))
     text = int((~prompt.visual[0].flip(0)).long().cumprod(0).sum())  # text behind the image
     with torch.no_grad(), tr.reduce(llava, "random", tr.Single(0, 0.4)):
-        cache = llava(**prompt.inputs).past_key_values
+        cache = tr.cache_of(llava(**prompt.inputs))
         with pytest.raises(ValueError, match="negative"):
             cache.crop(prompt.visual.shape[1] - 1)
         with pytest.raises(ValueError, match="some of them were dropped"):
@@ -250,7 +249,7 @@ def test_cropping_says_what_it_cannot_do(llava):
         cache.crop(-text)
         assert cache.get_seq_length() == length - text
         ids = prompt.inputs["input_ids"][:, -text:]
-        again = llava(input_ids=ids, past_key_values=cache).logits[:, -1]
+        again = llava(input_ids=ids, **tr.with_cache(llava, cache)).logits[:, -1]
         whole = llava(**prompt.inputs).logits[:, -1]
     torch.testing.assert_close(again, whole, atol=1e-5, rtol=1e-5)
 
@@ -263,12 +262,13 @@ def test_text_of_a_later_turn_is_counted(llava, schedule):
         before = reduction.report
         ids = torch.tensor([[11, 12, 13, 14]])
         mask = torch.ones(1, length + 4, dtype=torch.long)
-        second = llava(input_ids=ids, attention_mask=mask, past_key_values=first.past_key_values)
+        known = tr.with_cache(llava, tr.cache_of(first))
+        second = llava(input_ids=ids, attention_mask=mask, **known)
         after = reduction.report
         llava(
             input_ids=ids[:, :1],
             attention_mask=torch.ones(1, length + 5, dtype=torch.long),
-            past_key_values=second.past_key_values,
+            **tr.with_cache(llava, tr.cache_of(second)),
         )
         assert reduction.report == after  # decoding is no prompt
     assert after.visual_tokens == before.visual_tokens

@@ -6,6 +6,7 @@ two devices, as an accelerator would.
 
 from __future__ import annotations
 
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+from transformers.cache_utils import Cache
 
 import tokenreduce as tr
 from tokenreduce.testing.batches import batch
@@ -40,13 +42,14 @@ def split(model: nn.Module, decoder: Any) -> nn.Module:
         module.to("meta")
         forward = module.forward
 
+        @wraps(forward)  # as accelerate does: a signature stays
         def there(*args: Any, _forward: Any = forward, **kwargs: Any) -> Any:
             def move(x: Any) -> Any:
                 return x.to("meta") if isinstance(x, Tensor) else x
 
-            kept = {"past_key_values": kwargs.pop("past_key_values", None)}
-            given = {k: x for k, x in kept.items() if x is not None}
-            return _forward(*tree_map(move, args), **tree_map(move, kwargs), **given)
+            caches = {k: x for k, x in kwargs.items() if isinstance(x, Cache)}
+            moved = {k: x for k, x in kwargs.items() if k not in caches}
+            return _forward(*tree_map(move, args), **tree_map(move, moved), **caches)
 
         module.forward = there  # type: ignore[method-assign]
     return model
@@ -94,10 +97,10 @@ def test_decoding_moves_with_the_layers(layers: tuple[int, ...], positions: Any)
         torch.no_grad(),
         OneDevice(),
     ):
-        cache = model(**given.inputs, use_cache=True).past_key_values
+        cache = tr.cache_of(model(**given.inputs, use_cache=True))
         for _ in range(2):
             mask = nn.functional.pad(mask, (0, 1), value=1)
-            out = model(input_ids=word, attention_mask=mask, past_key_values=cache)
+            out = model(input_ids=word, attention_mask=mask, **tr.with_cache(model, cache))
             assert out.logits.shape[:2] == word.shape
     places = [layer.keys.device.type for layer in cache.layers]
     assert places == ["cpu" if i < BORDER else "meta" for i in range(len(places))]

@@ -140,7 +140,7 @@ def test_a_second_turn_equals_sdpa(name: str, images: tuple[int, ...]) -> None:
             first = given.run(model, reduction, use_cache=True)
             text = torch.full((len(images), 5), 20)
             mask = torch.cat([given.inputs["attention_mask"], torch.ones_like(text)], dim=1)
-            options = {"attention_mask": mask, "past_key_values": first.past_key_values}
+            options = {"attention_mask": mask, **tr.with_cache(model, tr.cache_of(first))}
             if FAMILIES[name].own_positions:
                 at = mask.cumsum(1)[:, -5:, None] - 1 + model.base_model.rope_deltas[:, None]
                 options["position_ids"] = at.permute(2, 0, 1).expand(3, -1, -1)

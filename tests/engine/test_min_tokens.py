@@ -93,12 +93,12 @@ def test_every_part_of_a_conversation_is_judged_by_itself():
         torch.no_grad(),
         tr.reduce(model, "random", tr.Single(2, 0.2), min_tokens=26) as reduction,
     ):
-        cache = first.run(model, use_cache=True).past_key_values
+        cache = tr.cache_of(first.run(model, use_cache=True))
         inputs = dict(second.inputs)
         inputs["attention_mask"] = torch.ones(
             1, first.real.shape[1] + second.real.shape[1], dtype=torch.long
         )
-        model(**inputs, past_key_values=cache, use_cache=True)
+        model(**inputs, **tr.with_cache(model, cache), use_cache=True)
         report = reduction.report
     assert report.visual_tokens == [75]
     assert report.applied == [True]

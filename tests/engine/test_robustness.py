@@ -143,8 +143,8 @@ def test_interleaved_generations(llava, schedule, positions):
         for step in range(5):
             for i, p in enumerate(prompts):
                 inputs = p.inputs if not step else {"input_ids": nexts[i]}
-                out = llava(**inputs, past_key_values=caches[i], use_cache=True)
-                caches[i] = out.past_key_values
+                out = llava(**inputs, **tr.with_cache(llava, caches[i]), use_cache=True)
+                caches[i] = tr.cache_of(out)
                 nexts[i] = out.logits[:, -1:].argmax(-1)
                 said[i].append(nexts[i])
     for i in range(2):
@@ -237,10 +237,9 @@ def test_contexts_without_gradients(llava, schedule, context):
     with tr.reduce(llava, "pyramid_drop", schedule) as reduction:
         with context():
             out = llava(**prompt.inputs)
-            cache = out.past_key_values
             step = llava(
                 input_ids=torch.tensor([[20], [21]]),
-                past_key_values=cache,
+                **tr.with_cache(llava, tr.cache_of(out)),
                 attention_mask=torch.nn.functional.pad(
                     prompt.inputs["attention_mask"], (0, 1), value=1
                 ),

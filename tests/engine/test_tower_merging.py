@@ -18,7 +18,7 @@ from tokenreduce.testing.models import FAMILIES
 from tokenreduce.testing.trial import Stops, Trial
 from tokenreduce.tower import Tower
 
-CLOSE = 1e-5
+CLOSE = 3e-5
 SIDE, PATCH, LAYERS, HEADS = 24, 4, 4, 4
 PATCHES = (SIDE // PATCH) ** 2
 IMAGE = 7

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from tokenreduce.engine.call import cache_of
+
 from .cases import Case, Kept
 from .outcome import Outcome, arrangement
 
@@ -96,7 +98,7 @@ def results(case: Case, outcome: Outcome) -> Differences:
 
 def cached(case: Case, outcome: Outcome) -> Differences:
     """Lengths of the cache's layers, and their contents (keys are rotated) where recorded."""
-    cache = outcome.output.past_key_values
+    cache = cache_of(outcome.output)
     for i, layer in enumerate(cache.layers if cache is not None else ()):
         yield "lengths", abs(layer.keys.shape[2] - case.hidden_length(i))
         for kind in ("key", "value"):
@@ -112,7 +114,7 @@ def reported(case: Case, outcome: Outcome) -> Differences:
     for layer, row in enumerate(outcome.report.tokens_per_layer):
         for sample, n in enumerate(row):
             yield "reported", abs(n - len(case.survivors(layer, sample)))
-    cache = outcome.output.past_key_values
+    cache = cache_of(outcome.output)
     if cache is not None and len(set(case.lengths)) == 1:
         held = sum(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values))
         yield "reported", abs(held - outcome.report.kv_bytes)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from tokenreduce.engine.call import cache_of
+
 from .cases import IGNORED, Case, Kept
 from .compare import gap, places, unequal
 from .outcome import arrangement, kept, reduced, watched
@@ -75,7 +77,7 @@ def generate(case: Case, model: LlamaForCausalLM, steps: int, **changes: Any) ->
 
         def note(module: Any, args: Any, output: Any) -> None:
             decoded.kept.append(kept(case, reduction))
-            decoded.cached.append([x.keys.shape[2] for x in output.past_key_values.layers])
+            decoded.cached.append([x.keys.shape[2] for x in cache_of(output).layers])
             decoded.rotary.append([cos[0, -1] for cos, _ in outcome.rotary])
             outcome.rotary.clear()
             outcome.last = None  # the next step is another pass

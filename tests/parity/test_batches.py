@@ -90,9 +90,9 @@ def test_several_tokens_at_once_continue_as_recorded_one_by_one(name: str, atten
     with torch.no_grad(), reduced(case, model) as reduction:
         with reduction.visual(case.visual):
             output = model(inputs_embeds=case.embeds(model), use_cache=True)
-        found, cache = [output.logits[0, -1:]], output.past_key_values
+        found, cache = [output.logits[0, -1:]], tr.cache_of(output)
         for turn in (theirs.tokens[:5], theirs.tokens[5:6], theirs.tokens[6:-1]):
-            output = model(input_ids=torch.tensor([turn]), past_key_values=cache)
+            output = model(input_ids=torch.tensor([turn]), **tr.with_cache(model, cache))
             found.append(output.logits[0])
         assert kept(case, reduction) == case.kept
     assert gap(torch.cat(found), theirs.logits) <= TOLERANCE["steps"]

@@ -266,7 +266,7 @@ def test_a_whole_model_up_to_where_the_order_differs(case: Choice, attention: st
             layer.register_forward_pre_hook(lambda _, args: given.append(args[0]))
         out = model(inputs_embeds=t["inputs_embeds"], use_cache=True)
         kept = reduction.kept
-    held = [layer.keys.shape[2] for layer in out.past_key_values.layers]
+    held = [layer.keys.shape[2] for layer in tr.cache_of(out).layers]
     assert held == case.settings["kv_len_per_layer"]
     assert [x.shape[1] for x in given] == case.settings["layer_in_lengths"]
     assert reduction.positions == ("keep" if version(case) == 2 else "compact")

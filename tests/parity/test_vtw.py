@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tokenreduce.engine.call import cache_of
+
 from .cases import Case, cases
 from .compare import differences, excess
 from .decoding import decode, recordings, step_differences
@@ -26,7 +28,7 @@ def test_prefill_is_the_recorded_one(case: Case, attention: str) -> None:
         found = differences(case, outcome, model)
     assert not excess(found)
     assert found.keys() >= {"kept", "lengths", "reported", "positions", "hidden", "logits"}
-    held = [layer.keys.shape[2] for layer in outcome.output.past_key_values.layers]
+    held = [layer.keys.shape[2] for layer in cache_of(outcome.output).layers]
     assert held == case["kv_len_per_layer"]
 
 
