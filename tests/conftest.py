@@ -7,6 +7,8 @@ marked `full`. A nightly run has it; a default run must notice the same faults (
 import pytest
 import torch
 
+pytest_plugins = ["tests.summary"]
+
 
 def pytest_addoption(parser):
     parser.addoption(
