@@ -150,10 +150,7 @@ def _keys(layer: Part, hidden: Tensor, rotary: Rotary, at: Tensor) -> Tensor | N
     if checkpointing:  # which takes the cache away
         layer.gradient_checkpointing = False
     try:
-        names = {what: known[0] for what, known in spelled.ROLES.items()}
-        names["cache"] = spelled.cache_name(layer.forward)
-        call = spelled.LayerCall(0, layer, hidden, rotary, None, at, notes, {}, names, False)
-        args, kwargs = call.write()
+        args, kwargs = spelled.layer_call(layer, hidden, rotary, at, notes).write()
         layer(*args, **kwargs)
     except _Written:
         return notes.keys

@@ -236,6 +236,15 @@ class LayerCall:
         yield "cache", self.cache
 
 
+def layer_call(
+    layer: Part, hidden: Tensor, rotary: Rotary, position_ids: Tensor, cache: Any
+) -> LayerCall:
+    """A call of `layer` alone, without a mask, by the names that its forward knows."""
+    names = {what: role(layer.forward, known) or known[0] for what, known in ROLES.items()}
+    names["cache"] = cache_name(layer.forward)
+    return LayerCall(0, layer, hidden, rotary, None, position_ids, cache, {}, names, False)
+
+
 ROLES = {
     "hidden": HIDDEN,
     "rotary": ROTARY,

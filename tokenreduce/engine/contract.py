@@ -24,7 +24,7 @@ from tokenreduce.engine.setup import Setup
 from tokenreduce.errors import ContractError, ReductionWarning
 from tokenreduce.tower import Part
 
-OLDEST, NEWEST = (5, 18), (5, 24)
+OLDEST, NEWEST = (5, 5), (5, 24)
 """The minor releases of transformers between which the laws were measured to hold."""
 
 Fact = Callable[[Adapter, Part], "str | None"]

@@ -268,8 +268,10 @@ class Wiring:
         (kind, mask), frame.found = frame.found, (None, None)
         if mask is None:
             mask = given.mask
-        if foreign(given.cache) and kind is None:  # text in a cache of an unknown kind
-            frame.current = None
+        if foreign(given.cache):
+            if kind is not None and self.setup.stops:
+                raise contract.strange_cache(given.cache)
+            frame.current = None  # text passes as it is
             return None
         contract.check_continued(self.setup, given, seq)
         if kind is not None and kind.shape == (seq.batch, seq.length):
