@@ -82,6 +82,7 @@ def export(model: LlavaForConditionalGeneration, processor: LlavaProcessor, outp
     folder = output / "checkpoint"
     model.half().save_pretrained(folder)
     model.float()
+    _name_as_published(folder / "model.safetensors")
     processor.save_pretrained(folder)
     shutil.copy(output / "log.jsonl", folder / "training_log.jsonl")
     for file in folder.iterdir():
@@ -90,6 +91,19 @@ def export(model: LlavaForConditionalGeneration, processor: LlavaProcessor, outp
     if size > SIZE_LIMIT:
         raise ValueError(f"the checkpoint takes {size} bytes; the limit is {SIZE_LIMIT}")
     return size
+
+
+def _name_as_published(path: Path) -> None:
+    """Name the tower's weights as published LLaVA checkpoints do: every transformers reads those.
+
+    What recent releases write without `vision_model.` is not found by transformers 5.5.
+    """
+    inner = "vision_tower.vision_model."
+    weights = {
+        name if name.startswith(inner) else name.replace("vision_tower.", inner, 1): weight
+        for name, weight in load_file(path).items()
+    }
+    save_file(weights, path, {"format": "pt"})
 
 
 def _tower(
