@@ -11,8 +11,8 @@ import torch
 def agrees_with_itself(model: Any, inputs: Mapping[str, Any], **options: Any) -> bool:
     """Whether the first token's logits are the same by `options` of `generate` as without them.
 
-    transformers 5.18 leaves pictures out of a prefill in chunks, repeats them wrongly for beams
-    where a prompt has several (or several tiles), and cannot generate with some models at all.
+    Up to transformers 5.18, pictures are left out of a prefill in chunks, and repeated wrongly for
+    beams where a prompt has several (or several tiles).
     """
     common = {"max_new_tokens": 1, "return_dict_in_generate": True, "output_logits": True}
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -50,12 +51,14 @@ def _aria(attention: str) -> nn.Module:
 def _vip(attention: str) -> nn.Module:
     import transformers
 
+    known = inspect.signature(transformers.VipLlavaConfig).parameters
+    old = "vision_feature_layers"  # the option's name before transformers 5.23
     config = transformers.VipLlavaConfig(
         vision_config=transformers.CLIPVisionConfig(**vision(SIDE, projection_dim=WIDTH)),
         text_config=transformers.LlamaConfig(**text()),
         image_token_index=IMAGE,
-        vision_feature_layer=[-1],
         tie_word_embeddings=False,
+        **{old if old in known else "vision_feature_layer": [-1]},
     )
     return build("VipLlavaForConditionalGeneration", config, attention)
 
