@@ -19,6 +19,7 @@ import datetime
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -128,7 +129,7 @@ def checked(version: Version, cache: Path) -> Row:
     say(version, "laying it over the environment")
     folder = cache.resolve() / str(version)
     laid = lay(version, folder)
-    say(version, "with " + (", ".join(f"{n} {v}" for n, v in laid.items()) or "what is installed"))
+    say(version, ", ".join(["running", *(f"with {n} {v}" for n, v in laid.items())]))
     started, report = time.monotonic(), folder / "report.xml"
     report.unlink(missing_ok=True)
     run = suite(folder, report)
@@ -146,24 +147,23 @@ def checked(version: Version, cache: Path) -> Row:
 
 
 def lay(version: Version, folder: Path) -> dict[str, str]:
-    """Install what `version` needs beyond this environment into `folder`, unless it is there.
+    """Install into `folder` what `version` needs beyond this environment, unless it is there.
 
     Returns the packages and their versions, transformers left out.
     """
-    done = folder / "laid.json"
-    if not done.exists():
-        wanted = f"transformers=={version}"
-        answer = pip("install", "--dry-run", "--quiet", "--report", "-", wanted)
-        plan = json.loads(answer[answer.index("{") :])["install"]
-        found = {part["metadata"]["name"]: part["metadata"]["version"] for part in plan}
-        if found:
-            pins = [f"{name}=={number}" for name, number in found.items()]
-            pip("install", "--no-deps", "--quiet", "--upgrade", "--target", str(folder), *pins)
-        folder.mkdir(parents=True, exist_ok=True)
-        found.pop("transformers", None)
-        done.write_text(json.dumps(found))
-    laid: dict[str, str] = json.loads(done.read_text())
-    return laid
+    wanted = f"transformers=={version}"
+    answer = pip("install", "--dry-run", "--quiet", "--report", "-", wanted)
+    plan = json.loads(answer[answer.index("{") :])["install"]
+    laid = {part["metadata"]["name"]: part["metadata"]["version"] for part in plan}
+    known, note = json.dumps({"python": sys.version, "laid": laid}), folder / "laid.json"
+    if not note.exists() or note.read_text() != known:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        if pins := [f"{name}=={number}" for name, number in laid.items()]:
+            target = ("--no-deps", "--no-compile", "--quiet", "--target", str(folder))
+            pip("install", *target, *pins)
+        note.write_text(known)
+    return {name: number for name, number in laid.items() if name != "transformers"}
 
 
 def pip(*arguments: str) -> str:
@@ -279,8 +279,8 @@ def write(path: Path, command: str, row: Row) -> None:
 
 
 def circumstances() -> Row:
-    """The day, and the commit of this checkout; marked where tracked files are changed."""
-    changed = git("status", "--porcelain", "--untracked-files=no")
+    """The day, and the commit of this checkout; marked where what is run differs from it."""
+    changed = git("status", "--porcelain", "--", "tokenreduce", "conf", "tests")
     commit = git("rev-parse", "--short=9", "HEAD") + ("+changes" if changed else "")
     return {"date": datetime.date.today().isoformat(), "commit": commit}
 

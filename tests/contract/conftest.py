@@ -11,10 +11,14 @@ import platform
 
 import pytest
 
+UNMEASURED = "transformers .* than every release on which this tokenreduce was measured"
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselects the marked tests, unless the expression of `-m` names the mark."""
     if "contract" in config.option.markexpr:
+        for item in items:  # what is measured here may be a release that never was
+            item.add_marker(pytest.mark.filterwarnings(f"ignore:{UNMEASURED}"))
         return
     marked = [item for item in items if item.get_closest_marker("contract")]
     config.hook.pytest_deselected(items=marked)
