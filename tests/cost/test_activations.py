@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import tokenreduce as tr
+from tests.pairwise import pairwise
 from tokenreduce.cost import DecoderShape, activations, logits_bytes, shape_of, tower_of
 from tokenreduce.testing.batches import batch
 from tokenreduce.testing.models import FAMILIES
@@ -138,9 +139,11 @@ def alive(model, call, *free: torch.Tensor) -> int:
     return watch.most
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("inner", [16, 160, 1600])
-@pytest.mark.parametrize("kind", ["Llama", "Qwen2"])
+@pytest.mark.parametrize(
+    ("kind", "inner", "dtype"),
+    pairwise(["Llama", "Qwen2"], [16, 160, 1600], [torch.float32, torch.bfloat16]),
+    ids=str,
+)
 def test_prefill_is_what_is_alive_at_once(kind, inner, dtype):
     """In layers behind the first, whose input is the caller's: exactly, FFN or attention."""
     model, x = decoder(kind, dtype, intermediate_size=inner).eval(), given(dtype)

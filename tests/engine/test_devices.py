@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from transformers.cache_utils import Cache
 
 import tokenreduce as tr
+from tests.pairwise import pairwise
 from tokenreduce.testing.batches import batch
 from tokenreduce.testing.models import FAMILIES
 
@@ -55,10 +56,16 @@ def split(model: nn.Module, decoder: Any) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("logits", ["full", "text"])
-@pytest.mark.parametrize("strategy", ["random", "pooling", "pyramid_drop"])
-@pytest.mark.parametrize("layers", [(0, BORDER, 4), (1, 2), (4, 5)], ids=str)
-@pytest.mark.parametrize("name", ["llava", "qwen3_vl", "gemma3"])
+@pytest.mark.parametrize(
+    ("name", "layers", "strategy", "logits"),
+    pairwise(
+        ["llava", "qwen3_vl", "gemma3"],
+        [(0, BORDER, 4), (1, 2), (4, 5)],
+        ["random", "pooling", "pyramid_drop"],
+        ["full", "text"],
+    ),
+    ids=str,
+)
 def test_everything_moves_with_the_layers(
     name: str, layers: tuple[int, ...], strategy: str, logits: Any
 ) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import modeling_flash_attention_utils as flash
 
 import tokenreduce as tr
+from tests.pairwise import pairwise
 from tokenreduce.testing.batches import batch
 from tokenreduce.testing.models import FAMILIES
 from tokenreduce.testing.plain import agrees_with_itself
@@ -90,9 +91,10 @@ def test_the_stand_in_is_the_plain_model(name: str, side: str) -> None:
     assert (one - other)[given.real].abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("strategy", ["pyramid_drop", "fastv", "pooling"])
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "side", "strategy"),
+    pairwise(MODELS, ["left", "right"], ["pyramid_drop", "fastv", "pooling"]),
+)
 def test_a_forward_pass_equals_sdpa(name: str, side: str, strategy: str) -> None:
     given = batch(FAMILIES[name], (1, 0, 2), side)  # type: ignore[arg-type]
     found = []
@@ -106,9 +108,11 @@ def test_a_forward_pass_equals_sdpa(name: str, side: str, strategy: str) -> None
         assert all(torch.equal(x, y) for x, y in zip(samples, also[layer], strict=True))
 
 
-@pytest.mark.parametrize("images", [(1, 0, 2), (2,)], ids=str)
-@pytest.mark.parametrize("positions", ["keep", "compact"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "positions", "images"),
+    pairwise(MODELS, ["keep", "compact"], [(1, 0, 2), (2,)]),
+    ids=str,
+)
 def test_decoding_equals_sdpa(name: str, positions: str, images: tuple[int, ...]) -> None:
     if positions not in tr.adapters[FAMILIES[name].adapter]().positions:
         positions = "keep"

@@ -11,6 +11,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 import tokenreduce as tr
+from tests.pairwise import pairwise
 from tokenreduce.testing.batches import batch
 from tokenreduce.testing.models import FAMILIES, IMAGE
 from tokenreduce.testing.oracle import masked
@@ -36,9 +37,9 @@ def agree(model, prompt, reduction, out, repeat=1, **options):
         torch.testing.assert_close(ours, theirs, atol=3e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    ("name", "side", "attention"), pairwise(STRATEGIES, ["left", "right"], ["sdpa", "eager"])
+)
 def test_greedy(name, side, attention, schedule):
     model = LLAVA.model(attention)
     prompt = batch(LLAVA, (1, 0, 2), side=side)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import tokenreduce as tr
+from tests.pairwise import pairs_of
 from tokenreduce.testing.batches import batch
 from tokenreduce.testing.models import FAMILIES, IMAGE, VIDEO
 from tokenreduce.testing.oracle import masked
@@ -44,7 +45,7 @@ def generate(model: Any, given: Any, way: str) -> Any:
     return model.generate(**given.inputs, **options | WAYS[way])
 
 
-CASES = [
+CASES = pairs_of(
     (name, way, strategy)
     for name in MODELS
     for way in WAYS
@@ -52,7 +53,7 @@ CASES = [
     # without a cache the last token asks anew at every step
     if (name, way) not in {*LIMITS, *REFUSED}
     and not (way == "without a cache" and strategy != "random")
-]
+)
 
 
 @pytest.mark.parametrize(("name", "way", "strategy"), CASES)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import tokenreduce as tr
+from tests.pairwise import pairwise
 from tokenreduce.testing.batches import batch
 from tokenreduce.testing.models import FAMILIES, IMAGE
 from tokenreduce.testing.oracle import filled, left, masked
@@ -13,9 +14,11 @@ from tokenreduce.testing.oracle import filled, left, masked
 LLAVA, NEXT = FAMILIES["llava"], FAMILIES["llava_next"]
 
 
-@pytest.mark.parametrize("family", [LLAVA, NEXT], ids=str)
-@pytest.mark.parametrize("images", [(1,), (3,), (0, 1, 2), (2, 0, 0, 1)])
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(
+    ("family", "images", "side"),
+    pairwise([LLAVA, NEXT], [(1,), (3,), (0, 1, 2), (2, 0, 0, 1)], ["left", "right"]),
+    ids=str,
+)
 def test_rows_with_any_number_of_images(family, images, side, schedule):
     model, prompt = family.model(), batch(family, images, side=side)
     with torch.no_grad():

@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import tokenreduce as tr
+from tests.pairwise import pairwise
 from tokenreduce.testing.batches import batch
 from tokenreduce.testing.models import FAMILIES
 
@@ -40,9 +41,11 @@ def widths(model):
             handle.remove()
 
 
-@pytest.mark.parametrize("family", [LLAVA, NEXT], ids=str)
-@pytest.mark.parametrize("name", ["random", "pyramid_drop", "fastv", "stride", "vtw"])
-@pytest.mark.parametrize("layers", [(0, 3), (2, 4)])
+@pytest.mark.parametrize(
+    ("family", "name", "layers"),
+    pairwise([LLAVA, NEXT], ["random", "pyramid_drop", "fastv", "stride", "vtw"], [(0, 3), (2, 4)]),
+    ids=str,
+)
 def test_no_layer_runs_on_more_than_the_report_says(family, name, layers):
     model, prompt = family.model(), batch(family, (1, 0, 2))
     schedule = tr.Explicit(layers, (0.5, 0.2))
@@ -95,9 +98,11 @@ def test_nothing_but_the_score_is_computed_twice(llava):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("layers", [(0, 3), (2, 4)])
-@pytest.mark.parametrize("images", [(1,), (2,), (1, 1)])
-@pytest.mark.parametrize("name", ["random", "stride"])
+@pytest.mark.parametrize(
+    ("layers", "images", "name"),
+    pairwise([(0, 3), (2, 4)], [(1,), (2,), (1, 1)], ["random", "stride"]),
+    ids=str,
+)
 def test_reported_flops_are_spent(llava, layers, images, name):
     """Without padding, the count of every matrix product in the decoder layers, to the FLOP."""
     prompt = batch(LLAVA, images)

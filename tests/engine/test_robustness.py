@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import tokenreduce as tr
+from tests.pairwise import pairwise
 from tokenreduce.testing.batches import batch
 from tokenreduce.testing.models import FAMILIES
 from tokenreduce.testing.oracle import masked
@@ -251,9 +252,10 @@ def test_contexts_without_gradients(llava, schedule, context):
     assert [len(x) for x in kept[2]] == [12, 25]
 
 
-@pytest.mark.parametrize("name", ["random", "pyramid_drop", "fastv"])
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    ("name", "when", "attention"),
+    pairwise(["random", "pyramid_drop", "fastv"], ["before", "after"], ["sdpa", "eager"]),
+)
 def test_a_bf16_model(name, when, attention, schedule):
     model, prompt = LLAVA.model(attention), batch(LLAVA, (1, 0, 2))
     seen = []
@@ -350,9 +352,10 @@ def test_arguments_are_checked_before_the_model_is_touched(llava):
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # read by PEFT
-@pytest.mark.parametrize("order", ["lora first", "reduce first"])
-@pytest.mark.parametrize("logits", ["full", "text"])
-@pytest.mark.parametrize("name", ["pyramid_drop", "fastv"])
+@pytest.mark.parametrize(
+    ("order", "logits", "name"),
+    pairwise(["lora first", "reduce first"], ["full", "text"], ["pyramid_drop", "fastv"]),
+)
 def test_lora(order, logits, name, schedule):
     """PEFT before or after reduce(): the same loss, gradients, and words."""
     peft = pytest.importorskip("peft")

@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import tokenreduce as tr
+from tests.pairwise import pairwise
 from tokenreduce.testing.batches import IGNORED, batch
 from tokenreduce.testing.models import FAMILIES
 from tokenreduce.testing.oracle import filled, left, masked
@@ -79,9 +80,9 @@ def label_cases():
 CASES = label_cases()
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("name", ["random", "pyramid_drop"])
+@pytest.mark.parametrize(
+    ("case", "side", "name"), pairwise(CASES, ["left", "right"], ["random", "pyramid_drop"])
+)
 def test_loss_equals_the_reference(llava, case, side, name, schedule):
     prompt = batch(LLAVA, (1, 0, 2), side=side)
     labels = CASES[case](prompt)
@@ -117,9 +118,11 @@ def test_several_images_after_one_another(llava, schedule):
     same_gradients(ours, wanted)
 
 
-@pytest.mark.parametrize("family", [LLAVA, NEXT], ids=str)
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("layers", [(0, 3), (2, 4)])
+@pytest.mark.parametrize(
+    ("family", "side", "layers"),
+    pairwise([LLAVA, NEXT], ["left", "right"], [(0, 3), (2, 4)]),
+    ids=str,
+)
 def test_gradients_equal_the_reference(family, side, layers):
     model, prompt = family.model(), batch(family, (1, 0, 2), side=side)
     model.train()
@@ -144,9 +147,10 @@ def test_gradients_flow_through_merged_tokens(llava):
     assert (patches > 0).all()
 
 
-@pytest.mark.parametrize("reentrant", [True, False])
-@pytest.mark.parametrize("name", ["random", "pyramid_drop", "fastv"])
-@pytest.mark.parametrize("logits", ["full", "text"])
+@pytest.mark.parametrize(
+    ("reentrant", "name", "logits"),
+    pairwise([True, False], ["random", "pyramid_drop", "fastv"], ["full", "text"]),
+)
 def test_activation_checkpointing_changes_no_number(llava, reentrant, name, logits, schedule):
     prompt = batch(LLAVA, (1, 0, 2))
     other = batch(LLAVA, (2,), seed=3)

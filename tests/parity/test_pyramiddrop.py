@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import tokenreduce as tr
+from tests.pairwise import pairwise
 
 from .cases import IGNORED, Case, cases
 from .compare import differences, excess, gap, gradient_gap, unequal
@@ -57,9 +58,9 @@ def test_forward_pass_is_the_recorded_one(case: Case, attention: str) -> None:
     assert found.keys() >= COMPARED
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
-@pytest.mark.parametrize("attention", ATTENTIONS)
-@pytest.mark.parametrize("case", TRAIN, ids=str)
+@pytest.mark.parametrize(
+    ("case", "attention", "checkpointing"), pairwise(TRAIN, ATTENTIONS, [False, True]), ids=str
+)
 def test_training_step_is_the_recorded_one(case: Case, attention: str, checkpointing: bool) -> None:
     _, found = trained(case, attention, checkpointing)
     assert not excess(found)
