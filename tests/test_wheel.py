@@ -29,8 +29,6 @@ MADE = (
 )
 BUILD = "import sys; from hatchling import build; print(build.build_{}(sys.argv[1]))"
 
-pytestmark = pytest.mark.slow
-
 
 def run(*command: object, cwd: Path, **variables: str) -> str:
     done = subprocess.run(
@@ -80,18 +78,37 @@ def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_what_would_be_packed_is_whole() -> None:
+    """Without a build: hatchling's own list of files, and the metadata."""
+    from hatchling.builders.wheel import WheelBuilder
+
+    builder = WheelBuilder(str(ROOT))
+    packed = {file.distribution_path for file in builder.recurse_included_files()}
+    modules = [path.relative_to(ROOT) for path in (ROOT / "tokenreduce").rglob("*.py")]
+    assert {str(path) for path in modules} <= packed
+    assert {f"tokenreduce/{name}" for name in CONF} <= packed
+    for name in packed:
+        assert not any(part in name.lower() for part in (*SECRET, *MADE)), name
+    core = builder.metadata.core
+    assert core.license_expression == "Apache-2.0"
+    assert core.scripts == {"tokenreduce": "tokenreduce.cli:main"}
+
+
+@pytest.mark.slow
 def test_the_wheel_has_every_config(inside: list[str]) -> None:
     assert len(CONF) > 20
     assert {f"tokenreduce/{name}" for name in CONF} <= set(inside)
     assert "tokenreduce/conf/__init__.py" in inside  # Hydra's pkg:// needs it
 
 
+@pytest.mark.slow
 def test_the_wheel_has_every_module(inside: list[str]) -> None:
     modules = [path.relative_to(ROOT) for path in (ROOT / "tokenreduce").rglob("*.py")]
     assert {str(path) for path in modules} <= set(inside)
     assert "tokenreduce/py.typed" in inside
 
 
+@pytest.mark.slow
 def test_the_wheel_has_model_and_data(inside: list[str]) -> None:
     assert {f"tokenreduce/embedded/checkpoint/{name}" for name in CHECKPOINT} <= set(inside)
     assert "tokenreduce/embedded/example.json" in inside
@@ -101,6 +118,7 @@ def test_the_wheel_has_model_and_data(inside: list[str]) -> None:
     assert page <= set(inside)
 
 
+@pytest.mark.slow
 def test_the_wheel_has_its_licence_and_readme(wheel: Path, inside: list[str]) -> None:
     assert [name for name in inside if name.endswith(".dist-info/licenses/LICENSE")]
     (metadata,) = [name for name in inside if name.endswith(".dist-info/METADATA")]
@@ -110,6 +128,7 @@ def test_the_wheel_has_its_licence_and_readme(wheel: Path, inside: list[str]) ->
     assert (ROOT / "README.md").read_text().splitlines()[0] in text
 
 
+@pytest.mark.slow
 def test_nothing_else_is_in_the_wheel(wheel: Path, inside: list[str]) -> None:
     assert {name.split("/")[0].split("-")[0] for name in inside} == {"tokenreduce"}
     for name in inside:
@@ -118,6 +137,7 @@ def test_nothing_else_is_in_the_wheel(wheel: Path, inside: list[str]) -> None:
     assert wheel.stat().st_size < 8_000_000
 
 
+@pytest.mark.slow
 def test_nothing_else_is_in_the_sdist(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = [name.partition("/")[2] for name in archive.getnames()]
@@ -134,6 +154,7 @@ def test_nothing_else_is_in_the_sdist(sdist: Path) -> None:
     assert sdist.stat().st_size < 17_000_000
 
 
+@pytest.mark.slow
 def test_the_installed_command_runs_outside_the_checkout(site: Path, tmp_path: Path) -> None:
     place = {"PYTHONPATH": str(site)}
     where = run(
@@ -153,6 +174,7 @@ def test_the_installed_command_runs_outside_the_checkout(site: Path, tmp_path: P
     assert "name: fastv" in job
 
 
+@pytest.mark.slow
 def test_the_installed_main_job_runs_outside_the_checkout(site: Path, tmp_path: Path) -> None:
     """The embedded model and its example came along."""
     run(

@@ -55,6 +55,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return run(folder, *SHAPE, *QUICK, *shares) | {"path": str(folder / "result.json")}
 
 
+@pytest.mark.slow
 def test_every_strategy_stands_at_every_share_count_and_batch(record: dict[str, Any]) -> None:
     cells = {
         (row["strategy"], row["asked_share"], row["visual_tokens"], row["batch"])
@@ -161,6 +162,7 @@ def test_random_weights_follow_the_seed_and_leave_the_callers_alone() -> None:
     assert not torch.equal(first, third)
 
 
+@pytest.mark.slow
 def test_the_script_for_gpus_runs(tmp_path: Path) -> None:
     """Its commands, on a small shape and a CPU; both records are there."""
     script = Path(__file__).resolve().parents[2] / "scripts" / "benchmark_gpu.sh"

@@ -117,6 +117,7 @@ def test_keeping_everything_changes_nothing(tmp_path: Path) -> None:
     assert tested["prefill"] is None
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_bit(
     whole: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

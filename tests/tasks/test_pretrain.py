@@ -76,6 +76,7 @@ def test_stages_train_what_they_should(whole: Path, config: DictConfig) -> None:
     assert {key for key in align if "language_model.layers" in key} <= moved
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_weights(
     whole: Path, config: DictConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

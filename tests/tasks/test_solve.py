@@ -153,6 +153,7 @@ def test_refusals_are_one_line(run: Run, case: str) -> None:
     assert re.search(message, err), err
 
 
+@pytest.mark.slow
 def test_milliseconds_are_measured_on_the_model(run: Run) -> None:
     quick = ["task.rounds=2", "task.shares=[0.25,0.5]", "task.tries=1"]
     code, found, out, err = run("target.ms=100000", *quick)

@@ -84,6 +84,7 @@ class Killed(TrainerCallback):  # type: ignore[misc]
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", [False, True])
 def test_a_killed_run_goes_on_to_the_same_weights(
     broken: bool, whole: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: Any
@@ -123,6 +124,7 @@ def test_a_finished_run_is_not_trained_again(whole: tuple[Path, dict[str, Any]])
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # of peft
 def test_adapters_train_alone_and_go_on(tmp_path: Path) -> None:
     pytest.importorskip("peft")
@@ -144,6 +146,7 @@ def test_adapters_train_alone_and_go_on(tmp_path: Path) -> None:
     assert all(torch.equal(names[name], other[name]) for name in names)
 
 
+@pytest.mark.slow
 def test_a_learned_strategy_trains_with_the_model_and_goes_on(tmp_path: Path) -> None:
     options = ("strategy=scorer_mlp", "strategy.hidden=8", "strategy.gate=soft")
     run(tmp_path / "a", *options)
@@ -170,6 +173,7 @@ def test_another_training_in_the_same_folder_is_refused(whole: Any) -> None:
         run(folder, "task.resume=false")
 
 
+@pytest.mark.slow
 def test_frozen_parts_stay(tmp_path: Path) -> None:
     result = run(tmp_path, "task.frozen=[vision_tower,projector]", "strategy=none")
     assert result["kept_share"] == 1
@@ -195,6 +199,7 @@ def rows_on_disk(folder: Path, number: int = 6) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_rows_that_cannot_be_used_are_counted_and_named(tmp_path: Path) -> None:
     path = rows_on_disk(tmp_path)
     data = [f"data.path={path}", "data.holdout=0.2", "~data.questions"]
@@ -242,6 +247,7 @@ def test_data_without_a_path_is_refused(data: str, tmp_path: Path) -> None:
         task.train(compose([*options, f"data={data}"]), tmp_path)
 
 
+@pytest.mark.slow
 def test_label_smoothing_takes_all_logits(tmp_path: Path) -> None:
     options = ("strategy=none", "trainer.label_smoothing_factor=0.1")
     result = run(tmp_path, *options)
@@ -251,6 +257,7 @@ def test_label_smoothing_takes_all_logits(tmp_path: Path) -> None:
     assert result["loss"]["first"] < 5
 
 
+@pytest.mark.slow
 def test_a_curriculum_begins_with_everything(tmp_path: Path) -> None:
     result = run(tmp_path, "scheduler=curriculum", "trainer.eval_steps=1")
     rows = [json.loads(line) for line in Path(result["log"]).read_text().splitlines()]
@@ -260,6 +267,7 @@ def test_a_curriculum_begins_with_everything(tmp_path: Path) -> None:
     assert shares[-1] < 0.7
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_twice_the_rows(tmp_path: Path) -> None:
     pytest.importorskip("torch.distributed")
     command = [
@@ -287,6 +295,7 @@ def test_two_processes_are_one_with_twice_the_rows(tmp_path: Path) -> None:
     assert torch.cosine_similarity(ways[0], way, dim=0) < 0.7  # other rows lead elsewhere
 
 
+@pytest.mark.slow
 def test_more_epochs_go_on(tmp_path: Path) -> None:
     path = rows_on_disk(tmp_path)
     options = [x for x in SMALL if not x.startswith(("data.", "trainer.max_steps"))]
