@@ -31,6 +31,8 @@ IMAGES = ("pixel_values", "image_patches", "image_pixel_values")
 """How the names of arguments begin that hold pictures."""
 VIDEOS = "pixel_values_videos"
 ENCODED = "mm_encoder_outputs"
+PACKED = ("cu_seq_lens", "cu_seqlens")
+"""How the names of arguments begin that say where packed prompts end."""
 
 LAYER = frozenset(
     {*HIDDEN, *MASK, *ROTARY, *POSITION_IDS, *CACHE}
@@ -288,6 +290,16 @@ class ModelCall:
     def mask(self) -> Any:
         """The attention mask, of any kind."""
         return self.given.get(MASK[0])
+
+    @property
+    def position_ids(self) -> Tensor | None:
+        """(b, l), or (axes, b, l)."""
+        return self.given.get(POSITION_IDS[0])
+
+    @property
+    def packed(self) -> bool:
+        """Whether lengths of packed prompts were given (padding-free training)."""
+        return any(name.startswith(PACKED) and x is not None for name, x in self.given.items())
 
     @property
     def cache(self) -> Any:

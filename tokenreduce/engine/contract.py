@@ -203,6 +203,24 @@ def strange_cache(cache: Any) -> ContractError:
     )
 
 
+def replica(module: nn.Module) -> ContractError:
+    """The error for a copy of a reduced model that shares its hooks."""
+    return ContractError(
+        f"this {type(module).__name__} is a replica of the reduced model, as nn.DataParallel makes "
+        "them, and would be encoded and scored with the original's weights: use "
+        "DistributedDataParallel, or remove the reduction"
+    )
+
+
+def packed_rows() -> ContractError:
+    """The error for several prompts in one row."""
+    return ContractError(
+        "several prompts with pictures are packed into one row (position ids that start again, or "
+        "cu_seq_lens): a choice would mix them; train with padded batches (no padding-free "
+        "collator, packing=False), or remove the reduction"
+    )
+
+
 def check_continued(setup: Setup, given: ModelCall, seq: Sequence) -> None:
     """Refuses a pass that goes on from earlier tokens, of which no cache can be found.
 

@@ -103,16 +103,22 @@ def before_answers(labels: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Asking:
-    """Which tokens ask for the visual ones.
+class Given:
+    """What a call has told of its tokens, beside which of them are visual.
 
     Attributes:
-        labels: (b, l) or None; every token right before an answer asks.
-        drafts: without labels the last real token asks but for so many after it.
+        real: (b, l) False at padding; None when there is none.
+        labels: (b, l) or None; every token right before an answer is a query token.
+        drafts: without labels the query token is the last real one before so many last positions.
+        ids: (b, l) token ids, where the model was given any.
+        positions: (b, l) or (axes, b, l) position ids, where the caller gave any.
     """
 
+    real: Tensor | None = None
     labels: Tensor | None = None
     drafts: int = 0
+    ids: Tensor | None = None
+    positions: Tensor | None = None
 
 
 def lengths(seq: Sequence, real: Tensor | None) -> tuple[int, ...]:
@@ -123,24 +129,17 @@ def lengths(seq: Sequence, real: Tensor | None) -> tuple[int, ...]:
 
 
 def describe(
-    seq: Sequence,
-    kind: Tensor,
-    names: tuple[str, ...],
-    real: Tensor | None,
-    asking: Asking,
-    album: Album,
-    ids: Tensor | None = None,
+    seq: Sequence, kind: Tensor, names: tuple[str, ...], given: Given, album: Album
 ) -> bool:
     """Fills `seq` with what is known of its visual tokens; False when it has none after all.
 
     `kind` (b, l) is 0 for text, else the number of a kind of picture in `names`, counted from 1.
-    `ids` (b, l) are the token ids, where the model was given any.
     """
-    real = None if real is None else real.to(kind.device, torch.bool)
+    real = None if given.real is None else given.real.to(kind.device, torch.bool)
     if real is not None:
         kind = kind * real
     visual = kind > 0
-    asks, labels = None, asking.labels
+    asks, labels = None, given.labels
     if labels is not None and labels.shape == visual.shape:
         asks = before_answers(labels.to(visual.device))
         asks = asks if real is None else asks & real
@@ -151,31 +150,63 @@ def describe(
     rows.append(rows[0].new_zeros(rows[0].shape) if asks is None else asks.sum(1))
     text = ~visual[:, 0] if real is None else ~visual[:, 0] & real[:, 0]
     rows.append(text.to(rows[0].dtype))
+    rows.append(_restarts(given.positions, real, visual))
     rows += [(kind == number).sum(1) for number in range(1, len(names) + 1)]
     # sync: once per prompt, so that every later count is known on the host
-    counts, present, answers, first, *of_kind = torch.stack(rows).tolist()
+    counts, present, answers, first, restarts, *of_kind = torch.stack(rows).tolist()
     if not any(counts):
         seq.texts = tuple(present)
         return False
     seq.visual, seq.counts, seq.text_first = visual, tuple(counts), all(first)
+    seq.restarts = any(restarts)
     seq.real = None if real is None or all(n == seq.length for n in present) else real
     seq.texts = tuple(n - v for n, v in zip(present, counts, strict=True))
-    seq.asking, seq.asking_valid = _asking(seq, asks, max(answers), asking.drafts)
-    runs = _runs(kind, names, of_kind)
-    found = assign(album.pictures, runs, album.used)
+    seq.asking, seq.asking_valid = _asking(seq, asks, max(answers), given.drafts)
+    seq.pictures = _pictures(seq, kind, names, of_kind, album, given.ids)
+    seq.places = places(seq.pictures, seq.device)
+    seq.separators = max(
+        (sum(int(p.separator.sum()) for p in row) for row in seq.pictures), default=0
+    )
+    return True
+
+
+def _pictures(
+    seq: Sequence,
+    kind: Tensor,
+    names: tuple[str, ...],
+    of_kind: list[list[int]],
+    album: Album,
+    ids: Tensor | None,
+) -> list[list[Picture]]:
+    """Per sample, the pictures that its visual tokens stand for, of unknown shape where unknown."""
+    visual = kind > 0
+    found = assign(album.pictures, _runs(kind, names, of_kind), album.used)
     for name, number in zip(names, map(sum, of_kind), strict=True):
         album.used[name] = album.used.get(name, 0) + number
     if found is None:
-        found = [[Picture.unknown(n)] if n else [] for n in seq.counts]
-    elif album.joined is not None:
-        found = [joined(x, n, album.joined) for x, n in zip(found, _stretches(visual), strict=True)]
-    elif album.grouped is not None and ids is not None:
+        return [[Picture.unknown(n)] if n else [] for n in seq.counts]
+    if album.joined is not None:
+        return [joined(x, n, album.joined) for x, n in zip(found, _stretches(visual), strict=True)]
+    if album.grouped is not None and ids is not None:
         both = zip(ids.tolist(), visual.tolist(), strict=True)  # sync: once per prompt
-        found = [album.grouped(x, *row) for x, row in zip(found, both, strict=True)]
-    seq.pictures = found
-    seq.places = places(found, seq.device)
-    seq.separators = max((sum(int(p.separator.sum()) for p in row) for row in found), default=0)
-    return True
+        return [album.grouped(x, *row) for x, row in zip(found, both, strict=True)]
+    return found
+
+
+def _restarts(positions: Tensor | None, real: Tensor | None, visual: Tensor) -> Tensor:
+    """(b,) how often the positions of a row fall: several prompts are packed into it.
+
+    Of positions with axes the first counts on over a whole prompt (text, time).
+    """
+    if positions is not None and positions.dim() > 2:
+        positions = positions[0]
+    none = visual.new_zeros(visual.shape[0], dtype=torch.long)
+    if positions is None or positions.dim() != 2 or positions.shape[1] != visual.shape[1]:
+        return none
+    falls = positions.to(visual.device).diff(dim=1) < 0
+    if real is not None:
+        falls = falls & real[:, 1:] & real[:, :-1]
+    return falls.sum(1) + none
 
 
 def _runs(kind: Tensor, names: tuple[str, ...], of_kind: list[list[int]]) -> list[Runs]:
@@ -200,7 +231,9 @@ def _asking(seq: Sequence, asks: Tensor | None, most: int, drafts: int) -> tuple
     """(b, r) asking tokens: before every answer in training, else the last real token."""
     position = torch.arange(seq.length, device=seq.device).expand(seq.batch, -1)
     real = position >= 0 if seq.real is None else seq.real
-    last = (torch.where(real, position, -1).amax(dim=1, keepdim=True) - drafts).clamp(min=0)
+    # padding may follow the answers as well as precede them: drafts are the last positions
+    real = real & (position < seq.length - drafts)
+    last = torch.where(real, position, -1).amax(dim=1, keepdim=True).clamp(min=0)
     if asks is None or not most:
         return last, torch.ones_like(last, dtype=torch.bool)
     index = torch.where(asks, position, seq.length).sort(dim=1).values[:, :most]

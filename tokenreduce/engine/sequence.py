@@ -57,6 +57,7 @@ class Sequence:
         counts: visual tokens per sample; `texts`: other real tokens per sample (host).
         places: where the visual tokens stand; `pictures` the same per sample, on the host.
         separators: the largest number of separator tokens in a sample (host).
+        restarts: whether the positions of a row fall, as those of packed prompts do (host).
         text_first: whether every sample begins with a real text token (host).
         layouts: per layer, once its turn has come; a recomputed layer finds its own again.
         plans: the strategy's decision at every stop; `steps` what it does to the hidden states;
@@ -80,6 +81,7 @@ class Sequence:
     places: Places | None = None
     pictures: list[list[Picture]] = field(default_factory=list)
     separators: int = 0
+    restarts: bool = False
     text_first: bool = False
     layouts: dict[int, Layout | None] = field(default_factory=dict)
     plans: dict[int, Plan] = field(default_factory=dict)

@@ -8,9 +8,10 @@ Shapes: b samples, l sequence, t positions whose logits are wanted.
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -25,7 +26,9 @@ from tokenreduce.engine.inputs import Album
 from tokenreduce.engine.restore import restore_output, text_rows
 from tokenreduce.engine.sequence import Sequence
 from tokenreduce.engine.setup import Setup
+from tokenreduce.engine.state import CallState, CallStates, Mark, Marks
 from tokenreduce.engine.tower import measure, watched
+from tokenreduce.errors import ReductionWarning
 from tokenreduce.geometry import Picture
 from tokenreduce.tower import Part
 
@@ -40,36 +43,6 @@ MARKED = "marked"
 
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
-
-
-@dataclass
-class Frame:
-    """What one thread's current call has told so far.
-
-    Attributes:
-        labels: of the root's call, or those that its caller keeps.
-        outside: labels that the caller keeps to itself.
-        drafts: how many of the last tokens come after the one that asks: a caller who wants the
-            logits of the last n tokens goes on from the first of them (assisted decoding verifies
-            n - 1 drafts that way).
-        rows: (b, t) positions whose logits are wanted; None for all.
-        found: the kinds of visual tokens and the attention mask that the base was called with.
-        clips, ids: the videos and the token ids that the base was called with.
-        marked: the caller's own mask, and its pictures.
-        album: the pictures of the latest encoder calls.
-        current: the sequence that is passing through the decoder.
-    """
-
-    labels: Tensor | None = None
-    outside: Tensor | None = None
-    drafts: int = 0
-    rows: Tensor | None = None
-    found: tuple[Tensor | None, Any] = (None, None)
-    clips: Any = None
-    ids: Tensor | None = None
-    marked: tuple[Tensor, Album] | None = None
-    album: Album = field(default_factory=Album)
-    current: Sequence | None = None
 
 
 class Wiring:
@@ -96,6 +69,7 @@ class Wiring:
     ) -> None:
         self.base, self.setup, self.only_text, self.remember = base, setup, only_text, remember
         self.handles: list[Any] = []
+        self.calls, self.marks = CallStates(), Marks()
         self._local = threading.local()
         decoder = setup.decoder
         hooks = [hook for hook in decoder._forward_pre_hooks.values() if isinstance(hook, Hook)]
@@ -106,14 +80,16 @@ class Wiring:
             )
         for root in roots:
             self._before(root, self._root_before)
-            self._after(root, self._root_after)
         if base not in roots or base is decoder:
             self._before(base, self._base_before)
         self._before(decoder, self._decoder_before)
-        self._after(decoder, self._decoder_after)
+        self._after(decoder, self._decoder_after)  # first, where these are one module
+        for module in {id(one): one for one in (base, *roots) if one is not decoder}.values():
+            self._after(module)
         for i, layer in enumerate(decoder.layers):
             hook = Hook(self._layer_before(i))
             self.handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+        self._told = False
         self.tower = setup.adapter.tower(base)
         self.names = tuple(setup.adapter.visual_ids(base.config))
         for name, kind in setup.adapter.encoders.items():
@@ -128,69 +104,78 @@ class Wiring:
         handles, self.handles = self.handles, []
         for handle in handles:
             handle.remove()
+        self.calls.clear()
         return bool(handles)
 
     @contextmanager
     def marked(self, mask: Tensor, pictures: list[Picture]) -> Iterator[None]:
-        """The caller's visual mask (b, l) holds inside the block, in this thread."""
-        frame = self.frame
-        album = Album({MARKED: pictures})
-        earlier, frame.marked = frame.marked, (mask, album)
-        try:
+        """The caller's visual mask (b, l) holds inside the block, in this context."""
+        with self._said(self.marks.mark, Mark(mask, Album({MARKED: pictures}))):
             yield
-        finally:
-            frame.marked = earlier
 
     @contextmanager
     def labelled(self, labels: Tensor) -> Iterator[None]:
-        """Calls without labels have these (b, l) inside the block, in this thread."""
-        frame = self.frame
-        earlier, frame.outside = frame.outside, labels
+        """Calls without labels have these (b, l) inside the block, in this context."""
+        with self._said(self.marks.labels, labels):
+            yield
+
+    @contextmanager
+    def _said(self, where: ContextVar[Any], what: Any) -> Iterator[None]:
+        token = where.set(what)
+        self.marks.open += 1
         try:
             yield
         finally:
-            frame.outside = earlier
+            self.marks.open -= 1
+            where.reset(token)
 
     @property
-    def frame(self) -> Frame:
-        """This thread's frame."""
-        if not hasattr(self._local, "frame"):
+    def album(self) -> Album:
+        """The pictures of this thread's latest encoder calls."""
+        if not hasattr(self._local, "album"):
             adapter = self.setup.adapter
-            album = Album(
+            self._local.album = Album(
                 joined=adapter.joined if adapter.runs else None,
                 grouped=adapter.grouped if adapter.tagged else None,
             )
-            self._local.frame = Frame(album=album)
-        frame: Frame = self._local.frame
-        return frame
+        album: Album = self._local.album
+        return album
 
     def _before(self, module: nn.Module, call: Callable[..., Any]) -> None:
         names = parameters(module)
 
-        def hook(_: nn.Module, args: Arguments, kwargs: Keywords) -> Any:
-            return call(ModelCall(bind(names, args, kwargs)), args, kwargs)
+        def hook(called: nn.Module, args: Arguments, kwargs: Keywords) -> Any:
+            if called is not module:
+                raise contract.replica(called)
+            state = self.calls.enter(module)
+            return call(state, ModelCall(bind(names, args, kwargs)), args, kwargs)
 
         self.handles.append(module.register_forward_pre_hook(Hook(hook), with_kwargs=True))
 
-    def _after(self, module: nn.Module, call: Callable[..., Any]) -> None:
+    def _after(self, module: nn.Module, call: Callable[..., Any] | None = None) -> None:
         def hook(_: nn.Module, args: Arguments, kwargs: Keywords, output: Any) -> Any:
-            return call(kwargs, output)
+            try:
+                return None if call is None else call(self.calls.now(), kwargs, output)
+            finally:
+                self.calls.leave(module)
 
         handle = module.register_forward_hook(Hook(hook), with_kwargs=True, always_call=True)
         self.handles.append(handle)
 
     # -- root: labels, and which logits are wanted ---------------------------------------------
 
-    def _root_before(self, given: ModelCall, args: Arguments, kwargs: Keywords) -> Any:
-        frame = self.frame
-        if frame.rows is not None:  # called by a wrapper that has been through this
+    def _root_before(
+        self, state: CallState, given: ModelCall, args: Arguments, kwargs: Keywords
+    ) -> Any:
+        if state.rows is not None:  # called by a wrapper that has been through this
             return None
         labels, ahead = _labels(given)
-        known = frame.outside if labels is None else labels
+        known = self.marks.labels.get() if labels is None else labels
         if known is not None:
-            frame.labels = known
+            state.labels = known
         wanted = given.wanted
-        frame.drafts = wanted - 1 if isinstance(wanted, int) and wanted > 1 else 0
+        state.drafts = wanted - 1 if isinstance(wanted, int) and wanted > 1 else 0
+        state.positions = given.position_ids
         if not self.only_text:
             return None
         kind = self._visual(given)
@@ -208,22 +193,18 @@ class Wiring:
         if rows.shape[1] == visual.shape[1]:
             # nothing is left out; moved to the right, they would still fit the caller's own labels
             return None
-        frame.rows = rows
+        state.rows = rows
         if ahead is None:
             return None
         # the loss aligns positions and labels itself: hand it labels that are aligned already
         picked = ahead.gather(1, rows.clamp(min=0)).masked_fill(rows < 0, -100)
         return args, {**kwargs, SHIFTED: picked}
 
-    def _root_after(self, kwargs: Keywords, output: Any) -> None:
-        frame = self.frame
-        frame.labels, frame.drafts, frame.rows, frame.found = None, 0, None, (None, None)
-        frame.clips = frame.ids = None
-
     # -- base: which tokens are visual ---------------------------------------------------------
 
     def _encoded(self, kind: str, call: Keywords, run: Callable[[], Any]) -> Any:
-        adapter, clips = self.setup.adapter, self.frame.clips
+        adapter, state = self.setup.adapter, self.calls.now()
+        clips = None if state is None else state.clips
         if clips is not None and any(value is clips for value in call.values()):
             kind = VIDEO  # some families have one encoder for both
         within = self.setup.inside
@@ -238,77 +219,102 @@ class Wiring:
             pictures = measure(pictures, watch)
         if within is not None:
             pictures = within.grouped(pictures, passes)
-        self.frame.album.put(kind, pictures)
+        self.album.put(kind, pictures)
         if isinstance(output, dict):  # features may be used later, after other pictures
             setattr(output, PICTURES, (kind, pictures))
         return output
 
-    def _base_before(self, given: ModelCall, args: Arguments, kwargs: Keywords) -> None:
+    def _base_before(
+        self, state: CallState, given: ModelCall, args: Arguments, kwargs: Keywords
+    ) -> None:
         for output in given.encoded.values():
             known = getattr(output, PICTURES, None)
             if known is not None:
-                self.frame.album.put(*known)
-        self.frame.clips, self.frame.ids = given.videos, given.ids
-        self.frame.found = (self._visual(given), given.mask)
+                self.album.put(*known)
+        state.clips, state.ids = given.videos, given.ids
+        state.positions = given.position_ids if state.positions is None else state.positions
+        state.found = (self._visual(given), given.mask)
 
     def _visual(self, given: ModelCall) -> Tensor | None:
         """(b, l) the kinds of this call's visual tokens: marked by the caller, or placeholders."""
-        marked = self.frame.marked
+        marked = self.marks.mark.get()
         if marked is None:
-            return inputs.placeholders(self.setup.adapter, self.base, given)
+            found = inputs.placeholders(self.setup.adapter, self.base, given)
+            if found is None and self.marks.unseen():
+                self._warn_of_threads()
+            return found
         x = given.tokens
-        mask = inputs.chunk(marked[0].to(x.device), x.shape[0], given.start, x.shape[1])
+        mask = inputs.chunk(marked.mask.to(x.device), x.shape[0], given.start, x.shape[1])
         return None if mask is None else mask.long()
+
+    def _warn_of_threads(self) -> None:
+        """Says once that a thread runs beside a block of marks that it does not see."""
+        if self._told:
+            return
+        self._told = True
+        warnings.warn(
+            "this thread runs the model while another has an open block of reduction.visual(...) "
+            "or reduction.labels(...), which it does not see: open the block inside the thread, "
+            "or run it in contextvars.copy_context() (asyncio.to_thread does)",
+            ReductionWarning,
+            stacklevel=2,
+        )
 
     # -- decoder: a pass begins and ends -------------------------------------------------------
 
-    def _decoder_before(self, given: ModelCall, args: Arguments, kwargs: Keywords) -> Any:
-        frame, x = self.frame, given.tokens
+    def _decoder_before(
+        self, state: CallState, given: ModelCall, args: Arguments, kwargs: Keywords
+    ) -> Any:
+        x = given.tokens
         seq = Sequence(x.shape[0], x.shape[1], given.start, x.device)
-        (kind, mask), frame.found = frame.found, (None, None)
+        (kind, mask), state.found = state.found, (None, None)
         if mask is None:
             mask = given.mask
         if foreign(given.cache):
             if kind is not None and self.setup.stops:
                 raise contract.strange_cache(given.cache)
-            frame.current = None  # text passes as it is
-            return None
+            return None  # text passes as it is
         contract.check_continued(self.setup, given, seq)
         if kind is not None and kind.shape == (seq.batch, seq.length):
-            real = inputs.real_tokens(mask, seq.start, seq.length)
-            names, album = self.names, frame.album
-            if frame.marked is not None:
-                names, album = (MARKED,), frame.marked[1]
-            asking = inputs.Asking(frame.labels, frame.drafts)
-            inputs.describe(seq, kind.to(x.device), names, real, asking, album, frame.ids)
-        elif not seq.start or (seq.length > 1 and not frame.drafts):
+            self._describe(state, given, kind.to(x.device), mask, seq)
+        elif not seq.start or (seq.length > 1 and not state.drafts):
             seq.texts = inputs.lengths(seq, inputs.real_tokens(mask, seq.start, seq.length))
-        frame.current = seq
+        state.current = seq
         return args, {**kwargs, KEY: seq}
 
-    def _decoder_after(self, kwargs: Keywords, output: Any) -> Any:
+    def _describe(
+        self, state: CallState, given: ModelCall, kind: Tensor, mask: Any, seq: Sequence
+    ) -> None:
+        """Fills `seq` with what the call has told of its visual tokens."""
+        marked = self.marks.mark.get()
+        names, album = (self.names, self.album) if marked is None else ((MARKED,), marked.album)
+        real = inputs.real_tokens(mask, seq.start, seq.length)
+        positions = given.position_ids if state.positions is None else state.positions
+        told = inputs.Given(real, state.labels, state.drafts, state.ids, positions)
+        found = inputs.describe(seq, kind, names, told, album)
+        if found and self.setup.stops and (seq.restarts or given.packed):
+            raise contract.packed_rows()
+
+    def _decoder_after(self, state: CallState | None, kwargs: Keywords, output: Any) -> Any:
         seq: Sequence | None = kwargs.get(KEY)
-        self.frame.current = None
-        if seq is None:
+        if state is None or seq is None:
             return None
-        for capture in seq.evidence.values():
-            capture.close()
+        state.close()
         if output is None:  # the decoder raised
             return None
         cache = cache_of(output)
         contract.check_pass(self.setup, seq, cache)
         if seq.texts:
             self.remember(seq, cache)
-        rows = self.frame.rows
-        if seq.layout is None and rows is None:
+        if seq.layout is None and state.rows is None:
             return None
-        return restore_output(seq, output, rows)
+        return restore_output(seq, output, state.rows)
 
     def _between(self, original: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        seq = self.frame.current
-        if seq is None:
+        state = self.calls.now()
+        if state is None or state.current is None:
             return original(*args, **kwargs)
-        return passes.add_between(seq, original, *args, **kwargs)
+        return passes.add_between(state.current, original, *args, **kwargs)
 
     def _layer_before(self, i: int) -> Callable[..., Any]:
         def before(layer: nn.Module, args: Arguments, kwargs: Keywords) -> Any:
