@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tokenreduce.data.images import in_rgb
 from tokenreduce.report import Report
 from tokenreduce.scheduler import share
 
@@ -33,7 +34,7 @@ class Downsampled:
     """Pictures made smaller, and what the processor makes of them.
 
     Attributes:
-        images: PIL pictures; those that need no change are the caller's own.
+        images: PIL pictures in RGB; those that need no change are the caller's own.
         tokens: visual tokens of each.
         full: visual tokens of each picture as it was.
     """
@@ -56,11 +57,13 @@ def downsample(processor: Any, images: Sequence[Any], keep: float = 0.25) -> Dow
         keep: above 0.
 
     Raises:
-        ValueError: a share outside 0 to 1, or a processor that makes as many tokens of every size.
+        ValueError: a share outside 0 to 1, a picture of 32-bit numbers, or a processor that makes
+            as many tokens of every size.
     """
     if not share(keep, "keep"):
         raise ValueError("keep must be above 0: no picture has no tokens")
-    found = [_smaller(lambda x: visual_tokens(processor, x), image, keep) for image in images]
+    plain = [image if image.mode == "RGB" else in_rgb(image) for image in images]
+    found = [_smaller(lambda x: visual_tokens(processor, x), image, keep) for image in plain]
     short, full = sum(n for _, n, _ in found), sum(n for _, _, n in found)
     if keep < 1 and short >= full > 0:
         raise ValueError(

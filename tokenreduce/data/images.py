@@ -8,11 +8,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+import numpy as np
+from PIL import Image, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 MAX_BYTES = 64 * 2**20
-MAX_PIXELS = 64 * 10**6  # a 192 MB array; the largest cameras stay below
+MAX_PIXELS = 64 * 10**6
+"""The largest cameras stay below. Pillow holds four bytes of each pixel: 256 MB.
+
+While a picture is read there are two of that size at most, what was decoded and what is made of it.
+"""
+STRIP = 2**20
+"""Pixels that are converted at a time, where that takes more than one step."""
+SIXTEEN = ("I;16", "I;16L", "I;16B", "I;16N")
+"""Modes whose values go from 0 to 65,535."""
+RANGELESS = {"I": "32-bit integers", "F": "32-bit floats"}
+"""Modes that do not say which of their values is black and which white."""
+ORIENTATION = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings a picture with that entry of its EXIF upright."""
 
 
 def load_image(path: str | Path) -> Image.Image:
@@ -50,14 +72,40 @@ def decode_image(data: bytes, name: str) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An opened picture in RGB, upright, on white where it is transparent."""
-    return _on_white(ImageOps.exif_transpose(image))
+    """An opened picture in RGB, upright, on white where it is transparent; always a new one.
+
+    Sixteen bits become eight: 65,535 is white.
+
+    Raises:
+        ValueError: a mode whose range nobody knows (32 bits).
+    """
+    return _turned(in_rgb(image), image.getexif().get(ORIENTATION))
+
+
+def in_rgb(image: Image.Image) -> Image.Image:
+    """The same as it stands, whatever its EXIF says about up and down."""
+    if image.mode in RANGELESS:
+        raise NoRange(
+            f"a picture of {RANGELESS[image.mode]} (mode {image.mode!r}) does not say which value "
+            "is white: scale it to 0 to 255 and convert it to 8 bits"
+        )
+    if image.mode not in (*SIXTEEN, "La") and not image.has_transparency_data:
+        return image.convert("RGB")
+    flat = Image.new("RGB", image.size)
+    rows = max(1, STRIP // max(1, image.width))
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        flat.paste(_on_white(image.crop(box)), box)
+    return flat
 
 
 def _decoded(source: Path | io.BytesIO, file: str) -> Image.Image:
     with _opened(source, file) as image:
         image.load()
-        return to_rgb(image)
+        orientation = image.getexif().get(ORIENTATION)
+        found = in_rgb(image)
+        image.close()  # before there is a turned copy as well
+    return _turned(found, orientation)
 
 
 @contextmanager
@@ -69,7 +117,7 @@ def _opened(source: Path | io.BytesIO, file: str) -> Iterator[Image.Image]:
             with Image.open(source, formats=FORMATS) as image:
                 _check_pixels(image, file)
                 yield image
-    except TooLarge:
+    except (TooLarge, NoRange):
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise TooLarge(_too_many_pixels(file)) from None
@@ -86,6 +134,10 @@ def _opened(source: Path | io.BytesIO, file: str) -> Iterator[Image.Image]:
 
 class TooLarge(ValueError):
     """A picture with more pixels or bytes than is sensible to decode."""
+
+
+class NoRange(ValueError):
+    """A picture of numbers that may mean any brightness."""
 
 
 def _checked_file(path: str | Path) -> Path:
@@ -122,9 +174,23 @@ def _too_many_pixels(file: str, size: str = "") -> str:
     )
 
 
-def _on_white(image: Image.Image) -> Image.Image:
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    layer = image.convert("RGBA")
+def _turned(image: Image.Image, orientation: int | None) -> Image.Image:
+    turn = None if orientation is None else TURNS.get(orientation)
+    return image if turn is None else image.transpose(turn)
+
+
+def _on_white(part: Image.Image) -> Image.Image:
+    """A strip of a picture that is deeper than eight bits, or transparent somewhere."""
+    clear = part.info.get("transparency")
+    if part.mode in SIXTEEN:
+        values = np.asarray(part)
+        eight = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        if clear is not None:
+            eight[values == clear] = 255
+        return Image.fromarray(eight).convert("RGB")
+    if part.mode == "RGB" and isinstance(clear, tuple) and max(clear) > 255:
+        # of a file of 16 bits, of which Pillow reads the upper eight
+        part.info["transparency"] = tuple(value >> 8 for value in clear)
+    layer = (part.convert("LA") if part.mode == "La" else part).convert("RGBA")
     white = Image.new("RGBA", layer.size, "white")
     return Image.alpha_composite(white, layer).convert("RGB")

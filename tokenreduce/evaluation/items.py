@@ -24,7 +24,7 @@ from PIL import Image
 
 from tokenreduce.data import Sample, sample
 from tokenreduce.data.conversations import Conversations
-from tokenreduce.data.images import check_image, load_image
+from tokenreduce.data.images import check_image, load_image, to_rgb
 from tokenreduce.data.questions import paraphrased
 from tokenreduce.data.rows import Unusable, image_path
 from tokenreduce.files import skim
@@ -70,14 +70,15 @@ class Item:
         """The picture in RGB.
 
         Raises:
-            ValueError: a file that is not there, damaged, too large or of an unknown format.
+            ValueError: a file that is not there, damaged, too large or of an unknown format;
+                32-bit numbers whose white nobody knows.
         """
         if isinstance(self.pixels, Path):
             return load_image(self.pixels)
         if isinstance(self.pixels, Image.Image):
-            return self.pixels.convert("RGB")
+            return to_rgb(self.pixels)
         if isinstance(self.pixels, np.ndarray):
-            return Image.fromarray(self.pixels)
+            return to_rgb(Image.fromarray(self.pixels))
         return self.pixels()
 
     @property

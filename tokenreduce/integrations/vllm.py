@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce import plugins
+from tokenreduce.data.images import in_rgb
 from tokenreduce.errors import ReductionWarning
 from tokenreduce.files import whole
 from tokenreduce.learned import complaint
@@ -92,7 +93,8 @@ def embed(
     for number, (image, text) in enumerate(zip(images, texts, strict=True)):
         if text.count(token) != 1:
             raise ValueError(f"prompt {number} has {text.count(token)} {token}, and needs one")
-        inputs = processor(images=[image], text=text, return_tensors="pt")
+        plain = image if image.mode == "RGB" else in_rgb(image)
+        inputs = processor(images=[plain], text=text, return_tensors="pt")
         inputs = inputs.to(core.device, core.dtype)  # whole numbers stay what they are
         try:
             found.append(kept_rows(model, inputs, chosen, keep, seed=seed))

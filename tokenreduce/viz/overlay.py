@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from tokenreduce.data.images import in_rgb
+
 DARK = 0.18  # brightness of a dropped patch
 SIDE = 288  # pixels of a panel's longer side
 MARGIN, CAPTION = 8, 22
@@ -75,7 +77,7 @@ def overlay(
         stays[list(kept)] = 1
     else:
         stays[np.asarray(group) >= 0] = 1
-    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    pixels = np.asarray(in_rgb(image), dtype=np.float32)
     seen, bright = _sums(boxes, stays, image.size)
     light = DARK + (1 - DARK) * bright / np.maximum(seen, 1)
     grey = pixels.mean(axis=2, keepdims=True) * DARK + 128 * (1 - DARK)
@@ -96,7 +98,7 @@ def heat(image: Image.Image, boxes: Boxes, score: Sequence[float]) -> Image.Imag
     boxes, rank = np.asarray(boxes, dtype=float).reshape(-1, 4), ranks(score)
     there = np.isfinite(rank)
     seen, height = _sums(boxes[there], rank[there], image.size)
-    grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None].repeat(3, axis=2)
+    grey = np.asarray(in_rgb(image).convert("L"), dtype=np.float32)[..., None].repeat(3, axis=2)
     colours = colour_of(height / np.maximum(seen, 1))
     shown = np.where(seen[..., None] > 0, grey * (1 - GLOW) + colours * GLOW, grey * DARK)
     return Image.fromarray(shown.round().astype(np.uint8))
@@ -169,7 +171,7 @@ def fitted(image: Image.Image, side: int) -> Image.Image:
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     smooth = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
-    return image.convert("RGB").resize(size, smooth)
+    return in_rgb(image).resize(size, smooth)
 
 
 def stack(sheets: Sequence[Image.Image]) -> Image.Image:

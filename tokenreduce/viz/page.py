@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from tokenreduce.data.images import in_rgb
+from tokenreduce.files import write_text
 from tokenreduce.viz.chart import Chart, chart
 from tokenreduce.viz.overlay import DARK, GLOW, HEAT, LINES, TINT, TURN, Stage, areas, ranks
 from tokenreduce.viz.quantities import quantity
@@ -104,8 +106,7 @@ def write_page(
         drawing=DRAWING,
     )
     path = Path(path)
-    path.write_text(text, encoding="utf-8")
-    return path
+    return write_text(path, text)
 
 
 def _article(look: Look, number: int) -> dict[str, Any]:
@@ -200,7 +201,7 @@ def _drawn(stage: Stage, tokens: npt.NDArray[np.int64]) -> dict[str, Any]:
 def _embedded(image: Image.Image) -> tuple[Image.Image, str]:
     """`image` at the size of the page, and its `data:` address."""
     side = max(image.size)
-    shown = image.convert("RGB")
+    shown = in_rgb(image)
     kind, options = "jpeg", {"quality": QUALITY}
     if side > MOST:
         scale = MOST / side

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from tokenreduce.data.images import in_rgb
 from tokenreduce.geometry import Picture
 from tokenreduce.tokens import Plan
 from tokenreduce.viz.overlay import Boxes, Stage
@@ -115,7 +116,7 @@ def filmstrip(frames: Sequence[Image.Image], picture: Picture) -> tuple[Image.Im
     number = int(picture.frame.max()) + 1 if len(picture) else 1
     if len(frames) < number:
         raise ValueError(f"tokens of {number} frames, but {len(frames)} were given to draw")
-    shown = [frames[i * len(frames) // number].convert("RGB") for i in range(number)]
+    shown = [in_rgb(frames[i * len(frames) // number]) for i in range(number)]
     scale = min(1.0, FRAME / max(shown[0].size))
     width, height = (max(1, round(side * scale)) for side in shown[0].size)
     columns = min(number, max(1, math.ceil(math.sqrt(number * 1.6 * height / width))))
