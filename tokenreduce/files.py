@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 BLOCK = 2**16
 STRIDE = 2**22
@@ -15,17 +18,120 @@ STRIDE = 2**22
 def whole(path: Path) -> Iterator[Path]:
     """A draft beside `path`, which takes its place where the block ends well: never half a file.
 
-    What stood there before is untouched until then; where the disk is full the draft is taken away.
+    What stood there before is untouched until then. Each draft has a name of its own, so that
+    several processes may write one file: the last whole one stands. However the block ends (a full
+    disk, Ctrl-C), no draft is left. Its name has another ending than `path`: writers that go by
+    endings, as those of pictures do, must be told the format.
     """
-    draft = path.with_name(f"{path.name}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name[:40]}.{os.getpid()}-{os.urandom(4).hex()}.part")
     try:
         yield draft
         with draft.open("r+b") as file:
             os.fsync(file.fileno())  # else a power cut may leave the new name on an empty file
         os.replace(draft, path)
-    except OSError:
-        draft.unlink(missing_ok=True)
+    except BaseException:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
         raise
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Writes `text` to `path`, whole or not at all; returns `path`.
+
+    A lone surrogate, which no UTF-8 file can hold, is written as its escape, `\\udc80`: in a name
+    of a file it stands for a byte that is no text.
+    """
+    with whole(path) as draft:
+        draft.write_bytes(text.encode("utf-8", "backslashreplace"))
+    return path
+
+
+def write_json(path: Path, value: Any, indent: int | None = None) -> Path:
+    """Writes `value` as valid JSON to `path`, whole or not at all; returns `path`.
+
+    What JSON has no word for is written as null (NaN and the infinities) or as text (paths).
+    """
+    text = json.dumps(
+        finite(value), indent=indent, ensure_ascii=False, allow_nan=False, default=str
+    )
+    return write_text(path, text + "\n")
+
+
+def finite(value: Any) -> Any:
+    """`value` with None for every float that is not finite, in nested mappings and sequences."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return value
+
+
+def odd_numbers(value: Any, place: str = "") -> Iterator[str]:
+    """The places of floats that are not finite, as dotted paths with what stands there."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield f"{place} is {value}"
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from odd_numbers(inner, f"{place}.{key}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            yield from odd_numbers(inner, f"{place}[{i}]")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value that a JSON text holds.
+
+    Raises:
+        ValueError: no JSON, no UTF-8, nested beyond what Python reads, or a lone surrogate in a
+            text, which nothing could print or save.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if surrogate := _surrogate(value):
+        raise ValueError(f"{surrogate!a} holds half a character (a lone surrogate)")
+    return value
+
+
+def named(path: Any, what: str) -> Path:
+    """The path that somebody gave for `what`, with `~` for the home folder.
+
+    Raises:
+        ValueError: no path, one that no file system can have, or the home of nobody.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"{what} must be a path, not {path!r}")
+    try:
+        found = Path(path).expanduser()
+        os.fsencode(found)
+        if "\0" in str(found):
+            raise ValueError("it holds a null character")
+        found.is_dir()  # a name that is too long is told here
+    except (OSError, RuntimeError, ValueError) as error:
+        said = os.fspath(path)
+        said = said if len(said) < 100 else f"{said[:60]}...{said[-30:]}"
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ValueError(f"{what} {said!r} cannot be a path here: {reason}") from None
+    return found
+
+
+def _surrogate(value: Any) -> str | None:
+    """The first text in nested lists and dicts that UTF-8 cannot hold; the depth is bounded."""
+    stack = [value]
+    while stack:
+        one = stack.pop()
+        if isinstance(one, str):
+            if not one.isascii() and any("\ud800" <= letter <= "\udfff" for letter in one):
+                return one[:60]
+        elif isinstance(one, dict):
+            stack += [*one, *one.values()]
+        elif isinstance(one, list):
+            stack += one
+    return None
 
 
 def skim(path: Path) -> Iterator[bytes]:

@@ -23,6 +23,7 @@ from tokenreduce.adapter import adapter_for
 from tokenreduce.config import build_scheduler, build_strategy
 from tokenreduce.data.images import load_image
 from tokenreduce.embedded import checkpoint_dir
+from tokenreduce.files import whole
 from tokenreduce.tasks import tasks
 from tokenreduce.tasks.loading import Loaded, load
 from tokenreduce.tasks.looking import look, write_report
@@ -105,7 +106,8 @@ def draw(seen: Look, config: DictConfig, loaded: Loaded, output: Path) -> dict[s
     """Write `kept.png`, and the page and the panels where asked for; returns where they are."""
     task = config.task
     strips = [strip(s.image, s.boxes, s.stages, bool(task.scores)) for s in seen.scenes]
-    stack(strips).save(output / "kept.png")
+    with whole(output / "kept.png") as draft:
+        stack(strips).save(draft, "PNG")
     found: dict[str, Any] = {"picture": str(output / "kept.png")}
     if task.panels is not None:
         panels = write_panels(seen.scenes, output / "panels", task.panels, bool(task.scores))

@@ -10,7 +10,6 @@ same output folder goes on where it was.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from tokenreduce.data import sample
 from tokenreduce.data.packing import Packer
 from tokenreduce.embedded.build import build_model, build_processor
+from tokenreduce.files import whole, write_json
 from tokenreduce.tasks import first_process, tasks
 from tokenreduce.tasks.pretraining import align, language, tower
 from tokenreduce.tasks.pretraining.assess import assess
@@ -65,14 +65,15 @@ def pretrain(config: DictConfig, output: Path) -> dict[str, Any]:
         model.requires_grad_(True)
         if first_process():
             weights = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}  # tied
-            save_file(weights, done)
+            with whole(done) as draft:
+                save_file(weights, draft)
         _wait()
     result: dict[str, Any] = {"log": str(output / "log.jsonl")}
     if first_process():
         result["bytes"] = export(model, processor, output)
         result["checkpoint"] = str(output / "checkpoint")
         result["assessment"] = assess(output / "checkpoint", config.seed, **task.assess)
-        (output / "assessment.json").write_text(json.dumps(result["assessment"], indent=1) + "\n")
+        write_json(output / "assessment.json", result["assessment"], indent=1)
     _wait()
     return result
 
@@ -103,7 +104,8 @@ def _name_as_published(path: Path) -> None:
         name if name.startswith(inner) else name.replace("vision_tower.", inner, 1): weight
         for name, weight in load_file(path).items()
     }
-    save_file(weights, path, {"format": "pt"})
+    with whole(path) as draft:
+        save_file(weights, draft, {"format": "pt"})
 
 
 def _tower(

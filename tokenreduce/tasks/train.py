@@ -31,6 +31,7 @@ import tokenreduce as tr
 from tokenreduce.checkpoint import FILE, WEIGHTS
 from tokenreduce.config import build_scheduler, build_strategy
 from tokenreduce.data.encoding import Collator, EncodedDataset, Encoder
+from tokenreduce.files import finite, write_text
 from tokenreduce.fit import Logits
 from tokenreduce.integrations.trainer import PREFIX, follow
 from tokenreduce.tasks import first_process, tasks
@@ -109,7 +110,7 @@ def train(config: DictConfig, output: Path) -> dict[str, Any]:
     if not first_process():
         return {}
     log = output / "log.jsonl"
-    log.write_text("".join(json.dumps(row) + "\n" for row in history))
+    write_text(log, "".join(json.dumps(finite(row)) + "\n" for row in history))
     curve = draw(history, output / "curve.png")
     told = {
         "checkpoint": str(export_to),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from tokenreduce.files import whole
 from tokenreduce.viz.overlay import fitted, heat, overlay
 from tokenreduce.viz.scene import Scene
 
@@ -38,7 +39,8 @@ def write_panels(
             if heated and stage.score is not None:
                 panels[f"{i}_scores.png"] = heat(shown, scene.boxes, stage.score)
             for name, panel in panels.items():
-                panel.save(place / name)
+                with whole(place / name) as draft:
+                    panel.save(draft, "PNG")
                 written.append(place / name)
     return written
 

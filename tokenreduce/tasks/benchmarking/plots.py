@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenreduce.files import whole
+
 Row = Mapping[str, Any]
 
 
@@ -64,7 +66,8 @@ def _cell(rows: Sequence[Row], title: str, path: Path) -> None:
         axis.grid(alpha=0.25)
         axis.legend(fontsize=8)
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=110)
+    with whole(path) as draft:
+        figure.savefig(draft, format="png", dpi=110)
     plt.close(figure)
 
 
@@ -121,7 +124,8 @@ def _break_even(found: Mapping[str, Any], title: str, path: Path) -> None:
     axis.set_title(f"{title}: {found['strategy']}", fontsize=10)
     axis.grid(alpha=0.25)
     axis.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    with whole(path) as draft:
+        figure.savefig(draft, format="png", dpi=110)
     plt.close(figure)
 
 

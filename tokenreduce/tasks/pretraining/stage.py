@@ -22,6 +22,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from tokenreduce.files import write_json, write_text
 from tokenreduce.tasks.pretraining.curriculum import Curriculum
 from tokenreduce.tasks.pretraining.optim import build_optimizer, build_schedule
 
@@ -143,7 +144,7 @@ class Record(TrainerCallback):  # type: ignore[misc]
         if state.is_world_process_zero:
             folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
             memo = {"curriculum": self.stage.curriculum.state(), "seconds": self._seconds()}
-            (folder / MEMO).write_text(json.dumps(memo))
+            write_json(folder / MEMO, memo)
 
     def _forget_after(self, step: int) -> None:
         """Take out of the log what an interrupted run wrote after its last checkpoint."""
@@ -155,7 +156,7 @@ class Record(TrainerCallback):  # type: ignore[misc]
             for line, row in zip(lines, rows, strict=True)
             if row["stage"] != name or row["step"] <= step
         ]
-        self.log.write_text("".join(kept))
+        write_text(self.log, "".join(kept))
 
     def _seconds(self) -> float:
         return self.earlier + time.monotonic() - self.began

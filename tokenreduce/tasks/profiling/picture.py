@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenreduce.files import whole
+
 
 def draw(numbers: Mapping[str, Any], path: Path) -> Path | None:
     """Loss of one stop and tokens of two schedules, by layer; None without matplotlib.
@@ -54,7 +56,8 @@ def draw(numbers: Mapping[str, Any], path: Path) -> Path | None:
     below.set(xlabel="layer", ylabel="share of the visual tokens", ylim=(-0.03, 1.05))
     below.grid(alpha=0.25)
     below.legend()
-    figure.savefig(path, dpi=120)
+    with whole(path) as draft:
+        figure.savefig(draft, format="png", dpi=120)
     plt.close(figure)
     return path
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenreduce.files import whole
 from tokenreduce.integrations.trainer import PREFIX
 
 
@@ -36,6 +37,7 @@ def draw(history: Sequence[Mapping[str, Any]], path: Path) -> Path | None:
         other.plot(*zip(*rows, strict=True), ":", color="grey", linewidth=1.2)
         other.set(ylabel="kept share of the visual tokens (dotted)", ylim=(0, 1.05))
     axes.legend()
-    figure.savefig(path, dpi=120)
+    with whole(path) as draft:
+        figure.savefig(draft, format="png", dpi=120)
     plt.close(figure)
     return path

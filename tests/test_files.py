@@ -1,0 +1,105 @@
+"""Files that are written whole or not at all, and what is read from others' files."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tokenreduce import files
+
+
+@contextmanager
+def full_disk(room: int) -> Iterator[None]:
+    """No file may grow beyond `room` bytes: what a full disk is like, for this process alone."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, ValueError, MemoryError])
+def test_no_draft_is_left_however_writing_ends(tmp_path: Path, stop: type[BaseException]) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    with pytest.raises(stop), files.whole(path) as draft:
+        draft.write_text("half")
+        raise stop
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    with full_disk(1000), pytest.raises(OSError, match="large"):
+        files.write_text(path, "x" * 10_000)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    with files.whole(path) as one:
+        one.write_text("one")
+        with files.whole(path) as other:
+            other.write_text("other")
+        assert path.read_text() == "other"
+    assert path.read_text() == "one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_no_number_is_written_as_null_and_told(tmp_path: Path) -> None:
+    value = {"a": [1.0, math.nan], "b": {"c": -math.inf}, "d": (2, "x")}
+    path = files.write_json(tmp_path / "a.json", value)
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    found = json.loads(path.read_text(), parse_constant=refuse)
+    assert found == {"a": [1.0, None], "b": {"c": None}, "d": [2, "x"]}
+    assert list(files.odd_numbers(value)) == ["a[1] is nan", "b.c is -inf"]
+
+
+def test_a_name_that_is_no_text_can_be_written(tmp_path: Path) -> None:
+    path = files.write_json(tmp_path / "a.json", {"file": "caf\udce9.png"})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"file": "caf\udce9.png"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a": [{"b": "x\\ud800"}]}', "half a character"),
+        ('{"\\udfff": 1}', "half a character"),
+        (b'{"a": "\xff"}', "utf-8"),
+        ("{", "Expecting"),
+    ],
+)
+def test_what_is_no_json_is_one_error(text: str | bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        files.parse_json(text)
+    assert files.parse_json('{"a": "\\ud83d\\ude00"}') == {"a": "😀"}
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("x" * 300, "x...x.*too long"),
+        ("~nobody-of-that-name/a", "home directory"),
+        ("a\0b", "null"),
+        (5, "must be a path, not 5"),
+        (None, "must be a path, not None"),
+    ],
+)
+def test_what_cannot_be_a_path_is_one_error(path: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"(?s)image.*{message}"):
+        files.named(path, "image")
