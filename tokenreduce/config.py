@@ -17,6 +17,7 @@ from hydra import initialize_config_dir
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.resolvers.oc import env as environment
 
 from tokenreduce import plugins
 
@@ -115,6 +116,24 @@ def plain(node: Any) -> Mapping[str, Any]:
     if not isinstance(data, dict):
         raise ValueError(f"expected `name:` and options, not {data!r}")
     return {str(key): tuple(v) if isinstance(v, list) else v for key, v in data.items()}
+
+
+def public(config: DictConfig) -> dict[str, Any]:
+    """A configuration as plain data to be written down: what the environment gave is not in it.
+
+    `${oc.env:TOKEN}` may be a password. It stays as it was written, and so does whatever refers to
+    it.
+    """
+
+    def unresolved(*given: Any) -> str:
+        return f"${{oc.env:{','.join(map(str, given))}}}"
+
+    OmegaConf.register_new_resolver("oc.env", unresolved, replace=True)
+    try:
+        found: Any = OmegaConf.to_container(config, resolve=True)
+    finally:
+        OmegaConf.register_new_resolver("oc.env", environment, replace=True)
+    return dict(found)
 
 
 def refuse_code(config: DictConfig) -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+import yaml
+from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
 import tokenreduce as tr
+from tokenreduce.config import public
 from tokenreduce.downsample import shrunk
 from tokenreduce.tasks import result
 from tokenreduce.tasks.loading import Loaded
@@ -99,7 +101,7 @@ def write_report(
         "commit": f"{commit[:12]}{changes and ' with changes'}" or None,
     }
     details = {
-        "Configuration": OmegaConf.to_yaml(config, resolve=True),
+        "Configuration": yaml.safe_dump(public(config), allow_unicode=True, sort_keys=False),
         "Versions": result.versions(),
         "Machine": result.machine(),
     }

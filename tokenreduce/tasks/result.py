@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shutil
 import subprocess
 import sys
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
+
+from tokenreduce.config import public
+from tokenreduce.files import odd_numbers, write_json
 
 PACKAGES = ("tokenreduce", "torch", "transformers", "hydra-core", "numpy", "pillow")
 
@@ -21,9 +24,11 @@ def write(config: DictConfig, output: Path, numbers: dict[str, Any], seconds: fl
     """Write `output/result.json` and return its path.
 
     The config holds values, not which file they came from: the choices are recorded beside it.
+    What the environment gave stands there by its name alone. A number that is none (NaN, infinity)
+    is written as null, with a warning that names it.
     """
     record = {
-        "config": OmegaConf.to_container(config, resolve=True),
+        "config": public(config),
         **_choices(),
         "versions": versions(),
         "commit": commit(),
@@ -31,8 +36,14 @@ def write(config: DictConfig, output: Path, numbers: dict[str, Any], seconds: fl
         "seconds": round(seconds, 3),
         **numbers,
     }
-    path = output / "result.json"
-    path.write_text(json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n")
+    path = write_json(output / "result.json", record, indent=2)
+    if odd := list(odd_numbers(numbers)):
+        more = f" (and {len(odd) - 3} more)" if len(odd) > 3 else ""
+        warnings.warn(
+            f"no finite numbers came out, and stand as null in {path}: {', '.join(odd[:3])}{more}; "
+            "the model may compute with too little precision or have broken weights",
+            stacklevel=2,
+        )
     return path
 
 
