@@ -68,7 +68,7 @@ def test_a_row_is_noted_once_over_runs(rows, encoder, tmp_path):
     assert len(noted(log)) == 4
 
 
-@pytest.mark.parametrize("how", ["fork", "spawn"])
+@pytest.mark.parametrize("how", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_note_whole_lines_and_each_row_once(how, encoder, tmp_path):
     log = tmp_path / "log.jsonl"
     size = 24

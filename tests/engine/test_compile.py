@@ -40,8 +40,15 @@ def graphs() -> int:
     return counters["stats"]["unique_graphs"]
 
 
-@pytest.mark.parametrize("strategy", ["pyramid_drop", "fastv", "random", "pooling"])
-@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+SMOKE = ("llava", "pyramid_drop")
+COMPILED = [
+    pytest.param(name, strategy, marks=[] if (name, strategy) == SMOKE else [pytest.mark.slow])
+    for name in ("llava", "qwen2_5_vl")
+    for strategy in ("pyramid_drop", "fastv", "random", "pooling")
+]
+
+
+@pytest.mark.parametrize(("name", "strategy"), COMPILED)
 def test_layers_are_whole_graphs_with_the_same_numbers(name: str, strategy: str) -> None:
     given, other = (batch(FAMILIES[name], (1, 1), seed=seed) for seed in (0, 1))
     model = FAMILIES[name].model()
@@ -60,6 +67,7 @@ def test_layers_are_whole_graphs_with_the_same_numbers(name: str, strategy: str)
         assert graphs() == made, "a prompt of the same shape was compiled again"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["pyramid_drop", "fastv"])
 def test_a_compiled_decoder_breaks_between_its_layers_alone(strategy: str) -> None:
     given = batch(FAMILIES["llava"], (1, 1))
@@ -84,6 +92,7 @@ def test_a_compiled_decoder_breaks_between_its_layers_alone(strategy: str) -> No
         assert graphs() == made
 
 
+@pytest.mark.slow
 def test_generation_from_compiled_layers() -> None:
     given = batch(FAMILIES["llava"], (1, 2), "left")
     options = {"max_new_tokens": 4, "do_sample": False, "suppress_tokens": [7]}
@@ -96,6 +105,7 @@ def test_generation_from_compiled_layers() -> None:
             assert torch.equal(model.generate(**given.inputs, **options), plain)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at inputs
 def test_training_through_compiled_layers() -> None:
     given = batch(FAMILIES["llava"], (1, 1))

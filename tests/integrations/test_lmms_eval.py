@@ -174,6 +174,7 @@ def test_the_entry_point_is_there() -> None:
     assert getattr(importlib.import_module(module), name) is door.manifests
 
 
+@pytest.mark.slow
 def test_importing_the_door_loads_no_lmms_eval() -> None:
     code = (
         "import sys, tokenreduce, tokenreduce.integrations.lmms_eval\n"

@@ -151,6 +151,7 @@ def test_a_stop_at_the_input_counts_text_rightly(tmp_path):
     assert row["tokenreduce/visual_tokens_out"] == 40
 
 
+@pytest.mark.slow
 def test_training_resumes_with_the_same_schedule(tmp_path):
     """Killed after four steps and started again: the same weights as in one go."""
     weights = {}

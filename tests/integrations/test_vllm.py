@@ -285,6 +285,7 @@ def test_rows_travel_in_a_file(tmp_path: Path) -> None:
             door.load_rows(tmp_path / name)
 
 
+@pytest.mark.slow
 def test_importing_it_loads_no_vllm() -> None:
     code = "import sys, tokenreduce.integrations.vllm\nprint('vllm' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

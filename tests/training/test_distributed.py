@@ -93,6 +93,7 @@ STEPS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STEPS)
 def test_a_parallel_step_is_that_of_one_process(found, name):
     for rank in range(2):
@@ -102,6 +103,7 @@ def test_a_parallel_step_is_that_of_one_process(found, name):
         assert off["gradient"] < 2e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", steps("generate", "fastv"))
 def test_a_sharded_model_generates(found, name):
     for rank in range(2):
@@ -109,6 +111,7 @@ def test_a_sharded_model_generates(found, name):
         assert found[rank][name]["said"] > 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("logits", ["full", "text"])
 def test_a_trainer_on_two_ranks(ranks, found, logits, tmp_path):
     """The same step as one process takes on the joined batch, logs and checkpoint included."""

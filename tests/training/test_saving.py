@@ -56,6 +56,7 @@ tr.reduce(FAMILIES["llama"].model(), "random", tr.Single(2, 0.25)).save(sys.argv
 """
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle_of_a_save(tmp_path):
     """The process ends between writing and renaming; what it leaves does not matter."""
     model = FAMILIES["llama"].model()
@@ -70,7 +71,9 @@ def test_a_kill_in_the_middle_of_a_save(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
 
 
-@pytest.mark.parametrize("damage", ["missing", "half", "empty"])
+@pytest.mark.parametrize(
+    "damage", ["missing", *(pytest.param(d, marks=pytest.mark.slow) for d in ("half", "empty"))]
+)
 def test_a_newest_checkpoint_without_its_reduction(tmp_path, damage):
     """Training goes on from it, as the script says what reduces; `load` says what is wrong."""
     weights = {}

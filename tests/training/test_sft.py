@@ -27,6 +27,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),  # TRL and PEFT of their own options
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
+SLOW = pytest.mark.slow
 NAMES = ("qwen2_5_vl", "smolvlm", "gemma3")
 
 
@@ -108,7 +109,7 @@ def train(loop: Any) -> dict[str, list[float]]:
 
 
 @pytest.mark.parametrize(("logits", "kind"), [("full", "messages"), ("text", "completion")])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [NAMES[0], *(pytest.param(n, marks=SLOW) for n in NAMES[1:])])
 def test_steps_are_those_of_the_masked_reference(folder, tmp_path, name, logits, kind):
     steps = Step(), Step()
     loop = trainer(folder(name), tmp_path, kind)
@@ -132,6 +133,7 @@ def test_steps_are_those_of_the_masked_reference(folder, tmp_path, name, logits,
     assert_same(steps[0].gradients, steps[1].gradients, share=1e-3)
 
 
+@pytest.mark.slow
 def test_reduce_before_the_trainer_is_made(folder, tmp_path):
     """As in the documentation: reduce, then hand the model over."""
     from transformers import AutoModelForImageTextToText
@@ -155,6 +157,7 @@ OUTSIDE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", OUTSIDE)
 def test_losses_that_need_logits(folder, tmp_path, what):
     """TRL runs the model twice then, without labels and with: both keep the same tokens."""
@@ -196,6 +199,7 @@ def test_evaluation(folder, tmp_path):
         assert_close(ours[entry], theirs[entry])
 
 
+@pytest.mark.slow
 def test_lora_inside_the_trainer(folder, tmp_path):
     peft = pytest.importorskip("peft")
     name, found = folder("qwen2_5_vl"), []

@@ -18,6 +18,7 @@ from tokenreduce.testing.models import FAMILIES
 STRATEGIES = ("random", "pyramid_drop", "fastv")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed"
 )
