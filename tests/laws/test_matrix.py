@@ -4,9 +4,11 @@ By default every two of the four meet, and most three (`tokenreduce.testing.matr
 all four do.
 """
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
+import torch
 
 import tokenreduce as tr
 from tokenreduce.testing import laws, matrix
@@ -48,6 +50,18 @@ def test_what_a_family_cannot_measure_is_refused_with_that_reason():
         trial = laws.trial(tr.strategies.build(strategy), family)
         missing = trial.strategy.needs - tr.adapters[FAMILIES[family].adapter].evidence
         refused(trial, TypeError, min(missing))
+
+
+class Wobbling(tr.Stride):
+    """Chooses otherwise in the backward pass: harmless where a plan is made once and kept."""
+
+    def plan(self, tokens, budget):
+        backward = torch._C._current_graph_task_id() >= 0
+        return tr.Random().plan(replace(tokens, seed=int(backward)), budget)
+
+
+def test_a_plan_is_made_once_and_kept_for_the_backward_pass():
+    laws.checkpointing_changes_nothing(laws.trial(Wobbling(), "llama-gqa", "explicit"))
 
 
 # -- the rotation -------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from tokenreduce.testing.batches import IGNORED, Batch, batch
 from tokenreduce.testing.model_laws import close, refusal, refused, same
 from tokenreduce.testing.oracle import decoder_of
 from tokenreduce.testing.plain import checkpoint_activations
-from tokenreduce.testing.trial import STEPS, Replay, Stops, Trial
+from tokenreduce.testing.trial import STEPS, Replay, Stops, Trial, generate
 from tokenreduce.tokens import Plan, Tokens
 
 FIRST_WORD = 10
@@ -180,7 +180,11 @@ def _answered_otherwise(given: Batch) -> Batch:
 
 
 def the_model_is_left_as_it_was(trial: Trial) -> None:
-    """Law 6: inputs, config, weights, hooks, attributes and random state are as they were."""
+    """Law 6: inputs, config, weights, hooks, attributes and random state are as they were.
+
+    The model is also held against one that no reduction has ever been on: what an earlier trial
+    left on it would be there before and after.
+    """
     model, given = trial.model, trial.batch("left")
     plain, before = trial.plain("left"), _snapshot(model)
     copies = {name: x.clone() for name, x in given.inputs.items()}
@@ -191,9 +195,11 @@ def the_model_is_left_as_it_was(trial: Trial) -> None:
             given.run(model, reduction, use_cache=True)
         twin = copy.deepcopy(model)
         inside = _snapshot(model)
-    after = _snapshot(model)
+    after, untouched = _snapshot(model), _snapshot(_untouched(trial, given))
     for name in before:
         assert after[name] == before[name], f"law 6: {trial} changed the model's {name}"
+    for name in before.keys() - {"parameters"}:  # which lie elsewhere in another model
+        assert after[name] == untouched[name], f"law 6: {trial}: the model's {name} were changed"
     for name in ("config", "generation config", "parameters", "children"):
         assert inside[name] == before[name], f"law 6: {trial} changes the {name} while it works"
     for name, x in given.inputs.items():
@@ -203,6 +209,15 @@ def the_model_is_left_as_it_was(trial: Trial) -> None:
     with torch.no_grad():
         same("law 6: the model afterwards", trial, given.run(model, use_cache=False).logits, plain)
         same("law 6: a copy of it", trial, given.run(twin, use_cache=False).logits, plain)
+
+
+def _untouched(trial: Trial, given: Batch) -> nn.Module:
+    """The same model, which has only run: at a first call transformers adds hooks of its own."""
+    model: nn.Module = trial.family.model(trial.attention)
+    with torch.no_grad():
+        given.run(model, use_cache=True)
+        generate(model, given)
+    return model
 
 
 def _snapshot(model: nn.Module) -> dict[str, Any]:
