@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
     """Run the suite on the releases that are asked for; returns the exit code, 1 if any failed."""
     options = parser().parse_args(arguments)
     chosen = selected(options)
-    print(f"transformers {', '.join(map(str, chosen))}: {len(chosen)} to run", flush=True)
+    print(f"{len(chosen)} of transformers to run, {chosen[0]} to {chosen[-1]}", flush=True)
     commanded = " ".join(["python scripts/check_versions.py", *arguments])
     failed = []
     with ThreadPoolExecutor(options.jobs) as pool:

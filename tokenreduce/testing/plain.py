@@ -11,8 +11,8 @@ import torch
 def agrees_with_itself(model: Any, inputs: Mapping[str, Any], **options: Any) -> bool:
     """Whether the first token's logits are the same by `options` of `generate` as without them.
 
-    Up to transformers 5.18, pictures are left out of a prefill in chunks, and repeated wrongly for
-    beams where a prompt has several (or several tiles).
+    Up to transformers 5.22 pictures are left out of a prefill in chunks, and up to 5.18 they are
+    repeated wrongly for beams where a prompt has several (or several tiles).
     """
     common = {"max_new_tokens": 1, "return_dict_in_generate": True, "output_logits": True}
     try:
