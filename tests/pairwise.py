@@ -17,6 +17,20 @@ def pairwise(*axes: Iterable[Any]) -> list[Any]:
     return pairs_of(product(*map(list, axes)))
 
 
+def in_turn(*axes: Iterable[Any]) -> list[Any]:
+    """The same with less by default: every value once at least, with one of each other axis.
+
+    axes: the values of each parameter, in order.
+    """
+    lists = [*map(list, axes)]
+    turns = range(max(map(len, lists)))
+    met = {tuple(str(values[n % len(values)]) for values in lists) for n in turns}
+    return [
+        pytest.param(*row, marks=[] if tuple(map(str, row)) in met else [pytest.mark.full])
+        for row in product(*lists)
+    ]
+
+
 def pairs_of(rows: Iterable[tuple[Any, ...]]) -> list[Any]:
     """The same of rows that are not the whole of a product."""
     given = list(rows)

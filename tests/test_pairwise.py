@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import combinations
 
-from tests.pairwise import pairs_of, pairwise
+from tests.pairwise import in_turn, pairs_of, pairwise
 
 
 def pairs(rows):
@@ -23,3 +23,10 @@ def test_of_two_axes_nothing_is_left_out_and_rows_that_cannot_be_are_not_made():
     assert not any(row.marks for row in pairwise("abc", "xyz"))
     some = [(1, "x", True), (1, "y", False), (2, "x", False)]
     assert [row.values for row in pairs_of(some)] == some
+
+
+def test_in_turn_every_value_has_a_row():
+    rows = in_turn("abcde", [True, False])
+    assert len(rows) == 10
+    chosen = [row.values for row in rows if not row.marks]
+    assert chosen == [("a", True), ("b", False), ("c", True), ("d", False), ("e", True)]

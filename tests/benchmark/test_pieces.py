@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import tokenreduce as tr
+from tests.pairwise import in_turn
 from tokenreduce.tasks.benchmarking.breakeven import find
 from tokenreduce.tasks.benchmarking.clock import Clock, Times, interval, paired
 from tokenreduce.tasks.benchmarking.memory import cache_bytes, peak_bytes, stored_bytes
@@ -133,8 +134,10 @@ def test_a_picture_of_noise_fits_its_model(name: str) -> None:
     assert report.applied == [True]
 
 
-@pytest.mark.parametrize("name", ["llama-gqa", "llava", "qwen2_5_vl"])
-@pytest.mark.parametrize("method", ["pyramid_drop", "vispruner"])
+@pytest.mark.parametrize(
+    ("name", "method"),
+    in_turn(["llama-gqa", "llava", "qwen2_5_vl"], ["pyramid_drop", "vispruner"]),
+)
 def test_a_race_weighs_what_the_report_says(name: str, method: str) -> None:
     model = FAMILIES[name].model()
     strategy = tr.strategies.build(method)
