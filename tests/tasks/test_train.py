@@ -125,7 +125,6 @@ def test_a_finished_run_is_not_trained_again(whole: tuple[Path, dict[str, Any]])
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # of peft
 def test_adapters_train_alone_and_go_on(tmp_path: Path) -> None:
     pytest.importorskip("peft")
     options = ("peft=lora", "peft.rank=2", "strategy=random", "seed=1", "data.measured=0")
@@ -312,3 +311,19 @@ def test_weights_that_are_trained_are_of_full_precision(tmp_path: Path) -> None:
     assert task.dtype_of(compose([*SMALL, "model.dtype=auto", "peft=lora"])) == "auto"
     with pytest.warns(UserWarning, match="steps smaller than its resolution are lost"):
         assert task.dtype_of(compose([*SMALL, "model.dtype=bfloat16"])) == "bfloat16"
+
+
+@pytest.mark.slow
+def test_what_adapters_were_trained_to_is_what_other_tasks_load(tmp_path: Path) -> None:
+    """The exported folder and one of the trainer's own, which has no processor."""
+    from tokenreduce.tasks.loading import load
+
+    pytest.importorskip("peft")
+    run(tmp_path, "peft=lora", "peft.rank=2", "strategy=random", "data.measured=0")
+    plain = load(compose(["device=cpu"])).model.state_dict()
+    found = [
+        load(compose(["device=cpu", f"model.id={tmp_path / name}"])).model.state_dict()
+        for name in ("checkpoint", f"checkpoints/checkpoint-{STEPS}")
+    ]
+    assert all(torch.equal(found[0][name], found[1][name]) for name in plain)
+    assert any(not torch.equal(found[0][name], plain[name]) for name in plain)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,8 +22,11 @@ from tokenreduce.adapter import adapter_for
 from tokenreduce.config import known
 from tokenreduce.embedded import checkpoint_dir
 from tokenreduce.registry import did_you_mean
+from tokenreduce.tasks.lora import Base, base_of, holds_adapters, merged
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+EXTRAS = {"num2words": "smolvlm", "peft": "train", "accelerate": "train"}
+"""What transformers may miss for a checkpoint, and the extra of ours that brings it."""
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 T = TypeVar("T")
@@ -33,13 +37,14 @@ class Loaded:
     """A model, ready for inference on its device, and its processor.
 
     `source` is the hub id or folder that it came from, `embedded` whether that is the checkpoint
-    that ships with the package.
+    that ships with the package; `base` is the model under the adapters in `source`, if it is these.
     """
 
     model: Any
     processor: Any
     source: str
     embedded: bool
+    base: Base | None = None
 
     @property
     def device(self) -> torch.device:
@@ -59,34 +64,38 @@ def load(config: DictConfig, weights: Path | None = None, precision: str | None 
 
     Weights are read from safetensors only, and code that comes with a checkpoint is not run unless
     `model.trust_remote_code` says so for a fixed `model.revision`. Whether any adapter reads the
-    family is known before the weights are fetched.
+    family, and whether its processor can be made, is known before the weights are fetched.
 
     Raises:
         ValueError: nothing there to load, a family that no adapter reads, an unknown dtype,
             attention or device; in one line, with the way out.
     """
-    source, options = model_source(config), _hub_options(config.model)
+    source = model_source(config)
+    base, whole, options = _whole(source, config.model)
     device = pick_device(str(config.device))
     dtype = _known(precision or config.model.get("dtype", "auto"), DTYPES, "model.dtype")
     attention = _known(config.attention, ATTENTIONS, "attention")
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
     _calm_progress_bars()
-    family = _attempt(lambda: AutoConfig.from_pretrained(source, **options), source)
+    family = _attempt(lambda: AutoConfig.from_pretrained(whole, **options), whole)
     check_family(family)
+    words = source if any(Path(source).glob("*processor_config.json")) else whole
+    processor = _attempt(lambda: AutoProcessor.from_pretrained(words, **options), words)
     model = _attempt(
         lambda: AutoModelForImageTextToText.from_pretrained(
-            source if weights is None else str(weights),
+            whole if weights is None else str(weights),
             config=family,
             dtype=dtype,
             attn_implementation=attention,
             use_safetensors=True,
             **options,
         ),
-        source,
+        whole,
     )
-    processor = _attempt(lambda: AutoProcessor.from_pretrained(source, **options), source)
-    return Loaded(model.to(device).eval(), processor, source, config.model.get("id") is None)
+    if base is not None and weights is None:
+        model = merged(model, source)
+    return Loaded(model.to(device).eval(), processor, source, config.model.get("id") is None, base)
 
 
 def load_random(config: DictConfig) -> Any:
@@ -135,7 +144,7 @@ def read_sizes(config: DictConfig) -> tuple[Any, str]:
     if shape is not None and (path is None or not path.is_dir()):
         source, sizes = str(config.model.name), OmegaConf.to_container(shape, resolve=True)
         return _attempt(lambda: AutoConfig.for_model(**sizes), source), source
-    source, options = model_source(config), _hub_options(config.model)
+    _, source, options = _whole(model_source(config), config.model)
     try:
         return _attempt(lambda: AutoConfig.from_pretrained(source, **options), source), source
     except ValueError as error:
@@ -168,7 +177,7 @@ def model_source(config: DictConfig) -> str:
         return str(folder)
     path = Path(str(name)).expanduser()
     looks_local = path.is_absolute() or str(name).startswith((".", "~")) or path.is_dir()
-    if looks_local and not (path / "config.json").is_file():
+    if looks_local and not ((path / "config.json").is_file() or holds_adapters(path)):
         raise ValueError(
             f"model.id={name} holds no config.json: give the folder of a checkpoint saved with "
             "`save_pretrained`, or a hub id such as llava-hf/llava-1.5-7b-hf"
@@ -206,6 +215,14 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def _whole(source: str, model: DictConfig) -> tuple[Base | None, str, dict[str, Any]]:
+    """The model under adapters, where `source` holds these; what is whole; how that is fetched."""
+    base, options = base_of(source, model), _hub_options(model)
+    if base is None:
+        return None, source, options
+    return base, base.name, options | {"revision": base.revision}
+
+
 def _hub_options(model: DictConfig) -> dict[str, Any]:
     trust, revision = bool(model.get("trust_remote_code", False)), model.get("revision")
     if trust and revision is None:
@@ -232,8 +249,20 @@ def _attempt(read: Callable[[], T], source: str) -> T:
     try:
         return read()
     except (OSError, ImportError, ValueError, KeyError) as error:
+        missing = _missing(error)
+        if missing is not None:
+            raise ValueError(
+                f'loading {source!r} needs {missing}: pip install "tokenreduce[{EXTRAS[missing]}]"'
+            ) from error
         reason = " ".join(str(error).split("\n\n")[0].split())
         raise ValueError(f"cannot load {source!r}: {reason}") from error
+
+
+def _missing(error: Exception) -> str | None:
+    """The package that an ImportError is about, where an extra of ours brings it."""
+    if not isinstance(error, ImportError):
+        return None
+    return next((name for name in EXTRAS if re.search(rf"\b{name}\b", str(error))), None)
 
 
 def _calm_progress_bars() -> None:

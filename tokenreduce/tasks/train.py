@@ -35,7 +35,7 @@ from tokenreduce.files import finite, write_text
 from tokenreduce.fit import Logits
 from tokenreduce.integrations.trainer import PREFIX, follow
 from tokenreduce.tasks import first_process, tasks
-from tokenreduce.tasks.loading import load
+from tokenreduce.tasks.loading import load, model_source
 from tokenreduce.tasks.training.checkpoints import (
     Resumed,
     check_same,
@@ -45,7 +45,7 @@ from tokenreduce.tasks.training.checkpoints import (
     newest_whole,
 )
 from tokenreduce.tasks.training.curve import draw
-from tokenreduce.tasks.training.setup import adapted, arguments, freeze
+from tokenreduce.tasks.training.setup import adapted, arguments, check_peft, freeze
 from tokenreduce.tasks.training.sources import Data, conversations
 from tokenreduce.tasks.training.summary import summary
 
@@ -62,6 +62,7 @@ def train(config: DictConfig, output: Path) -> dict[str, Any]:
     """
     strategy, scheduler = build_strategy(config), build_scheduler(config)
     logits = logits_of(config)
+    check_peft(config.peft, model_source(config))
     data = conversations(config)
     folder = output / "checkpoints"
     settings = arguments(config, folder, data.measured is not None)
@@ -73,7 +74,7 @@ def train(config: DictConfig, output: Path) -> dict[str, Any]:
     model = loaded.model
     freeze(model, list(config.task.frozen))
     set_seed(config.seed)  # what adapters begin with is drawn
-    model = adapted(model, config.peft)
+    model = adapted(model, config.peft, config.model.get("revision"))
     ended = finished(found, settings.max_steps, settings.num_train_epochs)
     if learned and found is not None:
         reduction = tr.load(model, found)  # with the strategy's own parameters

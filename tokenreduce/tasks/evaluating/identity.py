@@ -19,7 +19,13 @@ from tokenreduce.files import skim
 from tokenreduce.tasks.loading import Loaded
 
 DECIDE = (
-    *("*.safetensors", "config.json", "generation_config.json", "*processor_config.json"),
+    *(
+        "*.safetensors",
+        "config.json",
+        "adapter_config.json",
+        "generation_config.json",
+        "*processor_config.json",
+    ),
     *("tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.*", "merges.txt", "*.model", "*.py"),
 )
@@ -70,17 +76,23 @@ def identity(config: DictConfig, loaded: Loaded, items: Sequence[Item], starts: 
 def weights_of(loaded: Loaded) -> str:
     """The revision of a model from the hub; of a local one a digest of its files.
 
+    Of adapters, of those and of the model under them.
+
     Of weights and of what makes inputs of a question: tokenizer, processor, chat template. Large
     files are read in part, see `skim`.
     """
-    folder = Path(loaded.source)
-    if not folder.is_dir():
-        return str(getattr(loaded.model.config, "_commit_hash", None))
+    sources = [loaded.source] if loaded.base is None else [loaded.source, loaded.base.name]
+    commit = str(getattr(loaded.model.config, "_commit_hash", None))
+    if not any(Path(source).is_dir() for source in sources):
+        return commit
     digest = hashlib.sha256()
-    for path in sorted({path for pattern in DECIDE for path in folder.glob(pattern)}):
-        if path.is_file():
-            for block in skim(path):
-                digest.update(block)
+    for folder in map(Path, sources):
+        if not folder.is_dir():
+            digest.update(commit.encode())
+        for path in sorted({path for pattern in DECIDE for path in folder.glob(pattern)}):
+            if path.is_file():
+                for block in skim(path):
+                    digest.update(block)
     return digest.hexdigest()[:16]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import TrainingArguments
 
 from tokenreduce.adapter import adapter_for
 from tokenreduce.registry import did_you_mean
+from tokenreduce.tasks.lora import holds_adapters
 
 OURS = ("name", "activation_checkpointing", "label_smoothing_factor")
 """Options of the group `trainer` that are read here; the others go through as they are."""
@@ -128,8 +130,10 @@ def freeze(model: nn.Module, parts: list[str]) -> None:
         raise ValueError("task.frozen leaves nothing to train")
 
 
-def adapted(model: nn.Module, peft: DictConfig) -> Any:
+def adapted(model: nn.Module, peft: DictConfig, revision: str | None = None) -> Any:
     """The model inside the adapters that the group `peft` names; the model itself for `none`.
+
+    The adapters note where the model came from, at which `revision`: without it they are nothing.
 
     Raises:
         ValueError: an unknown kind, or peft is not installed.
@@ -150,9 +154,30 @@ def adapted(model: nn.Module, peft: DictConfig) -> Any:
         modules_to_save=_named(model, list(peft.also)) or None,
     )
     try:
-        return get_peft_model(model, config)
+        with warnings.catch_warnings():
+            # PEFT's own, on transformers 5.23 and later
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            found = get_peft_model(model, config, revision=revision)
     except ValueError as error:
         raise ValueError(f"peft.targets={peft.targets}: {error}") from error
+    if os.path.isdir(config.base_model_name_or_path or ""):  # it is read from another folder later
+        config.base_model_name_or_path = os.path.abspath(config.base_model_name_or_path)
+    return found
+
+
+def check_peft(peft: DictConfig, source: str) -> None:
+    """Refuses adapters on top of adapters, before anything is loaded.
+
+    They would be saved beside the name of the model under both, without what was trained first.
+
+    Raises:
+        ValueError: `source` holds adapters, and `peft` names new ones.
+    """
+    if peft.name != "none" and holds_adapters(Path(source)):
+        raise ValueError(
+            f"model.id={source} holds adapters already, which peft={peft.name} would leave out of "
+            "what it saves: use peft=none, which trains and saves the merged model"
+        )
 
 
 def _named(model: nn.Module, names: list[str]) -> list[str]:
