@@ -117,6 +117,7 @@ def test_did_you_mean() -> None:
     assert did_you_mean("zzz", ["fastv"]) == ""
 
 
+@pytest.mark.slow
 def test_what_ships_is_known_without_further_imports() -> None:
     """In a fresh process, whichever registry is looked at first."""
     code = "import tokenreduce as tr; print(*tr.{}, sep=',')"
