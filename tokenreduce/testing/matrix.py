@@ -168,15 +168,20 @@ def place(strategy: str) -> int:
     can serve. Any other, such as one of a plug-in, has the checksum of its name: the same cases on
     every machine, whatever else is installed.
     """
+    known = shipped()
+    return known.index(strategy) if strategy in known else crc32(strategy.encode())
+
+
+def shipped() -> list[str]:
+    """The strategies that ship, in the order of the rotation."""
     import tokenreduce
 
-    shipped = [
+    found = [
         name
         for name, kind in tokenreduce.strategies.items()
         if kind.__module__.startswith("tokenreduce.")
     ]
-    shipped.sort(key=lambda name: sum(serves(family, name) for family in main()))
-    return shipped.index(strategy) if strategy in shipped else crc32(strategy.encode())
+    return sorted(found, key=lambda name: sum(serves(family, name) for family in main()))
 
 
 def serves(family: Family, strategy: str) -> bool:
