@@ -1,17 +1,39 @@
 """Pieces that several methods share: who is like whom, and choices made one token at a time.
 
-Shapes: b samples, v visual tokens, n picks, d width.
+Memory grows linearly with the tokens: what is said of every pair of more than `DENSE` of them is
+read in blocks. Shapes: b samples, v visual tokens, n picks, d width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tokenreduce.tokens import Plan, Tokens, keep_from_mask
+from tokenreduce.tokens import Plan, Tokens, gather, keep_from_mask
+
+DENSE = 4096
+"""Tokens of which every pair is held at once; of more, pairs are read in blocks."""
+
+MIXED = 1 << 28
+"""Entries of a table of what each kept token contains of every other: a GiB in fp32."""
+
+
+def dense(v: int) -> bool:
+    """Whether every pair of `v` tokens is held at once."""
+    return v <= DENSE
+
+
+def blocks(rows: int, columns: int) -> list[slice]:
+    """All of `rows` in slices, each of so many that times `columns` they are DENSE² at most.
+
+    One slice where the whole is no more than that, so that a method is written once.
+    """
+    step = max(DENSE * DENSE // max(columns, 1), 1)
+    return [slice(at, min(at + step, rows)) for at in range(0, max(rows, 1), step)]
 
 
 def candidates(tokens: Tokens) -> Tensor:
@@ -34,23 +56,90 @@ def packed(mask: Tensor, tokens: Tokens, budget: Sequence[int]) -> tuple[Tensor,
     return keep, None if len(set(counts)) <= 1 else valid
 
 
-def elsewhere(tokens: Tokens, index: Tensor) -> Tensor:
-    """(b, v, n) True where a token is of another picture (or frame, or tile) than the `index`-th.
+def empty_mix(name: str, like: Tensor, k: int) -> Tensor:
+    """(b, k, v) zeros of the type of `like` (b, v), for `Plan.mix`.
 
-    `index` is (b, n): which tokens these are.
+    Args:
+        name: of the strategy, for the refusal.
+        like: says samples, tokens, type and device.
+        k: kept tokens.
+
+    Raises:
+        ValueError: a table of more than `MIXED` entries for a sample.
+    """
+    b, v = like.shape
+    if k * v > MIXED:
+        raise ValueError(
+            f"{name} writes down what each of {k:,} kept tokens contains of {v:,}, and such a "
+            f"table has {MIXED:,} entries at most: keep {MIXED // v:,} of them or fewer"
+        )
+    return like.new_zeros(b, k, v)
+
+
+def elsewhere(tokens: Tokens, index: Tensor, rows: slice = slice(None)) -> Tensor:
+    """(b, rows, n) True where a token is of another picture (or frame, or tile) than `index` says.
+
+    Args:
+        tokens: all of them.
+        index: (b, n) the tokens that they are held against.
+        rows: which tokens are held against these; all, unless said.
     """
     grid = tokens.places.grid
-    return grid[:, :, None] != grid.gather(1, index)[:, None]
+    return grid[:, rows, None] != grid.gather(1, index)[:, None]
 
 
-def cosine(x: Tensor) -> Tensor:
-    """(b, v, v) cosine of every pair of rows of `x` (b, v, d), in fp32.
+@dataclass(frozen=True)
+class Cosines:
+    """The cosine of every pair of rows of `x` (b, v, d), in fp32; made by `Cosines.of(x)`.
 
-    The same number both ways, to the bit, so that pairs tie wherever they are computed.
+    Up to `DENSE` rows they are one map. Of more, what is read of it is made when it is read.
+
+    Attributes:
+        unit: (b, v, d) rows of length one.
+        whole: (b, v, v), or None where there are more.
     """
-    unit = normalize(x.detach().float(), dim=-1)
-    product = unit @ unit.transpose(1, 2)
-    return (product + product.transpose(1, 2)) / 2
+
+    unit: Tensor
+    whole: Tensor | None
+
+    @classmethod
+    def of(cls, x: Tensor) -> Cosines:
+        """Those of `x` (b, v, d)."""
+        unit = normalize(x.detach().float(), dim=-1)
+        return cls(unit, _symmetric(unit, unit) if dense(x.shape[1]) else None)
+
+    def tiles(self) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Every pair once: rows, columns and their (b, rows, columns) cosines.
+
+        The same number both ways, to the bit, so that pairs tie wherever they are computed. A row
+        meets its columns in ascending order.
+        """
+        v = self.unit.shape[1]
+        step = v if self.whole is not None else max(DENSE // 2, 1)
+        parts = [slice(at, min(at + step, v)) for at in range(0, v, max(step, 1))]
+        for i, rows in enumerate(parts):
+            for columns in parts[i:]:
+                tile = self.whole
+                if tile is None:
+                    tile = _symmetric(self.unit[:, rows], self.unit[:, columns])
+                yield rows, columns, tile
+                if rows != columns:
+                    yield columns, rows, tile.transpose(1, 2)
+
+    def to(self, index: Tensor, rows: slice = slice(None)) -> Tensor:
+        """(b, rows, n) of every row, or of some `rows`, with those at `index` (b, n)."""
+        if self.whole is not None:
+            # the same both ways: whole rows, which lie together, are read faster than columns
+            sample = torch.arange(len(index), device=index.device)[:, None]
+            return self.whole[sample, index][:, :, rows].transpose(1, 2)
+        return self.unit[:, rows] @ gather(self.unit, index).transpose(1, 2)
+
+
+def _symmetric(x: Tensor, y: Tensor) -> Tensor:
+    """(b, n, m) products of the rows of `x` and `y`; with `x` and `y` exchanged, the transpose."""
+    product = x @ y.transpose(1, 2)
+    other = product if x is y else y @ x.transpose(1, 2)
+    return (product + other.transpose(1, 2)) / 2
 
 
 def one_by_one(

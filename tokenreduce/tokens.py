@@ -162,7 +162,7 @@ class Tokens:
         return compute()
 
 
-Merge = Literal["mean", "max"]
+Merge = Literal["mean", "max", "sum"]
 
 
 @dataclass(frozen=True)
@@ -175,10 +175,10 @@ class Plan:
         valid: (b, k) False for filler; None when every entry counts.
         group: (b, v) the slot (0..k-1) into which each token is merged, -1 where it is dropped;
             None when the kept tokens stay as they are.
-        weight: (b, v) share of each token in its group's mean; None means equal shares.
-        how: what a group becomes, the weighted `"mean"` or the elementwise `"max"`.
+        weight: (b, v) share of each token in its group's mean or sum; None means equal shares.
+        how: what a group becomes, the weighted `"mean"` or `"sum"`, or the elementwise `"max"`.
         mix: (b, k, v) in place of groups: how much of every token each slot contains, where a token
-            goes to several slots or the weights of a slot do not sum to one.
+            goes to several slots.
         gate: (b, k) how much of each kept token is let through, for learned choices: of value one,
             or in (0, 1], with the gradient of a score. None lets everything through.
         ground: (b, v) shares of the tokens in what stands where a gate is shut; None: zeros.
@@ -246,6 +246,10 @@ class Plan:
             low = x.new_full((b, k + 1, x.shape[-1]), float("-inf"))
             merged = low.scatter_reduce(1, index, x, "amax")
             return torch.where(merged[:, :k].isinf(), self.take(x), merged[:, :k])
+        if self.how == "sum":
+            wide = torch.promote_types(x.dtype, torch.float32)  # groups may be large
+            terms = x.to(wide) * weight[..., None].to(wide)
+            return terms.new_zeros(b, k + 1, x.shape[-1]).scatter_add(1, index, terms)[:, :k].to(x)
         total = x.new_zeros(b, k + 1, x.shape[-1]).scatter_add(1, index, x * weight[..., None])
         share = weight.new_zeros(b, k + 1).scatter_add(1, slot, weight)
         mean = total[:, :k] / share[:, :k, None].clamp(min=torch.finfo(x.dtype).tiny)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tokenreduce.choice import cosine, one_by_one
+from tokenreduce.choice import Cosines, blocks, one_by_one
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
 from tokenreduce.strategy import Strategy, strategies
@@ -33,7 +33,8 @@ class PACT(Strategy):
     first, the densest centres stand; where centres run out, the tokens farthest from them follow.
     Keys are those of the stop's own layer; separators are tokens like any other, and pictures of a
     sample share its budget. The paper also adds the logarithm of a cluster's size to attention,
-    which plans cannot say. Cost: O(v^2 d) for keys d wide, and O(k v) one centre at a time.
+    which plans cannot say. Cost: O(v² d) for densities with keys d wide, and O(k v d) for one
+    centre at a time; memory O(v d), and O(v²) up to 4,096 tokens.
 
     Raises:
         ValueError: a share outside 0 to 1, a cutoff or a reach below 0.
@@ -47,7 +48,7 @@ class PACT(Strategy):
     paper: ClassVar[str] = "arXiv 2504.08966"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.important <= 1 or self.cutoff < 0 or self.reach < 0:
+        if not (0 <= self.important <= 1 and self.cutoff >= 0 and self.reach >= 0):
             raise ValueError(
                 f"important={self.important}, cutoff={self.cutoff} and reach={self.reach} must be "
                 "a share between 0 and 1, and two numbers of at least 0"
@@ -73,15 +74,18 @@ class PACT(Strategy):
         score = self.score(tokens)
         chosen = _best(score, tokens.valid, onward)
 
-        far = 1 - cosine(tokens["keys"].transpose(1, 2).flatten(2))
-        far = far.clamp(min=0).diagonal_scatter(torch.zeros_like(far[..., 0]), dim1=1, dim2=2)
-        density = torch.where(chosen[:, None], (-((far / 2) ** 2)).exp(), 0.0).sum(dim=2)
-        scores = self.centres(density, far, chosen, max(counts))
+        alike = Cosines.of(tokens["keys"].transpose(1, 2).flatten(2))
+        density = torch.zeros_like(score)
+        for rows, columns, cosine in alike.tiles():
+            near = (-((_far(cosine) / 2) ** 2)).exp()
+            density[:, rows] += torch.where(chosen[:, None, columns], near, 0.0).sum(dim=2)
+        scores = self.centres(density, alike, chosen, max(counts))
         centre = _best(scores, chosen, counts)
 
-        keep, valid = keep_from_mask(centre, max(counts))
-        width, nearest = far.masked_fill(~centre[:, None], float("inf")).min(dim=2)
-        place = torch.arange(far.shape[1], device=far.device)
+        keep, valid = keep_from_mask(centre, max(*counts, 1))  # without a centre: filler
+        width, nearest = _nearest(alike, keep, valid)
+        keep, valid = keep[:, : max(counts)], valid[:, : max(counts)]
+        place = torch.arange(centre.shape[1], device=centre.device)
         nearest = torch.where(centre, place, nearest)
         joins = tokens.valid & ((width <= self.reach * self.cutoff) | centre)
         slot = centre.long().cumsum(dim=1) - 1
@@ -89,14 +93,13 @@ class PACT(Strategy):
         even = len(set(counts)) <= 1
         return Plan(keep, None if even else valid, group, score=score.detach())
 
-    def centres(self, density: Tensor, far: Tensor, among: Tensor, n: int) -> Tensor:
+    def centres(self, density: Tensor, alike: Cosines, among: Tensor, n: int) -> Tensor:
         """(b, v) scores that rank the first `n` centres in the order in which they are found."""
         nearest = torch.full_like(density, float("inf"))
 
         def after(pick: Tensor, _: Tensor) -> Tensor:
             nonlocal nearest
-            column = pick[:, None, None].expand(-1, far.shape[1], 1)
-            nearest = torch.minimum(nearest, far.gather(2, column)[..., 0])
+            nearest = torch.minimum(nearest, _far(alike.to(pick[:, None])[..., 0]))
             # no distance is above 2: who is covered comes behind all who are not
             return torch.where(nearest > self.cutoff, 4 + density, nearest)
 
@@ -105,6 +108,21 @@ class PACT(Strategy):
     def scheduler(self) -> Scheduler:
         """At the authors' layer, to what they are left with on LLaVA-OneVision."""
         return Single(layer=4, keep=0.287)
+
+
+def _far(cosine: Tensor) -> Tensor:
+    """The distance of two keys."""
+    return (1 - cosine).clamp(min=0)
+
+
+def _nearest(alike: Cosines, centre: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """(b, v) the distance of every token to its nearest `centre` (b, k), and which that is."""
+    found = []
+    for rows in blocks(alike.unit.shape[1], centre.shape[1]):
+        far = _far(alike.to(centre, rows)).masked_fill(~valid[:, None], float("inf"))
+        found.append(far.min(dim=2))
+    width, at = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+    return width, centre.gather(1, at)
 
 
 def _best(score: Tensor, among: Tensor, counts: Sequence[int]) -> Tensor:

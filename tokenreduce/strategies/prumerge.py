@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
-from tokenreduce.choice import candidates, elsewhere, kept, packed
+from tokenreduce.choice import blocks, candidates, elsewhere, empty_mix, kept, packed
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
 from tokenreduce.strategy import Strategy, select, strategies
@@ -32,13 +32,17 @@ class PruMerge(Strategy):
     half of those that stay are evenly spaced instead.
 
     The budget counts the one more token, and is one for a sample, whatever its number of pictures.
-    Cost: O(k v d), for the likeness of keys and the mixing of hidden states.
+    Cost: O(k v d), for the likeness of keys and the mixing of hidden states; memory O(k v), for the
+    mixture, refused above 2^28 of it (16,384 of as many tokens, or 4,096 of 65,536).
 
     Deviations from the original: its count follows from outliers of the weights, here the budget
     does. The sum of the rest stands where the best weighted of them stood (there, behind all
     others), and tokens stay in reading order (there, by weight). Tokens are merged as the language
     model gets them (there, before the projector). Evenly spaced tokens that stay anyway are
     replaced by the next best (there, they stay twice).
+
+    Raises:
+        ValueError: more kept tokens than a mixture of that many tokens may have.
     """
 
     plus: bool = False
@@ -52,6 +56,7 @@ class PruMerge(Strategy):
         more = [int(1 < k < n) for k, n in counts]
         picture = candidates(tokens)
         weight = tokens["class_match"].float().masked_fill(~picture, 0.0)
+        mix = empty_mix("prumerge", weight, max(min(k, n) for k, n in counts))
         single = [k - one for k, one in zip(budget, more, strict=True)]
         own = kept(select(self.score(weight, picture, single), tokens, single), tokens)
 
@@ -64,13 +69,14 @@ class PruMerge(Strategy):
         spare = spare & (spare.cumsum(dim=1) == 1)
 
         keep, valid = packed(own | total | spare, tokens, budget)
-        merging = torch.tensor([k < n for k, n in counts], device=own.device)[:, None, None]
-        itself = one_hot(keep, own.shape[1]).to(weight.dtype)
-        around = self.near(tokens, keep, picture) * weight[:, None]
-        alone = gather(picture, keep)[..., None] & merging
-        mix = itself + torch.where(alone, around, 0.0)
-        summed = (weight * rest)[:, None].expand_as(mix)
-        mix = torch.where(gather(total, keep)[..., None], summed, mix)
+        merging = torch.tensor([k < n for k, n in counts], device=own.device)[:, None]
+        alone, summed = gather(picture, keep) & merging, gather(total, keep)
+        for slots in blocks(*mix.shape[1:]):
+            around = self.near(tokens, keep[:, slots], picture) * weight[:, None]
+            contents = one_hot(keep[:, slots], own.shape[1]).to(weight.dtype)
+            contents = contents + torch.where(alone[:, slots, None], around, 0.0)
+            everything = (weight * rest)[:, None].expand_as(contents)
+            mix[:, slots] = torch.where(summed[:, slots, None], everything, contents)
         return Plan(keep, valid, mix=mix, score=weight)
 
     def score(self, weight: Tensor, picture: Tensor, counts: Sequence[int]) -> Tensor:

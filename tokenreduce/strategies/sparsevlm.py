@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from tokenreduce.choice import blocks, dense
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.explicit import Explicit
 from tokenreduce.strategy import Positions, Strategy, select, strategies
@@ -34,7 +35,7 @@ class SparseVLM(Strategy):
     The budget counts merged tokens. A merged token stands in the place of its cluster's centre (the
     original puts them behind the kept ones). A sample without text behind its first visual token is
     rated by its last token. Pictures of a sample share its budget. Cost: O(h t v) for t text
-    tokens, and O(r^2 d) for r recycled ones.
+    tokens, and O(r² d) for r recycled ones; memory O(h t v), and O(r²) up to 4,096 of them.
 
     Raises:
         ValueError: another version than 1 or 2.
@@ -160,21 +161,59 @@ def density_peaks(x: Tensor, there: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
 
     Source: density-peak clustering with nearest neighbours (Du et al., 2016).
     """
-    x = x.float()
-    far = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist") / x.shape[-1] ** 0.5
-    pair = there[:, :, None] & there[:, None]
+    far = Distances.of(x.float())
     place = torch.arange(x.shape[1], device=x.device)
-    nearest = far.masked_fill(~pair, float("inf")).sort(dim=2).values
-    near = torch.where((place < k)[:, None] & nearest.isfinite(), nearest, 0.0)
-    density = (-near.square().sum(dim=2) / k.clamp(min=1)).exp()
+    densities, widest = [], x.new_zeros(len(x), 1, 1, dtype=torch.float)
+    for rows, apart in far.rows():
+        pair = there[:, rows, None] & there[:, None]
+        nearest = apart.masked_fill(~pair, float("inf")).sort(dim=2).values
+        near = torch.where((place < k)[:, None] & nearest.isfinite(), nearest, 0.0)
+        densities.append((-near.square().sum(dim=2) / k.clamp(min=1)).exp())
+        most = torch.where(pair, apart, 0.0).amax(dim=(1, 2), keepdim=True)
+        widest = torch.maximum(widest, most)
+    density = torch.cat(densities, dim=1)
 
-    denser = pair & (density[:, None] > density[:, :, None])
-    widest = torch.where(pair, far, 0.0).amax(dim=(1, 2), keepdim=True)
-    peak = density * torch.where(denser, far, widest).amin(dim=2)
+    peaks = []
+    for rows, apart in far.rows():
+        pair = there[:, rows, None] & there[:, None]
+        denser = pair & (density[:, None] > density[:, rows, None])
+        peaks.append(density[:, rows] * torch.where(denser, apart, widest).amin(dim=2))
+    peak = torch.cat(peaks, dim=1)
     order = peak.masked_fill(~there, float("-inf")).argsort(dim=1, descending=True, stable=True)
     centre = torch.zeros_like(there).scatter(1, order, place < k) & there
-    cluster = far.masked_fill(~centre[:, None], float("inf")).argmin(dim=2)
-    return centre, torch.where(centre, place, cluster)
+    out = ~centre[:, None]
+    found = [apart.masked_fill(out, float("inf")).argmin(dim=2) for _, apart in far.rows()]
+    return centre, torch.where(centre, place, torch.cat(found, dim=1))
+
+
+@dataclass(frozen=True)
+class Distances:
+    """How far the rows of `x` (b, r, d) are from each other, over the square root of d.
+
+    Attributes:
+        x: the rows.
+        whole: (b, r, r), or None where it is more than one block: then it is made when it is read.
+    """
+
+    x: Tensor
+    whole: Tensor | None = None
+
+    @classmethod
+    def of(cls, x: Tensor) -> Distances:
+        """Those of `x` (b, r, d)."""
+        r = x.shape[1]
+        return cls(x, cls(x).made(slice(0, r)) if dense(r) else None)
+
+    def rows(self) -> Iterator[tuple[slice, Tensor]]:
+        """Some rows and their (b, rows, r) distances, until all had their turn."""
+        for rows in blocks(self.x.shape[1], self.x.shape[1]):
+            yield rows, self.made(rows) if self.whole is None else self.whole
+
+    def made(self, rows: slice) -> Tensor:
+        """(b, rows, r)."""
+        exact = "donot_use_mm_for_euclid_dist"
+        far: Tensor = torch.cdist(self.x[:, rows], self.x, compute_mode=exact)
+        return far / float(self.x.shape[-1] ** 0.5)
 
 
 def _put(into: Tensor, at: Tensor, x: Tensor) -> Tensor:

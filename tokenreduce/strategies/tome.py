@@ -10,6 +10,7 @@ from typing import ClassVar, get_args
 import torch
 from torch import Tensor
 
+from tokenreduce.choice import blocks
 from tokenreduce.registry import did_you_mean
 from tokenreduce.scheduler import Scheduler, sequence, whole
 from tokenreduce.schedulers.single import Single
@@ -25,7 +26,8 @@ class ToMe(TowerStrategy):
     Every second token seeks the most similar one among the others (cosine of keys, mean over
     heads); the pairs that are most alike merge into a mean weighted by size. One round merges half
     of the tokens at most; where a budget asks for more, as in a decoder, rounds follow each other.
-    Cost: v^2 / 4 products of a head's width for each round.
+    Cost: v² / 4 products of a head's width for each round; memory O(v d), and O(v²) up to 8,192
+    tokens.
 
     Args:
         r: tokens that leave in every layer of a tower, or a list with a number for each layer
@@ -155,10 +157,7 @@ def match(
     place = _arange(valid)
     free = valid & (place >= fixed)
     x = torch.nn.functional.normalize(x, dim=-1)
-    likeness = x[:, ::2] @ x[:, 1::2].transpose(1, 2)
-    likeness = likeness.masked_fill(~(free[:, ::2, None] & free[:, None, 1::2]), float("-inf"))
-    likeness = torch.nn.functional.pad(likeness, (0, 1), value=float("-inf"))  # one token: no other
-    best, at = likeness.max(dim=2)
+    best, at = _most_alike(x, free)
     order = best.masked_fill(~valid[:, ::2], float("-inf")).argsort(
         dim=1, descending=True, stable=True
     )
@@ -183,6 +182,20 @@ def match(
     width = max((n - m for n, m in zip(have, leaving, strict=True)), default=0)
     keep = line[:, :width]
     return Plan(keep, None, torch.where(group < width, group, -1).masked_fill(~valid, -1))
+
+
+def _most_alike(x: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
+    """(b, v/2) of every second token the largest likeness to one of the others, and which."""
+    seeking, sought = x[:, ::2], x[:, 1::2].transpose(1, 2)
+    found = []
+    for rows in blocks(seeking.shape[1], sought.shape[2]):
+        likeness = seeking[:, rows] @ sought
+        may = free[:, ::2, None][:, rows] & free[:, None, 1::2]
+        likeness = likeness.masked_fill(~may, float("-inf"))
+        likeness = torch.nn.functional.pad(likeness, (0, 1), value=float("-inf"))  # maybe no other
+        found.append(likeness.max(dim=2))
+    best, at = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+    return best, at
 
 
 def _sums(plan: Plan, x: Tensor) -> Tensor:
