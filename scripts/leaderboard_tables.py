@@ -170,8 +170,8 @@ def tower(evidence: str) -> bool:
 
 
 def reduced() -> list[Row]:
-    """The rows of reductions, null reducers among them."""
-    return [row for row in results()["rows"] if row["role"] in ("null", "tested")]
+    """The rows of reductions, baselines among them."""
+    return [row for row in results()["rows"] if row["role"] in ("baseline", "tested")]
 
 
 def reference(role: str) -> list[Row]:

@@ -35,7 +35,7 @@ RULES: dict[str, dict[str, Any]] = {
 FOUND = "found"
 """What `task=profile` has found for pyramid_drop, at the FLOPs of the pyramid."""
 OWN = ("none", "vtw", "scorer_mlp", "downsample", "random", "stride", "pooling")
-"""Strategies that are not rows: references, null reducers (always run), or in need of training."""
+"""Strategies that are not rows: references, baselines (always run), or in need of training."""
 PROMPT = 16  # text tokens that the FLOPs are counted with
 
 

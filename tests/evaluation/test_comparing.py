@@ -62,7 +62,7 @@ def test_one_table_by_hand():
         r1=(reduced("random", 1), rows([0] * 10 + [1] * 30)),
         jpeg=({**FULL, "change": "jpeg"}, rows(whole, p_yes=0.88)),
     )
-    assert [row["role"] for row in found] == ["full", "harmless", "null", "tested"]
+    assert [row["role"] for row in found] == ["full", "harmless", "baseline", "tested"]
     full, harmless, null, ours = found
     assert full["accuracy"] == 0.95
     assert full["verdict"] == ""
@@ -92,11 +92,11 @@ def test_one_table_by_hand():
 def test_the_same_answers_are_not_inferior_where_the_questions_suffice():
     whole = [1] * 300
     found = table(full=(FULL, rows(whole)), ours=(reduced("fastv"), rows(whole)))
-    assert found[1]["verdict"] == "within 0.05"
+    assert found[1]["verdict"] == "loss < 5 pts"
     assert found[1]["mcnemar"]["p"] == 1.0
     assert found[1]["jsd"] == {"mean": 0.0, "interval": [0.0, 0.0]}
     few = table(full=(FULL, rows(whole[:20])), ours=(reduced("fastv"), rows(whole[:20])))
-    assert few[1]["verdict"] == "not shown"
+    assert few[1]["verdict"] == "inconclusive"
 
 
 def test_divergences_are_of_the_same_question():
@@ -233,7 +233,7 @@ def test_one_picture_shows_nothing():
         r0=(reduced("random", 0), rows(half, images=images)),
         r1=(reduced("random", 1), rows(half, images=images)),
     )
-    assert {row["verdict"] for row in found[1:]} == {"not shown"}
+    assert {row["verdict"] for row in found[1:]} == {"inconclusive"}
     low, high = found[-1]["interval"]
     assert low < high
 
@@ -246,3 +246,31 @@ def test_a_full_model_that_is_never_right():
 def test_without_the_full_model_nothing_is_compared():
     with pytest.raises(ValueError, match="unreduced model has not answered"):
         table(ours=(reduced("fastv"), rows([1] * N)))
+
+
+def test_mcnemar_only_where_every_question_has_its_own_picture():
+    whole, half = [1] * N, [0] * 10 + [1] * 30
+    alone = table(full=(FULL, rows(whole)), ours=(reduced("fastv"), rows(half)))[1]
+    assert alone["mcnemar"]["p"] == pytest.approx(alone["paired"]["p"])
+    images = [i // 10 for i in range(N)]
+    shared = table(
+        full=(FULL, rows(whole, images=images)), ours=(reduced("fastv"), rows(half, images=images))
+    )[1]
+    assert shared["mcnemar"] is None
+    assert shared["paired"]["p"] == 1.0  # one picture changed, however many questions it has
+
+
+def test_probabilities_that_are_no_numbers_are_counted_as_such():
+    whole = [1] * N
+    broken = rows(whole)
+    for i in range(5):
+        broken[str(i)]["probabilities"] = {"yes": None, "no": None}
+        broken[str(i)]["correct"] = False
+    found = table(full=(FULL, rows(whole)), ours=(reduced("fastv"), broken))[1]
+    assert found["not_finite"] == 5
+    assert found["difference"] == -5 / N
+    assert found["jsd"]["mean"] == 0  # of the 35 others
+    for i in range(N):
+        broken[str(i)]["probabilities"] = {"yes": float("nan"), "no": 0.5}
+    found = table(full=(FULL, rows(whole)), ours=(reduced("fastv"), broken))[1]
+    assert (found["not_finite"], found["jsd"], found["kl"]) == (N, None, None)

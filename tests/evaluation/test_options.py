@@ -13,7 +13,7 @@ from tokenreduce.tasks.evaluating.options import COUNTS, SHARES, check
 
 def test_what_ships_is_allowed(tmp_path):
     check(compose(["task=evaluate", f"task.folder={tmp_path}/a/b"]))
-    check(compose(["task=evaluate", "task.timed=0", "task.nulls=[]", "task.limit=null"]))
+    check(compose(["task=evaluate", "task.timed=0", "task.baselines=[]", "task.limit=null"]))
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def shipped():
         *(f"task.{name}={value}" for name in SHARES for value in ("0", "5", "-1", "abc", "null")),
         *("task.batch=0", "task.seeds=0", "task.runs=0", "task.limit=0", "task.limit=all"),
         *("max_new_tokens=0", "max_new_tokens=2.5", "task.margin=.nan", "task.progress=maybe"),
-        *("task.nulls=null", "task.nulls=random", "task.nulls=[fastv]"),
+        *("task.baselines=null", "task.baselines=random", "task.baselines=[fastv]"),
         *("task.changes=null", "task.changes=shift", "task.changes=[blur]"),
     ],
 )

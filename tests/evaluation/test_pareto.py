@@ -50,7 +50,7 @@ def test_names_hold_any_sign(tmp_path, figures):
 
 def test_a_front_is_of_one_model(tmp_path, figures):
     rows = [
-        row("full", 1, 0.9, "m", "one"), row("null", 0.4, 0.7, "m", "one"),
+        row("full", 1, 0.9, "m", "one"), row("baseline", 0.4, 0.7, "m", "one"),
         row("tested", 0.6, 0.8, "m", "one"), row("full", 1, 0.5, "n", "two"),
         row("tested", 0.3, 0.2, "n", "two"), row("tested", 0.5, 0.4, "n", "two"),
     ]  # fmt: skip

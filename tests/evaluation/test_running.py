@@ -16,6 +16,7 @@ from tokenreduce.evaluation.records import Store
 from tokenreduce.strategy import strategies
 from tokenreduce.tasks.evaluating import running
 from tokenreduce.tasks.evaluating.asking import Asking
+from tokenreduce.tasks.evaluating.bars import Bars
 from tokenreduce.tasks.evaluating.conditions import Condition
 from tokenreduce.tasks.evaluating.running import Runner
 from tokenreduce.tasks.evaluating.shard import Shard
@@ -64,7 +65,7 @@ def runner(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Runn
         monkeypatch.setattr(running, "ask", ask)
         loaded = cast(Any, SimpleNamespace(said=said))
         how, store = Asking(1, 4, "exact", {}), Store(tmp_path)
-        return Runner(loaded, ITEMS, how, store, shard, timed=0, followed=0, progress=False)
+        return Runner(loaded, ITEMS, how, store, shard, timed=0, followed=0, bars=Bars(False))
 
     return make
 

@@ -26,6 +26,33 @@ def test_mcnemar_is_the_binomial_of_what_differs():
     assert st.mcnemar(one, one) == 1.0
 
 
+def test_flipped_pictures_by_hand():
+    """Of the 2^3 signs of the sums 2, 1 and -1, six are as far from 0 as 2 is."""
+    change, cluster = np.array([1.0, 1, 1, 0, -1]), np.array([0, 0, 1, 1, 2])
+    assert st.sign_flip(change, cluster) == pytest.approx(6 / 8)
+    assert st.sign_flip(change / 5, cluster, runs=5) == pytest.approx(6 / 8)
+    assert st.sign_flip(np.zeros(5), cluster) == 1.0
+    assert st.sign_flip(np.ones(600), np.zeros(600)) == 1.0  # one picture shows nothing
+
+
+def test_where_items_are_independent_flipping_is_mcnemar():
+    one, other = pairs(50, 2, 10, 38)
+    change = one.astype(float) - other
+    assert st.sign_flip(change, alone(100)) == pytest.approx(st.mcnemar(one, other))
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_flipping_errs_no_more_often_than_it_says(rate):
+    """50 pictures with 6 questions each, whose answers change together: the table's p-value."""
+    rng, passed, rounds = np.random.default_rng(0), 0, 1000
+    cluster = np.repeat(np.arange(50), 6)
+    for _ in range(rounds):
+        drawn = rng.random(50)
+        change = np.repeat(np.where(drawn < rate / 2, -1.0, np.where(drawn < rate, 1.0, 0.0)), 6)
+        passed += st.sign_flip(change, cluster) <= 0.05
+    assert passed / rounds <= 0.06
+
+
 def test_divergences_by_hand():
     p, q = np.array([[0.5, 0.5], [1.0, 0.0]]), np.array([[0.5, 0.5], [0.0, 1.0]])
     assert st.jensen_shannon(p, q) == pytest.approx([0.0, 1.0])
@@ -34,6 +61,15 @@ def test_divergences_by_hand():
     # 0.25 of each lies outside of the candidates: the rest is an outcome of its own
     a, b = np.array([[0.75, 0.0]]), np.array([[0.0, 0.75]])
     assert st.jensen_shannon(a, b)[0] == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("divergence", [st.jensen_shannon, st.kullback_leibler])
+def test_what_is_no_number_has_no_divergence(divergence):
+    """Least of all 0, which would say that nothing changed."""
+    p, q = np.array([[0.5, 0.5], [0.5, 0.5]]), np.array([[0.5, np.nan], [0.5, 0.5]])
+    for found in (divergence(p, q), divergence(q, p)):
+        assert np.isnan(found[0])
+        assert found[1] == pytest.approx(0.0, abs=1e-9)
 
 
 def test_holm_by_hand():

@@ -99,7 +99,7 @@ def test_a_record_says_how_it_was_made(record: dict[str, Any]) -> None:
 
 
 def test_the_embedded_model_runs_its_tower_too(tmp_path: Path) -> None:
-    found = run(tmp_path, *TINY, "task.visual=[20]", "strategy=fastervlm", "task.nulls=[]")
+    found = run(tmp_path, *TINY, "task.visual=[20]", "strategy=fastervlm", "task.baselines=[]")
     whole, marked = found["rows"]
     assert (whole["tower"], whole["visual_tokens"]) == (True, 144)
     assert (marked["tower"], marked["visual_tokens"]) == (False, 20)
@@ -122,7 +122,7 @@ def test_a_folder_with_random_weights(family: str, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     FAMILIES[family].model().config.save_pretrained(folder)
     words = [f"model.id={folder}", "task.weights=random", "task.visual=[24]"]
-    found = run(tmp_path / "run", *TINY, *words, "task.nulls=[stride]")
+    found = run(tmp_path / "run", *TINY, *words, "task.baselines=[stride]")
     assert [row["tower"] for row in found["rows"]] == [True, True, False, False]
     assert found["subject"]["hidden"] == 32
 
@@ -168,7 +168,7 @@ def test_the_script_for_gpus_runs(tmp_path: Path) -> None:
     script = Path(__file__).resolve().parents[2] / "scripts" / "benchmark_gpu.sh"
     words = [word for word in SHAPE if word.startswith("model.shape")]
     words += ["device=cpu", "model.dtype=float32", "task.rounds=1", "task.new_tokens=1"]
-    words += ["task.visual=[32]", "task.batches=[1,2]", "task.plots=false", "task.nulls=[]"]
+    words += ["task.visual=[32]", "task.batches=[1,2]", "task.plots=false", "task.baselines=[]"]
     words += ["task.break_even=null"]
     env = os.environ | {"TOKENREDUCE": f"{sys.executable} -m tokenreduce", "OUT": str(tmp_path)}
     env |= {"MODELS": "llama_16x512", "ATTENTIONS": "eager", "PYTHONPATH": str(script.parents[1])}
@@ -224,7 +224,7 @@ def test_every_rule_finds_its_shares(rule: str) -> None:
         (["task.keeps=[1.5]"], "a share lies between 0 and 1, not 1.5"),
         (["scheduler=stochastic", "task.keeps=[0.5]"], "needs a rule whose share can be found"),
         (["task.keeps=[0.1]"], "infeasible: the minimum is"),
-        (["task.nulls=[rnadom]"], "did you mean 'random'"),
+        (["task.baselines=[rnadom]"], "did you mean 'random'"),
         (["task.against=nowhere.json"], "is not the result.json of a task=benchmark"),
         (["model.shape.model_type=lama"], "cannot load 'llama_16x512'"),
     ],

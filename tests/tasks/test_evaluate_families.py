@@ -47,7 +47,8 @@ def test_every_family_is_asked(family: str, tmp_path: Path) -> None:
         [
             "task=evaluate", "device=cpu", f"model.id={model}", "data=questions",
             f"data.path={path}", "strategy=stride", "scheduler=single", "scheduler.layer=2",
-            "scheduler.keep=0.4", "task.batch=3", "task.nulls=[random,downsample]", "task.seeds=1",
+            "scheduler.keep=0.4", "task.batch=3", "task.seeds=1",
+            "task.baselines=[random,downsample]",
             "task.changes=[shift]", "task.timed=0", "task.followed=2", "task.progress=false",
             "max_new_tokens=3", f"attention={ATTENTION.get(family, 'sdpa')}",
         ]
@@ -56,13 +57,13 @@ def test_every_family_is_asked(family: str, tmp_path: Path) -> None:
         warnings.simplefilter("ignore")
         found = task.evaluate(config, tmp_path / "out")
     rows = {(row["role"], (row["strategy"] or {}).get("name")): row for row in found["table"]}
-    stride = rows["null", "stride"]
+    stride = rows["baseline", "stride"]
     assert stride["questions"] == 4
     assert stride["pictures"] == 3
     assert 0.3 < stride["flops_share"] < 1
-    assert stride["flops_share"] == rows["null", "random"]["flops_share"]
+    assert stride["flops_share"] == rows["baseline", "random"]["flops_share"]
     told = [note for note in found["notes"] if note.startswith("downsample")]
-    small = rows.get(("null", "downsample"))
+    small = rows.get(("baseline", "downsample"))
     assert told or small is not None
     if small is not None:  # at about the same cost
         assert small["flops_share"] < 1
@@ -75,7 +76,7 @@ def test_smaller_pictures_are_a_strategy(tmp_path: Path) -> None:
         [
             "task=evaluate", "device=cpu", f"model.id={model}", "data=questions",
             f"data.path={path}", "strategy=downsample", "scheduler.keep=0.4", "task.batch=3",
-            "task.nulls=[random,downsample]", "task.seeds=1", "task.changes=[]", "task.timed=0",
+            "task.baselines=[random,downsample]", "task.seeds=1", "task.changes=[]", "task.timed=0",
             "task.followed=0", "task.looks=0", "task.progress=false", "max_new_tokens=3",
         ]
     )  # fmt: skip
@@ -86,4 +87,4 @@ def test_smaller_pictures_are_a_strategy(tmp_path: Path) -> None:
     assert set(rows) == {None, "random", "downsample"}
     assert found["tested"].startswith("downsample-")
     assert 0.3 < rows["downsample"]["flops_share"] < 0.8
-    assert "downsample: stands in the table as a null reducer" in found["notes"]
+    assert "downsample: is in the table as a baseline" in found["notes"]

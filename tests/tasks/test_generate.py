@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 from contextlib import nullcontext
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
+from rich.console import Console
 
 import tokenreduce as tr
 from tokenreduce.config import compose
@@ -16,7 +19,7 @@ from tokenreduce.embedded.build import build_model, build_processor
 from tokenreduce.tasks.loading import Loaded, pick_device
 from tokenreduce.tasks.measuring import likelihood, prefill_times, ratio
 from tokenreduce.tasks.prompting import encode, full_prompt
-from tokenreduce.tasks.table import quantity, stages
+from tokenreduce.tasks.table import comparison, quantity, stages
 
 ANSWER = torch.tensor([9, 11, 2])
 
@@ -117,8 +120,8 @@ def test_times_are_taken_in_turn(loaded: Loaded, inputs: Any) -> None:
     assert min(full + reduced) > 0
 
 
-def test_a_ratio_is_the_median_of_neighbours() -> None:
-    assert ratio([1, 20, 3], [2, 10, 6]) == 0.5
+def test_a_ratio_is_of_the_medians_that_are_shown_with_it() -> None:
+    assert ratio([3, 4, 5], [2, 5, 4]) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -150,3 +153,44 @@ def test_a_prompt_that_is_left_alone_says_so_in_the_table() -> None:
     report = {"visual_tokens": [16], "stops": [{"layer": 2, "kept": [16]}], "skipped": [why]}
     assert stages(report) == f"as they are: {why}"
     assert stages(report | {"skipped": [None]}) == "16\n16 from layer 2"
+
+
+def numbers(**more: Any) -> dict[str, Any]:
+    """What the table of the main job is made of."""
+    report = {
+        "visual_tokens": [144], "stops": [{"layer": 2, "kept": [72]}], "flops": 50,
+        "flops_full": 100, "kv_bytes": 1, "kv_bytes_full": 2, "convention": "matmul",
+        "selection_flops": 9_410_000,
+    }  # fmt: skip
+    return {
+        "question": "what?", "expected": None, "device": "cpu", "report": report,
+        "answers": {"full": "a [red] square", "reduced": "blue"},
+        "probability": {name: {"a [red] square": 0.9, "blue": 0.1} for name in ("full", "reduced")},
+        "prefill_ms": {"full": [74.0, 80.0, 70.0], "reduced": [75.0, 90.0, 60.0]},
+        "prefill_ratio": 75 / 74, **more,
+    }  # fmt: skip
+
+
+def said(given: dict[str, Any]) -> str:
+    console = Console(file=io.StringIO(), width=80)
+    console.print(comparison(given, "fastv, single"))
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return text
+
+
+def test_the_main_table_uses_the_words_of_the_field() -> None:
+    text = said(numbers())
+    assert "probability of 'a [red] square'" in text
+    assert "probability of 'blue'" in text
+    assert "left answer" not in text
+    assert re.search(r"selection FLOPs +up to 9.41 M", text)
+    assert "74.0 ms" in text
+    assert "75.0 ms  (101.4%)" in text  # of what stands before it, not of other pairs
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_reduction_that_saves_no_time_says_what_to_do() -> None:
+    assert "task=benchmark says from how many on it pays" in " ".join(said(numbers()).split())
+    fast = numbers(prefill_ms={"full": [80.0], "reduced": [40.0]}, prefill_ratio=0.5)
+    assert "task=benchmark" not in said(fast)
+    assert "the median of 1 run in turn" in " ".join(said(fast).split())

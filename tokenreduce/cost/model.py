@@ -76,7 +76,7 @@ class ModelCost:
         found = [(name, n, n) for name, n in same.items()]
         found.append(("decoder layers", self.decoder.macs_full, self.decoder.macs))
         found.append(("LM head", self.head, self.head))
-        found.append(("choice of tokens, at most", 0, self.decoder.selection_macs))
+        found.append(("token selection, at most", 0, self.decoder.selection_macs))
         return [(name, self._per_mac * a, self._per_mac * b) for name, a, b in found]
 
 

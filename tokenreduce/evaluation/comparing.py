@@ -16,7 +16,7 @@ from tokenreduce.evaluation import statistics as st
 from tokenreduce.evaluation.intervals import clustered, shares
 from tokenreduce.evaluation.records import Row
 
-NULLS = ("random", "stride", "pooling", "downsample")
+BASELINES = ("random", "stride", "pooling", "downsample")
 EQUAL = 0.02
 """Shares of FLOPs that are no further apart than this are equal."""
 WORDING = 0.15
@@ -38,7 +38,8 @@ class Level:
 class Group:
     """A condition under all its seeds, with its answers in the order of `names`.
 
-    right: (n,) share of the seeds that answer right; jsd, kl: (n,) from the full model, in bits.
+    right: (n,) share of the seeds that answer right; jsd, kl: (n,) from the full model, in bits,
+    NaN where a probability is no number.
     """
 
     condition: Mapping[str, Any]
@@ -51,10 +52,10 @@ class Group:
 
     @property
     def role(self) -> str:
-        """What the row is there for: full, harmless, null or tested."""
+        """What the row is there for: full, harmless, baseline or tested."""
         if self.condition["strategy"] is None:
             return "full" if self.condition["change"] is None else "harmless"
-        return "null" if self.condition["strategy"]["name"] in NULLS else "tested"
+        return "baseline" if self.condition["strategy"]["name"] in BASELINES else "tested"
 
 
 def compare(noted: Conditions, answers: Answers, level: Level = Level()) -> list[dict[str, Any]]:
@@ -81,7 +82,7 @@ def compare(noted: Conditions, answers: Answers, level: Level = Level()) -> list
     full = next(group for group in groups if group.role == "full")
     rows = [_row(group, full, groups, level) for group in groups]
     for test in ("mcnemar", "paired", "non_inferiority"):
-        own = [row[test] for row in rows if row["role"] in ("tested", "null") and row[test]]
+        own = [row[test] for row in rows if row["role"] in ("tested", "baseline") and row[test]]
         for found, p in zip(own, st.holm([found["p"] for found in own]), strict=True):
             found["holm"] = p
     for row in rows:
@@ -99,7 +100,7 @@ def _groups(noted: Conditions, answers: Answers, full: Mapping[str, Row]) -> lis
         _group([noted[k] for k in keys], [answers[k] for k in keys], full)
         for keys in together.values()
     ]
-    order = ("full", "harmless", "null", "tested")
+    order = ("full", "harmless", "baseline", "tested")
     return sorted(found, key=lambda group: order.index(group.role))
 
 
@@ -124,12 +125,12 @@ def _group(
 
 
 def _chances(rows: Sequence[Row]) -> np.ndarray[Any, Any]:
-    """(n, c) the candidates' probabilities; kinds with fewer candidates have zeros behind."""
+    """(n, c) the candidates' probabilities, NaN where unknown; zeros after shorter lists."""
     width = max(len(row["probabilities"]) for row in rows)
     found = np.zeros((len(rows), width))
     for i, row in enumerate(rows):
         own = list(row["probabilities"].values())
-        found[i, : len(own)] = own
+        found[i, : len(own)] = np.asarray(own, dtype=float)  # None is NaN
     return found
 
 
@@ -145,7 +146,9 @@ def _row(group: Group, full: Group, groups: Sequence[Group], level: Level) -> di
         "seeds": group.seeds,
         "shares": group.noted[0].get("shares", []),
         "questions": len(kinds),
+        "of_questions": len(full.right),
         "pictures": len(set(cluster)),
+        "not_finite": int((~np.isfinite(group.jsd)).sum()),
         **shares(group.right, kinds, cluster),
         **_cost(group),
         "prefill": _of_notes(group, "prefill"),
@@ -162,21 +165,22 @@ def _row(group: Group, full: Group, groups: Sequence[Group], level: Level) -> di
         "difference": round(float(change.mean()), 4),
         "difference_interval": [round(low, 4), round(high, 4)],
         "changed": round(float((change != 0).mean()), 4),
-        "paired": {"p": st.paired_t(change, cluster)},
-        "jsd": st.mean(group.jsd, cluster),
-        "kl": st.mean(group.kl, cluster),
+        "paired": {"p": st.sign_flip(change, cluster, len(group.seeds))},
+        "jsd": _mean(group.jsd, cluster),
+        "kl": _mean(group.kl, cluster),
         "non_inferiority": st.non_inferiority(
             group.right, base.right, cluster, level.margin, level.alpha
         ),
     }
-    if len(group.seeds) == 1:  # a mean over seeds is no yes or no
+    alone = len(set(cluster)) == len(cluster)  # else questions are not independent
+    if alone and len(group.seeds) == 1:  # a mean over seeds is no yes or no
         one, other = group.right > 0.5, base.right > 0.5
         found["mcnemar"] = {
             "p": st.mcnemar(one, other),
             "gained": int((one & ~other).sum()),
             "lost": int((other & ~one).sum()),
         }
-    if group.role in ("tested", "null"):
+    if group.role in ("tested", "baseline"):
         found["beyond"] = _beyond(group, groups, cluster)
     if group.role == "tested":
         found["against"] = _against(group, groups, cluster)
@@ -193,21 +197,24 @@ def _beyond(group: Group, groups: Sequence[Group], cluster: Any) -> dict[str, An
             theirs = dict(zip((row["item"] for row in other.rows[0]), other.jsd, strict=True))
             at = [i for i, name in enumerate(names) if name in theirs]
             change = group.jsd[at] - np.array([theirs[names[i]] for i in at])
-            found[str(other.condition["change"])] = st.greater(change, cluster[at])
+            known = np.isfinite(change)
+            if known.any():
+                compared = st.greater(change[known], cluster[at][known])
+                found[str(other.condition["change"])] = {"questions": int(known.sum()), **compared}
     for row, p in zip(found.values(), st.holm([row["p"] for row in found.values()]), strict=True):
         row["holm"] = p
     return found
 
 
 def _against(group: Group, groups: Sequence[Group], cluster: Any) -> dict[str, Any]:
-    """The null reducers of the same schedule and positions that cost as much.
+    """The baselines of the same schedule and positions that cost as much.
 
     Of smaller pictures the nearest in cost. What costs something else has its cost alone: a
     strategy may not keep what its schedule says.
     """
     ours, found = _cost(group)["flops_share"], {}
-    nulls = [(other, _cost(other)["flops_share"]) for other in groups if other.role == "null"]
-    for other, share in sorted(nulls, key=lambda pair: -abs(pair[1] - ours)):
+    costs = [(other, _cost(other)["flops_share"]) for other in groups if other.role == "baseline"]
+    for other, share in sorted(costs, key=lambda pair: -abs(pair[1] - ours)):
         fields = ("scheduler", "positions", "min_tokens")
         same = all(other.condition.get(k) == group.condition.get(k) for k in fields)
         name = str(other.condition["strategy"]["name"])
@@ -220,8 +227,8 @@ def _against(group: Group, groups: Sequence[Group], cluster: Any) -> dict[str, A
             found[name] |= {
                 "difference": round(float(change.mean()), 4),
                 "interval": [round(low, 4), round(high, 4)],
-                "p": st.paired_t(change, cluster),
-                "jsd": st.mean(group.jsd - other.jsd, cluster),
+                "p": st.sign_flip(change, cluster, len(group.seeds) * len(other.seeds)),
+                "jsd": _mean(group.jsd - other.jsd, cluster),
             }
     return found
 
@@ -254,6 +261,12 @@ def _following(group: Group) -> dict[str, Any] | None:
     }
 
 
+def _mean(values: np.ndarray[Any, Any], cluster: Any) -> dict[str, Any] | None:
+    """The mean over the questions whose probabilities are numbers; None where no question's are."""
+    known = np.isfinite(values)
+    return st.mean(values[known], cluster[known]) if known.any() else None
+
+
 def _cost(group: Group) -> dict[str, Any]:
     """Shares of FLOPs and cache, visual tokens per layer, kept tokens per stop; means over all."""
     rows = [row for seed in group.rows for row in seed]
@@ -283,16 +296,16 @@ def _of_notes(group: Group, name: str) -> Any:
 
 
 def _verdict(row: Mapping[str, Any], level: Level) -> str:
-    """What the row shows, in words."""
+    """What the row shows, in a word or two."""
     if row["role"] == "full":
         return ""
     shown = row["non_inferiority"]
     if shown.get("holm", shown["p"]) < level.alpha:
-        return f"within {level.margin:g}"
+        return f"loss < {100 * level.margin:g} pts"
     low, high = row["difference_interval"]
     p = row["paired"].get("holm", row["paired"]["p"])
     if p >= level.alpha or low <= 0 <= high:
-        return "not shown"
+        return "inconclusive"
     return "worse" if high < 0 else "better"
 
 

@@ -33,26 +33,56 @@ a picture change together or not (tests/evaluation/test_statistics.py), without 
 def mcnemar(one: Right, other: Right) -> float:
     """The two-sided exact p-value of "as many answers were gained as lost" (McNemar 1947).
 
-    A binomial test of the answers that differ; 1 where none does. It takes questions as
-    independent, which several about one picture are not: the interval of `clustered` is beside it.
+    A binomial test of the answers that differ; 1 where none does. It holds for independent
+    questions alone: where several are about one picture it errs far too often, see `sign_flip`.
     """
     gained, lost = int((one & ~other).sum()), int((other & ~one).sum())
     return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
+def sign_flip(change: Values, cluster: Values, runs: int = 1) -> float:
+    """The two-sided exact p-value of a mean of paired differences being 0, over whole pictures.
+
+    Under the hypothesis the sum of the differences of a picture has either sign with the same
+    chance (Fisher 1935, The Design of Experiments, section 21). With one question about each
+    picture, and answers that are right or wrong, this is McNemar's exact test.
+
+    Args:
+        change: (n,) differences, multiples of `1 / runs`.
+        cluster: (n,) which picture each question is about.
+        runs: seeds that the answers are a mean of.
+    """
+    _, at = np.unique(cluster, return_inverse=True)
+    sums = np.rint(runs * np.bincount(at, weights=np.asarray(change, dtype=float))).astype(int)
+    sizes = np.abs(sums[sums != 0])
+    chance = np.ones(1)  # of every sum of the pictures that changed for the better
+    for size in sizes:
+        grown = np.zeros(len(chance) + size)
+        grown[: len(chance)] += chance / 2
+        grown[size:] += chance / 2
+        chance = grown
+    apart = np.abs(2 * np.arange(len(chance)) - sizes.sum())
+    return min(float(chance[apart >= abs(sums.sum())].sum()), 1.0)
+
+
 def jensen_shannon(p: Values, q: Values) -> Values:
     """(n, c), (n, c) -> (n,) divergence of two distributions of every question, in bits (0 to 1).
 
-    Symmetric and bounded; scipy's distance squared.
+    Symmetric and bounded; scipy's distance squared. NaN where either has a probability that is no
+    number.
     """
-    found = np.asarray(jensenshannon(_whole(p), _whole(q), base=2, axis=1), dtype=float)
-    return np.asarray(
-        np.nan_to_num(found) ** 2
-    )  # rounding may leave a square root of less than nothing
+    p, q = _whole(p), _whole(q)
+    found = np.asarray(jensenshannon(p, q, base=2, axis=1), dtype=float)
+    known = np.isfinite(p).all(axis=1) & np.isfinite(q).all(axis=1)
+    # rounding may leave a square root of less than nothing
+    return np.where(known, np.nan_to_num(found) ** 2, np.nan)
 
 
 def kullback_leibler(p: Values, q: Values) -> Values:
-    """(n, c), (n, c) -> (n,) what is lost by taking q for p, in bits; q is nowhere below 1e-10."""
+    """(n, c), (n, c) -> (n,) what is lost by taking q for p, in bits; q is nowhere below 1e-10.
+
+    NaN where either has a probability that is no number.
+    """
     safe = np.maximum(_whole(q), NOTHING)
     found: Values = entropy(_whole(p), safe / safe.sum(axis=1, keepdims=True), base=2, axis=1)
     return np.asarray(np.maximum(found, 0.0))

@@ -14,10 +14,10 @@ from torch import Tensor
 def kullback_leibler(one: Tensor, other: Tensor) -> Tensor:
     """(...) KL(one || other) in bits, from log-probabilities (..., V); infinite where it is.
 
-    Tokens that `one` rules out count nothing, whatever `other` says of them.
+    Tokens that `one` rules out count nothing, whatever `other` says of them. NaN stays NaN.
     """
     chance = one.exp()
-    return torch.where(chance > 0, chance * (one - other), 0.0).sum(dim=-1).clamp(min=0) / log(2)
+    return torch.where(chance == 0, 0.0, chance * (one - other)).sum(dim=-1).clamp(min=0) / log(2)
 
 
 def jensen_shannon(one: Tensor, other: Tensor) -> Tensor:

@@ -182,6 +182,11 @@ class Meter:
         for row, (i, answer) in enumerate(zip(reference.at, reference.answers, strict=True)):
             for key, values in apart.items():
                 rows[key][i] = float(values[row, : len(answer)].mean())
+            if np.isnan(rows["jsd"][i]):
+                raise ValueError(
+                    f"the model's logits are no numbers (NaN) for prompt {i}: use model.dtype="
+                    "float32, or look for what overflows"
+                )
             rows["same"][i] = _says(logs[row], answer)
             given = self.prompts[i].given[: self.tokens]
             if given and answer[: len(given)] == given:

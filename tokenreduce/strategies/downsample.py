@@ -1,4 +1,4 @@
-"""Smaller pictures: the null reducer that acts before the processor."""
+"""Smaller pictures: the baseline that acts before the processor."""
 
 from __future__ import annotations
 

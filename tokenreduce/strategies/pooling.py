@@ -1,4 +1,4 @@
-"""Pooling on the image grid: the null reducer that merges instead of dropping.
+"""Pooling on the image grid: the baseline that merges instead of dropping.
 
 Shapes: b samples, v visual tokens, k kept. All counting is done with scatters: no host sync.
 """

@@ -1,4 +1,4 @@
-"""Random choice: the null reducer that every comparison needs."""
+"""Random choice: the baseline that every comparison needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stride: evenly spaced tokens, a null reducer."""
+"""Stride: evenly spaced tokens, a baseline."""
 
 from __future__ import annotations
 

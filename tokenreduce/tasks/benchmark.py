@@ -4,8 +4,8 @@
     tokenreduce task=benchmark model=llama_16x512 task.visual=[576,2880] task.keeps=[0.75,0.5,0.25]
     tokenreduce task=benchmark model=llava_1_5_7b task.weights=random model.dtype=bfloat16
 
-Everyone is measured in turn in the same rounds: the model without a reduction, the chosen strategy,
-and those of `task.nulls`. Prints tables, writes `result.json`, draws pictures, and says from how
+All are measured in turn in the same rounds: the model without a reduction, the chosen strategy, and
+those of `task.baselines`. Prints tables, writes `result.json`, draws pictures, and says from how
 many visual tokens on the reduction pays on this device.
 """
 

@@ -5,7 +5,7 @@
     tokenreduce task=evaluate data=questions data.path=questions.jsonl model.id=path
     accelerate launch --num_processes 2 -m tokenreduce task=evaluate ...
 
-Every run also asks the unreduced model, null reducers under the same schedule, and harmless
+Every run also asks the unreduced model, baselines under the same schedule, and harmless
 changes of the input. Answers are kept in the folder and used again: a killed run goes on, and the
 runs of a sweep share what they have in common. Writes `table.json`, `table.csv`, pictures, and
 `report.html` to look at some of the questions.
@@ -28,27 +28,38 @@ from tokenreduce.evaluation.records import Store, locked
 from tokenreduce.evaluation.statistics import needed, planned_power
 from tokenreduce.tasks import result, tasks
 from tokenreduce.tasks.evaluating.asking import Asking
+from tokenreduce.tasks.evaluating.bars import Bars
 from tokenreduce.tasks.evaluating.conditions import (
+    BASELINES,
     FULL,
-    NULLS,
     Condition,
     chosen,
     draws_beside,
     plan,
 )
-from tokenreduce.tasks.evaluating.examples import examples, telling
+from tokenreduce.tasks.evaluating.examples import accuracy, examples, picked, telling
 from tokenreduce.tasks.evaluating.identity import folder_of, identity, root_of
 from tokenreduce.tasks.evaluating.options import check
 from tokenreduce.tasks.evaluating.pareto import draw
 from tokenreduce.tasks.evaluating.running import Runner
 from tokenreduce.tasks.evaluating.shard import Shard
 from tokenreduce.tasks.evaluating.sources import questions
-from tokenreduce.tasks.evaluating.table import collect, show, write
+from tokenreduce.tasks.evaluating.sweep import in_sweep
+from tokenreduce.tasks.evaluating.table import (
+    collect,
+    earlier_notes,
+    joined,
+    row_of,
+    show,
+    summary,
+    write,
+)
 from tokenreduce.tasks.loading import Loaded, load
 from tokenreduce.tasks.looking import write_report
+from tokenreduce.viz.quantities import counted
 
 ENOUGH = 0.8
-"""Power below which whoever asks is told."""
+"""Power of the test below which a run warns."""
 
 
 @tasks.register("evaluate")
@@ -65,36 +76,56 @@ def evaluate(config: DictConfig, output: Path) -> dict[str, Any]:
     shard = Shard.begin(str(config.device))
     loaded = load(config)
     tested = chosen(config, loaded)
-    conditions = plan(tested, list(config.task.nulls), config.task.seeds, list(config.task.changes))
+    conditions = plan(
+        tested, list(config.task.baselines), config.task.seeds, list(config.task.changes)
+    )
     root = root_of(config, output)
     runner = _runner(config, loaded, items, Store(folder_of(root, loaded)), shard)
+    runner.bars.of = len(conditions)
+    runner.bars.found(conditions, runner.store.answers, runner.store.folder)
     for condition in conditions:
         runner.run(condition, needed=condition in (tested, FULL))
     about = [draws_beside(tested, conditions), _nothing(runner, tested)]
-    if tested != FULL and not tested.on_pictures and "downsample" in config.task.nulls:
+    if tested != FULL and not tested.on_pictures and "downsample" in config.task.baselines:
         reason = runner.run_smaller(tested)
         about.append(f"downsample: {reason}" if reason else None)
     notes = [note for note in about if note]
     notes += [f"{key.rpartition('-')[0]}: {why}" for key, why in runner.impossible.items()]
     numbers: dict[str, Any] = {"folder": str(root)}
     if shard.first:
-        with locked(root, "table"):  # what is written last has the rows of all
-            rows, left_out = collect(root, level)
-            notes += left_out
-            files = [*write(root, rows, level, notes), *draw(root, rows)]
-        Console().print(show(rows, level, notes))
-        if tested != FULL and config.task.looks:
-            files.append(_report(config, runner, tested, output))
         numbers |= {
             "model": loaded.source,
             "device": str(loaded.device),
             "tested": None if tested == FULL else tested.key,
-            "table": rows,
-            "notes": notes,
-            "files": [str(file) for file in files],
+            **_table(config, runner, tested, root, notes, output),
         }
     shard.wait()
     return numbers
+
+
+def _table(
+    config: DictConfig,
+    runner: Runner,
+    tested: Condition,
+    root: Path,
+    notes: list[str],
+    output: Path,
+) -> dict[str, Any]:
+    """Compares, writes, draws and prints; in a sweep one line, as its end prints the table."""
+    level = Level(config.task.margin, config.task.alpha)
+    with locked(root, "table"):  # what is written last has the rows of all
+        rows, about = collect(root, level)
+        said = {**earlier_notes(root), tested.key: notes, "": about}
+        files = [*write(root, rows, level, said), *draw(root, rows)]
+    full, own = (row_of(rows, runner.store.folder.name, one) for one in (FULL, tested))
+    if tested != FULL and config.task.looks:
+        files.append(_report(config, runner, tested, (full, own), output))
+    if in_sweep():
+        print(summary(own))
+    else:
+        console = Console()
+        console.print(show(rows, level, joined(said), console.width))
+    return {"table": rows, "notes": joined(said), "files": [str(file) for file in files]}
 
 
 def _runner(
@@ -110,7 +141,7 @@ def _runner(
         "machine": result.machine(),
         "device": str(loaded.device),
         "commit": result.commit(),
-        "null_reducers": list(NULLS),
+        "baselines": list(BASELINES),
     }
     store.begin(identity(config, loaded, items, starts), about)
     how = Asking(config.task.batch, config.max_new_tokens, config.task.match, starts)
@@ -124,7 +155,7 @@ def _runner(
         timed=task.timed,
         runs=task.runs,
         followed=task.followed,
-        progress=task.progress,
+        bars=Bars(False if not shard.first else task.progress),
     )
 
 
@@ -142,12 +173,18 @@ def _nothing(runner: Runner, tested: Condition) -> str | None:
     return note
 
 
-def _report(config: DictConfig, runner: Runner, tested: Condition, output: Path) -> Path:
-    """`report.html`: some of the questions, with what the tested reduction kept."""
+def _report(
+    config: DictConfig, runner: Runner, tested: Condition, rows: tuple[Any, Any], output: Path
+) -> Path:
+    """`report.html`: some of the questions, with what the tested reduction kept.
+
+    rows: the full model's and the tested reduction's, of the table.
+    """
     full, ours = (runner.store.answers(condition.key) for condition in (FULL, tested))
     items = telling(runner.items, full, ours, config.task.looks)
     looks = examples(runner.loaded, tested, items, config.max_new_tokens, config.task.match)
-    return write_report(output, looks, config, runner.loaded, tested.label)
+    about = [*map(accuracy, rows), picked(runner.items, items, full, ours)]
+    return write_report(output, looks, config, runner.loaded, tested.label, about)
 
 
 def _tell_power(number: int, level: Level, changing: float) -> None:
@@ -156,9 +193,9 @@ def _tell_power(number: int, level: Level, changing: float) -> None:
     if power < ENOUGH:
         enough = needed(level.margin, changing, level.alpha, ENOUGH)
         warnings.warn(
-            f"{number} questions show a loss below the margin {level.margin:g} with power "
-            f"{power:.2f} at most, if {changing:.0%} of the answers change: {enough} would have "
-            f"{ENOUGH:g}, and more where several are about one picture; 'not shown' in the table "
-            "is then no evidence of a loss",
+            f"{counted(number, 'question')} can hardly show that less than {100 * level.margin:g} "
+            f"points are lost: the power is {power:.2f} if {changing:.0%} of the answers change, "
+            f"and {enough} questions would have {ENOUGH:g} (more where several are about one "
+            "picture); read 'inconclusive' in the table as that, not as a loss",
             stacklevel=2,
         )

@@ -91,9 +91,17 @@ def look(
 
 
 def write_report(
-    output: Path, looks: Sequence[Look], config: DictConfig, loaded: Loaded, title: str
+    output: Path,
+    looks: Sequence[Look],
+    config: DictConfig,
+    loaded: Loaded,
+    title: str,
+    summary: Sequence[str] = (),
 ) -> Path:
-    """Write `report.html` into a run's folder: the questions, and what the run was."""
+    """Write `report.html` into a run's folder: the questions, and what the run was.
+
+    summary: sentences on all questions, where these are some of them.
+    """
     commit, changes, _ = (result.commit() or "").partition("+")
     facts = {
         "model": "embedded" if loaded.embedded else loaded.source,
@@ -106,7 +114,7 @@ def write_report(
         "Machine": result.machine(),
     }
     path = output / "report.html"
-    return write_page(path, looks, title=title, facts=facts, details=details)
+    return write_page(path, looks, title=title, facts=facts, details=details, summary=summary)
 
 
 def answer(loaded: Loaded, inputs: Mapping[str, Any], limit: int) -> Tensor:

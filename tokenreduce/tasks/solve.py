@@ -277,7 +277,7 @@ def _flops(price: Cost, whole_model: ModelCost | None) -> list[list[Any]]:
         per_mac = price.flops_full // price.macs_full if price.macs_full else 1
         rows = [
             ("decoder layers", price.flops_full, price.flops),
-            ("choice of tokens, at most", 0, per_mac * price.selection_macs),
+            ("token selection, at most", 0, per_mac * price.selection_macs),
         ]
     else:
         rows = whole_model.rows()

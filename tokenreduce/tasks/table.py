@@ -1,4 +1,4 @@
-"""The table that `task=generate` prints: the full model beside the reduced one."""
+"""The table that `task=generate` prints: the full model next to the reduced one."""
 
 from __future__ import annotations
 
@@ -10,23 +10,17 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from tokenreduce.viz.quantities import quantity
+from tokenreduce.viz.quantities import counted, quantity
 
 __all__ = ["comparison", "quantity", "stages"]
 
 
 def comparison(numbers: Mapping[str, Any], title: str) -> Table:
     """Answers, tokens, cost, time and probabilities, from the numbers of `result.json`."""
-    report, answers = numbers["report"], numbers["answers"]
-    said, times = f"FLOPs: {report['convention']}.", numbers["prefill_ms"]
-    if times:
-        said += (
-            f" Time: vision encoder and decoder, {numbers['device']}, the median of "
-            f"{len(times['full'])} runs in turn."
-        )
+    report, answers, times = numbers["report"], numbers["answers"], numbers["prefill_ms"]
     table = Table(
         title=escape(numbers["question"]),
-        caption=said,
+        caption=_caption(numbers),
         box=box.SIMPLE_HEAD,
         title_justify="left",
         caption_justify="left",
@@ -46,7 +40,7 @@ def comparison(numbers: Mapping[str, Any], title: str) -> Table:
         f"{quantity(report['flops'], '', 1000)}  ({share:.1%})",
     )
     if choosing := report.get("selection_flops"):
-        row("choosing tokens, at most", "", f"{quantity(choosing, '', 1000)}")
+        row("selection FLOPs", "", f"up to {quantity(choosing, '', 1000)}")
     row(
         "KV cache of the prompt",
         quantity(report["kv_bytes_full"], "B", 1024),
@@ -55,13 +49,34 @@ def comparison(numbers: Mapping[str, Any], title: str) -> Table:
     )
     if times:
         full, short = (statistics.median(times[name]) for name in ("full", "reduced"))
-        ratio = numbers["prefill_ratio"]
-        row("prefill time", f"{full:.1f} ms", f"{short:.1f} ms  ({ratio:.2f} x)")
-    for whose, text in answers.items():
-        if whose == "full" or text != answers["full"]:
-            chances = (f"{numbers['probability'][name][text]:.4f}" for name in answers)
-            row(f"probability of the {'left' if whose == 'full' else 'right'} answer", *chances)
+        share = numbers["prefill_ratio"]
+        row("prefill time", f"{full:.1f} ms", f"{short:.1f} ms  ({share:.1%})")
+    for text in dict.fromkeys(answers.values()):
+        chances = (f"{numbers['probability'][name][text]:.4f}" for name in answers)
+        row(escape(f"probability of {shortened(text)!r}"), *chances)
     return table
+
+
+def shortened(text: str, most: int = 16) -> str:
+    """The beginning of an answer, where all of it would make the column wide."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _caption(numbers: Mapping[str, Any]) -> str:
+    """How the numbers were counted and measured, and what a reduction that saves no time means."""
+    times, report = numbers["prefill_ms"], numbers["report"]
+    text = f"FLOPs: {report['convention']}."
+    if times:
+        runs = counted(len(times["full"]), "run")
+        text += (
+            f" Time: vision encoder and decoder, {numbers['device']}, the median of {runs} in turn."
+        )
+    if times and numbers["prefill_ratio"] >= 1 and not any(report.get("skipped", ())):
+        text += (
+            f" No time is saved here: {report['visual_tokens'][0]} visual tokens in a model of this"
+            " size are too few; task=benchmark says from how many on it pays."
+        )
+    return text
 
 
 def stages(report: Mapping[str, Any]) -> str:

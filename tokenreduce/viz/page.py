@@ -45,7 +45,7 @@ class Look:
         right: whether each of the answers is; None compares them with `expected`, word for word.
         probability: how likely each of the two models says an answer: model -> answer -> number.
         prefill_ms: times of the prefill, `"full"` and `"reduced"`; empty where nobody measured.
-        prefill_ratio: reduced over full, of runs next to each other; None where nobody measured.
+        prefill_ratio: reduced over full, of the medians of these times; None where none were taken.
         kept: `{layer: indices}` among all visual tokens of the question.
     """
 
@@ -73,6 +73,7 @@ def write_page(
     title: str = "",
     facts: Mapping[str, Any] | None = None,
     details: Mapping[str, Any] | None = None,
+    summary: Sequence[str] = (),
 ) -> Path:
     """Write the page on `looks` to `path`; the same arguments give the same bytes.
 
@@ -82,6 +83,7 @@ def write_page(
         title: how the model was reduced, in a few words.
         facts: short ones for the head of the page, by name: model, device, commit.
         details: longer ones for its foot, by name: configuration, versions; shown as JSON.
+        summary: sentences before the questions: of how many these are, what came out over all.
 
     Raises:
         ValueError: nothing to look at.
@@ -103,6 +105,7 @@ def write_page(
         details={name: _written(value) for name, value in (details or {}).items()},
         looks=[_article(look, number) for number, look in enumerate(looks, start=1)],
         same=sum(look.same for look in looks),
+        summary=list(summary),
         drawing=DRAWING,
     )
     path = Path(path)

@@ -10,3 +10,8 @@ def quantity(value: float, unit: str, base: int) -> str:
     while abs(value) >= base and power < len(prefixes) - 1:
         value, power = value / base, power + 1
     return f"{value:.3g} {prefixes[power]}{unit}".rstrip()
+
+
+def counted(number: int, noun: str) -> str:
+    """A count with its noun: 1 picture, 2 pictures."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -20,7 +20,7 @@ def candidates(config: DictConfig, shape: DecoderShape, visual: int) -> list[Can
     Raises:
         ValueError: a strategy that has nothing to do in a model, a rule that no share can be found
             for, or shares that it does not reach.
-        KeyError: an unknown strategy in `task.nulls`.
+        KeyError: an unknown strategy in `task.baselines`.
     """
     own, options = build_strategy(config), {"positions": config.positions, "seed": config.seed}
     if own.site == "pictures" or not own.reduces:
@@ -29,7 +29,7 @@ def candidates(config: DictConfig, shape: DecoderShape, visual: int) -> list[Can
             "is nothing to measure: choose another"
         )
     strategies = {str(config.strategy.name): own}
-    for name in config.task.nulls or ():
+    for name in config.task.baselines or ():
         strategies.setdefault(str(name), known("strategy").build(str(name)))
     return [
         Candidate(name, strategy, scheduler, share=share, **options)

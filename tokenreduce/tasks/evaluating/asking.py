@@ -91,8 +91,10 @@ def ask(loaded: Loaded, condition: Condition, items: Sequence[Item], how: Asking
         facts = [{}] * len(items) if reduction is None else _facts(reduction, before)
     said = out.sequences[:, inputs["input_ids"].shape[1] :]
     first = out.logits[0].float().softmax(dim=-1).cpu()
+    broken = torch.stack([(step.isnan() | step.isposinf()).any(dim=-1) for step in out.logits])
     seconds = (time.perf_counter() - started) / len(items)
-    for item, ids, chances, fact in zip(items, said, first, facts, strict=True):
+    sound = (~broken.any(dim=0)).tolist()
+    for item, ids, chances, fact, finite in zip(items, said, first, facts, sound, strict=True):
         answer = loaded.text(ids)
         yield {
             "item": item.name,
@@ -101,15 +103,22 @@ def ask(loaded: Loaded, condition: Condition, items: Sequence[Item], how: Asking
             "question": item.question,
             "expected": list(item.right_answers),
             "answer": answer,
-            "correct": is_right(item, answer, how.match),
-            "probabilities": _chances(chances, how.starts[item.kind]),
+            "correct": finite and is_right(item, answer, how.match),  # else it is chance
+            "probabilities": _chances(chances if finite else None, how.starts[item.kind]),
             **fact,
             "seconds": round(seconds, 4),
         }
 
 
-def _chances(chances: Tensor, starts: Mapping[str, Sequence[int]]) -> dict[str, float]:
-    """How likely the answer is to begin as each candidate does; the rest is not in the list."""
+def _chances(
+    chances: Tensor | None, starts: Mapping[str, Sequence[int]]
+) -> dict[str, float | None]:
+    """How likely the answer is to begin as each candidate does; the rest is not in the list.
+
+    None for each where the model's logits are no numbers.
+    """
+    if chances is None:
+        return dict.fromkeys(starts)
     return {name: round(float(chances[list(ids)].sum()), DIGITS) for name, ids in starts.items()}
 
 

@@ -1,7 +1,7 @@
 """What the same questions are answered under: the full model, a reduction, a harmless change.
 
 Everything that a comparison needs is planned with the reduction that was asked for: the unreduced
-model of the same run, the null reducers under the same schedule and position rule, and the
+model of the same run, the baselines under the same schedule and position rule, and the
 changes of the input that set the scale.
 """
 
@@ -26,7 +26,7 @@ from tokenreduce.evaluation.perturbation import perturbations
 from tokenreduce.strategy import Positions
 from tokenreduce.tasks.loading import Loaded
 
-NULLS = ("random", "stride", "pooling", "downsample")
+BASELINES = ("random", "stride", "pooling", "downsample")
 """Reducers that read nothing of the model or the question."""
 Options = Mapping[str, Any]
 
@@ -133,38 +133,38 @@ def chosen(config: Any, loaded: Loaded) -> Condition:
 
 
 def plan(
-    tested: Condition, nulls: Sequence[str], seeds: int, changes: Sequence[str]
+    tested: Condition, baselines: Sequence[str], seeds: int, changes: Sequence[str]
 ) -> list[Condition]:
     """What is run for the reduction that was asked for, each once, itself first.
 
     What cannot be done with the model is then refused before anything else is computed. A smaller
-    picture is not among the null reducers here: its share is solved for when the others' cost is
+    picture is not among the baselines here: its share is solved for when the others' cost is
     known.
     """
     rows = [tested, FULL, *(Condition(change=name) for name in changes)]
     if tested != FULL:
-        for name in nulls:
+        for name in baselines:
             draws = {"random": seeds, "downsample": 0}.get(name, 1)
             rows += [replace(tested, strategy={"name": name}, seed=seed) for seed in range(draws)]
     return list({row.key: row for row in rows}.values())
 
 
 def draws_beside(tested: Condition, planned: Sequence[Condition]) -> str | None:
-    """What to say where the tested reduction is a null reducer, and so a part of a null row."""
-    if tested.strategy is None or tested.strategy["name"] not in NULLS:
+    """What to say where the tested reduction is a baseline, and so a part of its row."""
+    if tested.strategy is None or tested.strategy["name"] not in BASELINES:
         return None
     name = tested.strategy["name"]
     seeds = [one.seed for one in planned if replace(one, seed=tested.seed) == tested]
     if len(seeds) == 1:
-        return f"{name}: stands in the table as a null reducer"
+        return f"{name}: is in the table as a baseline"
     return (
-        f"{name}, seed {tested.seed}: one of the {len(seeds)} draws of the null reducer {name} "
+        f"{name}, seed {tested.seed}: one of the {len(seeds)} draws of the baseline {name} "
         f"(seeds {', '.join(map(str, sorted(seeds)))}), which the table has as one row"
     )
 
 
 def smaller_pictures(keep: float) -> Condition:
-    """The null reducer that acts on pictures, at a share of their visual tokens."""
+    """The baseline that acts on pictures, at a share of their visual tokens."""
     scheduler = {"name": "single", "layer": 0, "keep": keep}
     return Condition({"name": "downsample"}, scheduler, "keep")
 

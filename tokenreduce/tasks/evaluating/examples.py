@@ -14,20 +14,51 @@ from tokenreduce.tasks.generate import only_share
 from tokenreduce.tasks.loading import Loaded
 from tokenreduce.tasks.looking import look
 from tokenreduce.viz import Look
+from tokenreduce.viz.quantities import counted
+
+CHANGES = ("lost", "gained", "otherwise changed", "unchanged")
 
 
 def telling(
     items: Sequence[Item], full: Mapping[str, Row], ours: Mapping[str, Row], number: int
 ) -> list[Item]:
-    """`number` of the questions: answers that were lost, then won, then otherwise changed."""
+    """`number` of the questions: answers that were lost, then gained, then otherwise changed."""
+    return sorted(items, key=lambda item: change(full[item.name], ours[item.name]))[:number]
 
-    def order(item: Item) -> int:
-        before, after = full[item.name], ours[item.name]
-        if before["correct"] != after["correct"]:
-            return 0 if before["correct"] else 1
-        return 2 if before["answer"] != after["answer"] else 3
 
-    return sorted(items, key=order)[:number]
+def change(before: Row, after: Row) -> int:
+    """What became of an answer, as a place in `CHANGES`."""
+    if before["correct"] != after["correct"]:
+        return 0 if before["correct"] else 1
+    return 2 if before["answer"] != after["answer"] else 3
+
+
+def picked(
+    items: Sequence[Item], shown: Sequence[Item], full: Mapping[str, Row], ours: Mapping[str, Row]
+) -> str:
+    """One sentence: which of the questions a report shows, and how many there are of each kind."""
+
+    def tally(those: Sequence[Item]) -> list[int]:
+        kinds = [change(full[item.name], ours[item.name]) for item in those]
+        return [kinds.count(kind) for kind in range(len(CHANGES))]
+
+    both = zip(CHANGES, tally(shown), tally(items), strict=True)
+    parts = [f"{some} of {all_} {name}" for name, some, all_ in both if all_]
+    return (
+        f"Shown below: {len(shown)} of {counted(len(items), 'question')}, those with changed "
+        f"answers first ({', '.join(parts)}). They are no sample of all."
+    )
+
+
+def accuracy(row: Row) -> str:
+    """One sentence on a row of the table: right answers, and the difference to the full model."""
+    low, high = (100 * bound for bound in row["interval"])
+    name = "Full model" if row["role"] == "full" else "Reduced"
+    text = f"{name}: {100 * row['accuracy']:.1f} % right (95 % interval {low:.1f} to {high:.1f})"
+    if row["role"] != "full":
+        low, high = (100 * bound for bound in row["difference_interval"])
+        text += f", {100 * row['difference']:+.1f} points ({low:+.1f} to {high:+.1f})"
+    return f"{text}, {counted(row['questions'], 'question')}."
 
 
 def examples(

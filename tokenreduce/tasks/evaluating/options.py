@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig
 
 from tokenreduce.evaluation.perturbation import perturbations
 from tokenreduce.registry import did_you_mean
-from tokenreduce.tasks.evaluating.conditions import NULLS
+from tokenreduce.tasks.evaluating.conditions import BASELINES
 
 COUNTS = {
     "batch": (1, "questions at once"),
@@ -48,11 +48,11 @@ def check(config: DictConfig) -> None:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not 0 < value < 1 or math.isnan(value):
             raise ValueError(f"task.{name}={value!r}: {meaning}, above 0 and below 1")
-    for name in _names("task.nulls", task.nulls, NULLS):
-        if name not in NULLS:
+    for name in _names("task.baselines", task.baselines, BASELINES):
+        if name not in BASELINES:
             raise ValueError(
-                f"task.nulls: {name!r} reads the model or is unknown{did_you_mean(name, NULLS)} "
-                f"(null reducers: {', '.join(NULLS)})"
+                f"task.baselines: {name!r} reads the model or is unknown"
+                f"{did_you_mean(name, BASELINES)} (known: {', '.join(BASELINES)})"
             )
     for name in _names("task.changes", task.changes, list(perturbations)):
         perturbations[name]  # an unknown one is refused

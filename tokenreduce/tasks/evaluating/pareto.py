@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenreduce.files import whole
 from tokenreduce.tasks.evaluating.table import label, spoken
 
 Row = Mapping[str, Any]
 Styles = Mapping[tuple[str, str], tuple[str, str, str]]
-REDUCED = ("null", "tested")
+REDUCED = ("baseline", "tested")
 LINES = ("-", "--", ":", "-.")
 MARKERS = "osD^vP*Xdh<>p"
 COLUMNS = 3
@@ -117,7 +118,7 @@ def _scatter(
                 markersize=9 if row is full else 6,
                 elinewidth=0.8,
                 label=name,
-                mfc="none" if row["role"] == "null" else colour,
+                mfc="none" if row["role"] == "baseline" else colour,
             )
         best = front([(price, value(row)[0]) for price, row in points[1:]])
         if best:
@@ -154,6 +155,7 @@ def _legend(figure: Any, axes: Iterable[Any]) -> None:
 
 
 def _saved(plt: Any, figure: Any, path: Path) -> Path:
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    with whole(path) as draft:
+        figure.savefig(draft, format="png", dpi=110, metadata={"Software": None})
     plt.close(figure)
     return path

@@ -1,4 +1,4 @@
-"""Runs conditions, each once, whoever else works in the same folder."""
+"""Runs conditions, each once, whatever other processes work in the same folder."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tokenreduce.evaluation.items import Item
 from tokenreduce.evaluation.records import Row, Store
 from tokenreduce.refusals import is_refusal, one_line
 from tokenreduce.tasks.evaluating.asking import Asking, ask, batches, inputs_of
+from tokenreduce.tasks.evaluating.bars import Bars
 from tokenreduce.tasks.evaluating.conditions import Condition, smaller_pictures
 from tokenreduce.tasks.evaluating.measuring import following, pairs, spread, times
 from tokenreduce.tasks.evaluating.shard import Shard
@@ -33,7 +34,7 @@ class Runner:
         shard: which part of them this process does.
         timed, runs: prompts whose prefill is timed, and how often each.
         followed: questions whose kept tokens are compared under other words.
-        progress: whether there is a bar; None: where there is a screen.
+        bars: what is seen of it meanwhile.
     """
 
     loaded: Loaded
@@ -44,7 +45,7 @@ class Runner:
     timed: int = 4
     runs: int = 3
     followed: int = 32
-    progress: bool | None = None
+    bars: Bars = field(default_factory=Bars)
     impossible: dict[str, str] = field(default_factory=dict)
 
     def run(self, condition: Condition, needed: bool = False) -> bool:
@@ -88,7 +89,7 @@ class Runner:
         return reason
 
     def run_smaller(self, tested: Condition) -> str | None:
-        """The null reducer on pictures, at the FLOPs of a tested condition; None, or why not."""
+        """The baseline on pictures, at the FLOPs of a tested condition; None, or why not."""
         rows = list(self.store.answers(tested.key).values())
         share = sum(row["flops"] for row in rows) / sum(row["flops_full"] for row in rows)
         try:
@@ -145,21 +146,11 @@ class Runner:
             yield
 
     def _answer(self, condition: Condition, items: Sequence[Item]) -> None:
-        from tqdm.auto import tqdm
-
         done = self.store.answers(condition.key)
         own = batches(items, self.how.batch)[self.shard.rank :: self.shard.world]
         open_ = [batch for batch in own if any(item.name not in done for item in batch)]
-        quiet = not self.shard.first or (None if self.progress is None else not self.progress)
         total = sum(map(len, own))
-        with tqdm(
-            total=total,
-            initial=total - sum(map(len, open_)),
-            desc=condition.label,
-            unit="question",
-            disable=quiet,
-            leave=False,
-        ) as bar:
+        with self.bars.bar(condition, total, total - sum(map(len, open_))) as bar:
             for batch in open_:
                 rows: list[Row] = list(ask(self.loaded, condition, batch, self.how))
                 self.store.append(condition.key, self.shard.rank, rows)
