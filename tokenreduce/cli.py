@@ -1,7 +1,7 @@
 """The `tokenreduce` command: composes a configuration, runs its task, records the result.
 
 What is refused is refused in one line on stderr, with exit code 2; `debug=true` or the environment
-variable HYDRA_FULL_ERROR=1 shows the traceback instead.
+variable HYDRA_FULL_ERROR=1 shows the traceback instead. Ctrl-C leaves with one line and 130.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-import re
 import sys
 import time
 import warnings
@@ -21,71 +20,85 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from tokenreduce import config as configuration
 from tokenreduce import plugins, refusals
+from tokenreduce.errors import Refused
+from tokenreduce.program import arguments, ending, options
+from tokenreduce.program.arguments import quote_text, share_folder
+from tokenreduce.program.jobs import Jobs
 from tokenreduce.tasks import Task, first_process, result, tasks
 
+__all__ = ["find_task", "main", "quote_text", "run", "share_folder"]
+
 FULL_ERROR = "HYDRA_FULL_ERROR"
-TEXT = ("image", "prompt", "model.id")
 
 _debug = ContextVar("debug", default=False)
+_jobs: ContextVar[Jobs | None] = ContextVar("jobs", default=None)
+"""The runs of this program; None in a process that a launcher has started for one of them."""
 
 
 def main() -> None:
     """Runs the command line in `sys.argv`."""
-    configuration.register()
-    sys.argv[1:] = share_folder(quote_text(sys.argv[1:]))
-    _debug.set(os.environ.get(FULL_ERROR) == "1" or "debug=true" in sys.argv[1:])
-    with _short_warnings(), _errors_raised():
+    given, jobs = sys.argv[1:], Jobs()
+    _debug.set(os.environ.get(FULL_ERROR) == "1" or "debug=true" in given)
+    _jobs.set(jobs)
+    with _short_warnings(), _errors_raised(), _any_text():
         try:
-            _program()
+            if not _answered(given):
+                configuration.register()
+                sys.argv[1:] = arguments.read(given)
+                options.check_files(sys.argv[1:])
+                jobs.there(sys.argv[1:])
+                _program()
+        except KeyboardInterrupt:
+            _interrupted("interrupted before anything ran")
+        except BrokenPipeError:  # whoever read the output has enough of it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(ending.FAULT)
         except Exception as error:
-            _refuse(error)
+            refused = refusals.is_refusal(error)
+            line = refusals.one_line(error) if refused else jobs.before(error)
+            if _debug.get() or line is None:
+                raise
+            _leave(line)
+    if jobs.failed:
+        jobs.tell()
+        sys.exit(jobs.code)
 
 
-def quote_text(arguments: Sequence[str]) -> list[str]:
-    """The arguments with free text in quotes, so that Hydra reads no grammar into it.
+def _answered(given: Sequence[str]) -> bool:
+    """Answers `list`, `doctor` and `--version`; whether it was one of these."""
+    word = given[0] if given else ""
+    if word == "list":
+        from tokenreduce.program import listing
 
-    `prompt=Is it red, or blue?` would be a sweep over two values, `image=my (1).png` an error. With
-    `-m` everything is left as it is: there a comma is meant.
-    """
-    if "-m" in arguments or "--multirun" in arguments:
-        return list(arguments)
-    quoted = []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if equals and key in TEXT and value != "null" and value[:1] not in ("'", '"', "[", ""):
-            # Hydra reads a backslash as itself, save before a quotation mark and at the end
-            escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
-            argument = f"{key}='{escaped}'"
-        quoted.append(argument)
-    return quoted
+        listing.show(given[1:])
+    elif word == "doctor":
+        from tokenreduce.program import doctor
 
+        doctor.show()
+    elif word in ("--version", "version"):
+        from tokenreduce.program import listing
 
-def share_folder(arguments: Sequence[str]) -> list[str]:
-    """The arguments with one folder for all processes that `torchrun` has started here.
-
-    Each would name it by its own time, and be a second apart. The start of the launcher, which is
-    their parent, is the same for all; several machines need `hydra.run.dir=...`.
-    """
-    given = any(argument.startswith("hydra.run.dir=") for argument in arguments)
-    launcher, clock = Path(f"/proc/{os.getppid()}/stat"), Path("/proc/stat")
-    if given or "LOCAL_RANK" not in os.environ or not launcher.exists():
-        return list(arguments)
-    ticks = int(launcher.read_text().rpartition(")")[2].split()[19])  # man 5 proc: starttime
-    boot = next(row for row in clock.read_text().splitlines() if row.startswith("btime "))
-    started = int(boot.split()[1]) + ticks // os.sysconf("SC_CLK_TCK")
-    name = time.strftime("%Y-%m-%d_%H-%M-%S", time.localtime(started))
-    return [*arguments, f"hydra.run.dir=outputs/${{task.name}}/{name}"]
+        print(listing.version())
+    elif given == ["help"]:
+        sys.argv[1:] = ["--help"]
+        return False
+    else:
+        return False
+    return True
 
 
 def run(config: DictConfig, output: Path) -> dict[str, Any]:
     """Runs the task that `config.task.name` names and writes `output/result.json`."""
     configuration.refuse_code(config)
     started = time.time()
-    numbers = find_task(str(config.task.name))(config, output)
+    task = find_task(str(config.task.name))
+    options.check(config)
+    numbers = task(config, output)
     if first_process():
         path = result.write(config, output, numbers, seconds=time.time() - started)
         print(f"\nWritten: {path}")
@@ -108,18 +121,49 @@ def find_task(name: str) -> Task:
     version_base="1.3", config_path=str(configuration.directory()), config_name="config"
 )
 def _program(config: DictConfig) -> None:
+    _job(config)
+
+
+def _job(config: DictConfig) -> None:
+    """One run: the only one, or one of a sweep, which goes on where this one fails."""
+    job, jobs = HydraConfig.get(), _jobs.get()
+    output, sweep = Path(job.runtime.output_dir), job.mode == RunMode.MULTIRUN
+    keep = jobs is not None and output in jobs.folders
     try:
-        run(config, Path(HydraConfig.get().runtime.output_dir))
+        if jobs is not None:
+            jobs.begin(output)
+        run(config, output)
+    except KeyboardInterrupt:
+        line = ending.going_on(str(config.task.name), output, sweep)
+        ending.tidy(output, keep)
+        _interrupted(line)
     except Exception as error:
-        _refuse(error)
+        refused = refusals.is_refusal(error)
+        line = refusals.one_line(error) if refused else f"{type(error).__name__}: {error}"
+        if first_process():
+            ending.tidy(output, keep)
+        if sweep and jobs is not None:
+            jobs.fail(job, error, line, traceback=_debug.get() or not refused)
+        elif _debug.get() or not refused:
+            raise
+        elif sweep:  # the launcher takes it to the program that asked for it
+            raise Refused(line) from None
+        else:
+            _leave(line)
 
 
-def _refuse(error: Exception) -> None:
-    """Leaves with one line for what the user can mend; anything else stays an error."""
-    if _debug.get() or not refusals.is_refusal(error):
-        raise error
-    print(f"tokenreduce: {refusals.one_line(error)}", file=sys.stderr)
-    sys.exit(2)
+def _leave(line: str) -> None:
+    print(f"tokenreduce: {line}", file=sys.stderr)
+    sys.exit(ending.REFUSED)
+
+
+def _interrupted(line: str) -> None:
+    """Leaves after Ctrl-C; one of several processes speaks."""
+    if _debug.get():
+        raise
+    if first_process():
+        print(f"\ntokenreduce: {line}", file=sys.stderr)
+    sys.exit(ending.INTERRUPTED)
 
 
 @contextmanager
@@ -144,3 +188,17 @@ def _short_warnings() -> Iterator[None]:
         yield
     finally:
         warnings.formatwarning = before
+
+
+@contextmanager
+def _any_text() -> Iterator[None]:
+    """What the terminal's encoding has no letter for is printed as its escape."""
+    streams = [s for s in (sys.stdout, sys.stderr) if hasattr(s, "reconfigure")]
+    before = [stream.errors for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream, errors in zip(streams, before, strict=True):
+            stream.reconfigure(errors=errors)

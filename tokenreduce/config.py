@@ -44,6 +44,14 @@ def directory() -> Path:
     )
 
 
+def option_files() -> Iterator[tuple[str, str, Path]]:
+    """Group, name and file of every option, `strategy=fastv` for one: ours, then the plug-ins'."""
+    for folder in (directory(), *(folder for _, folder in plugins.config_folders())):
+        for path in sorted(folder.glob("*/*.yaml")):
+            if path.parent.name != "hydra":
+                yield path.parent.name, path.stem, path
+
+
 class PluginConfigs(SearchPathPlugin):  # type: ignore[misc]  # hydra has no types
     """Adds the `conf/` of every plug-in behind ours, in programs whose main config is ours."""
 
@@ -103,9 +111,7 @@ def build(registry: Registry[Any], node: Any) -> Any:
     name = str(options.pop("name", None))
     entry = registry[name]
     for key, parameter in inspect.signature(entry).parameters.items():
-        if key in options:
-            options[key] = _checked(options[key], parameter, f"{registry.kind} {name!r}")
-        elif parameter.default is parameter.empty:
+        if key not in options and parameter.default is parameter.empty:
             raise ValueError(f"{registry.kind} {name!r} needs {registry.kind}.{key}=...")
     return registry.build(name, **options)
 
@@ -160,19 +166,3 @@ def _targets(data: Any, place: str) -> Iterator[str]:
     elif isinstance(data, list):
         for i, value in enumerate(data):
             yield from _targets(value, f"{place}[{i}]")
-
-
-def _checked(value: Any, parameter: inspect.Parameter, owner: str) -> Any:
-    """`value`, if it is of the kind of the parameter's default: the shell knows no types."""
-    default = parameter.default
-    if isinstance(default, bool):
-        fits, noun = isinstance(value, bool), "true or false"
-    elif isinstance(default, float):
-        fits, noun = isinstance(value, int | float) and not isinstance(value, bool), "a number"
-    elif isinstance(default, str):
-        fits, noun = isinstance(value, str), "a word"
-    else:
-        return value
-    if not fits:
-        raise ValueError(f"{owner}: {parameter.name} must be {noun}, not {value!r}")
-    return value

@@ -10,3 +10,7 @@ class ContractError(ValueError):
 
     Raised by `reduce()` before anything runs, or at the end of a pass whose outcome shows it.
     """
+
+
+class Refused(ValueError):
+    """What was asked for cannot be done: told in one line, without a traceback."""

@@ -5,24 +5,32 @@ from __future__ import annotations
 import dis
 from types import TracebackType
 
+import yaml
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from tokenreduce import plugins
+from tokenreduce.config import option_files
+from tokenreduce.errors import Refused
+from tokenreduce.program import ending
 from tokenreduce.registry import did_you_mean
+
+ABOUT_FILES = HydraException | OmegaConfBaseException | yaml.YAMLError
+"""What Hydra raises about the words of the command line and about option files."""
+ON_PURPOSE = ValueError | TypeError | KeyError | FileNotFoundError | ImportError
 
 
 def is_refusal(error: BaseException) -> bool:
     """Whether `error` speaks about the user's input: raised on purpose, by us or by Hydra.
 
-    A ValueError, TypeError or KeyError counts when a `raise` statement of tokenreduce or of a
-    plug-in made it. The same class out of torch, or out of a slip such as `None + 1`, is a fault,
-    and a fault needs its traceback.
+    One of `ON_PURPOSE` counts when a `raise` statement of tokenreduce or of a plug-in made it. The
+    same class out of torch, or out of a slip such as `None + 1`, is a fault, and a fault needs its
+    traceback. A full disk and a folder that may not be written are nobody's fault in the program.
     """
-    if isinstance(error, HydraException | OmegaConfBaseException):
+    if isinstance(error, Refused | ABOUT_FILES) or ending.of_the_disk(error):
         return True
-    if not isinstance(error, ValueError | TypeError | KeyError) or error.__traceback__ is None:
+    if not isinstance(error, ON_PURPOSE) or error.__traceback__ is None:
         return False
     last = _last(error.__traceback__)
     module = str(last.tb_frame.f_globals.get("__name__", ""))
@@ -40,10 +48,37 @@ def one_line(error: BaseException) -> str:
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
         parent = cause.parent_node
         if isinstance(parent, DictConfig):
-            prefix = str(cause.full_key).removesuffix(str(cause.key))
-            return _unknown("option", f"{prefix}{cause.key}", [f"{prefix}{key}" for key in parent])
+            return _no_option(str(cause.full_key), str(cause.key), parent)
+    if not isinstance(error, Refused) and (said := ending.of_the_disk(error)):
+        return said
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return " ".join(text.split())
+
+
+def _no_option(full: str, key: str, parent: DictConfig) -> str:
+    """That there is no such option here, and where there is one of that name."""
+    prefix = full.removesuffix(key)
+    known = [f"{prefix}{name}" for name in parent]
+    group = prefix.rstrip(".")
+    having = [option for option in _having(group, key) if option != parent.get("name")]
+    if not having:
+        return _unknown("option", f"{prefix}{key}", known)
+    either = f"{', '.join(having[:-1])} or {having[-1]}" if having[1:] else having[0]
+    return (
+        f"{group}={parent.get('name')} has no option {key!r}: choose {group}={either}, which "
+        f"{'have' if having[1:] else 'has'} it (known here: {', '.join(sorted(known))})"
+    )
+
+
+def _having(group: str, key: str) -> list[str]:
+    """The options of a group that have a value called `key`; presets of the same class left out."""
+    found = []
+    for of, name, path in option_files():
+        if of == group:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            if isinstance(values, dict) and values.get("name") == name and key in values:
+                found.append(name)
+    return found
 
 
 def _unknown(kind: str, name: str, known: list[str]) -> str:

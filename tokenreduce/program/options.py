@@ -1,0 +1,159 @@
+"""Options that the shell gives as text: of the kind and in the range that their defaults have."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from tokenreduce.config import build_scheduler, build_strategy
+from tokenreduce.errors import Refused
+from tokenreduce.registry import did_you_mean
+
+LEAST: Mapping[str, Mapping[str, int]] = {
+    "": {"seed": 0, "max_new_tokens": 1, "min_tokens": 0},
+    "generate": {"runs": 0},
+    "profile": {
+        "samples": 1,
+        "tokens": 1,
+        "batch": 1,
+        "draws": 1,
+        "grid": 1,
+        "candidates": 1,
+        "trials": 0,
+    },
+    "solve": {"text": 0, "rounds": 1, "tries": 0},
+    "pretrain": {"threads": 1, "log_every": 1, "save_every": 1},
+}
+"""The least of options that are whole numbers, by task; those of every task under no name."""
+WORDS: Mapping[str, tuple[str, ...]] = {
+    "positions": ("keep", "compact"),
+    "logits": ("full", "text"),
+}
+"""What options are chosen from; null leaves them open."""
+OWN = ("scheduler", "strategy", "hydra")
+"""Groups whose values are checked where their classes are built."""
+MOST_BYTES, MOST_VALUES = 2**18, 10**5
+"""Of an option file, with what its anchors stand for; ours have some hundreds of values."""
+
+
+def check(config: DictConfig) -> None:
+    """Refuses options of the wrong kind or range, before a task loads anything.
+
+    The classes of the strategy and the scheduler are built for that, and so check theirs.
+
+    Raises:
+        ValueError, TypeError, KeyError: in one line, the option with its value and what it is.
+    """
+    task = str(config.task.name)
+    for name, place in (("", config), (task, config.task)):
+        for option, least in LEAST.get(name, {}).items():
+            _whole(f"{'task.' if name else ''}{option}", place.get(option, least), least)
+    for option, words in WORDS.items():
+        value = config.get(option)
+        if value is not None and value not in words:
+            hint = did_you_mean(str(value), words)
+            raise Refused(f"no {option} {value!r}{hint} (known: {', '.join(words)})")
+    for option, value, usual in given():
+        _of_kind(option, value if value is None else OmegaConf.select(config, option), usual)
+    build_strategy(config)
+    build_scheduler(config)
+
+
+def given() -> Iterator[tuple[str, Any, Any]]:
+    """Each option that the command line gives a value: its name, the words, and its default."""
+    if not HydraConfig.initialized():
+        return  # composed in Python
+    job = HydraConfig.get()
+    words = [str(word) for word in job.overrides.task]
+    groups = [word for word in words if _name(word) in job.runtime.choices]
+    values = [word for word in words if word not in groups and not word.startswith("~")]
+    values = [word for word in values if _name(word).partition(".")[0] not in OWN]
+    if not values:
+        return
+    loader = GlobalHydra.instance().config_loader()
+    usual = loader.load_configuration("config", overrides=groups, run_mode=RunMode.RUN)
+    for word in values:
+        name = _name(word)
+        yield name, word.partition("=")[2], OmegaConf.select(usual, name, throw_on_missing=False)
+
+
+def _name(word: str) -> str:
+    return word.partition("=")[0].lstrip("+~")
+
+
+def _whole(option: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise Refused(f"{option} must be a whole number of at least {least}, not {value!r}")
+
+
+def _of_kind(option: str, value: Any, usual: Any) -> None:
+    """Refuses a value of another kind than its default; null is left to the task."""
+    if value is None or usual is None:
+        return
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(usual, bool):
+        fits, noun = isinstance(value, bool), "true or false"
+    elif isinstance(usual, int | float):
+        fits = number and not math.isnan(value)
+        noun = "a number"
+        if isinstance(usual, int) and not option.startswith("trainer."):  # shares of steps there
+            fits, noun = isinstance(value, int) and number, "a whole number"
+    elif isinstance(usual, ListConfig):
+        fits, noun = isinstance(value, ListConfig), "a list, written [a,b]"
+    else:
+        return
+    if not fits:
+        raise Refused(f"{option} must be {noun}, not {value!r}")
+
+
+def check_files(words: Sequence[str]) -> None:
+    """Refuses option files of one's own that are too large to be options, before they are read.
+
+    Raises:
+        Refused: a file in a `--config-dir` of more than `MOST_BYTES`, or whose anchors stand for
+            more than `MOST_VALUES` values.
+    """
+    flags = ("--config-dir", "-cd", "--config-path", "-cp")
+    for place, flag in enumerate(words):
+        name, equals, own = flag.partition("=")
+        folder = Path(own if equals else (*words, "")[place + 1])
+        if name in flags and folder.is_dir():
+            for path in (*folder.glob("*.yaml"), *folder.glob("*/*.yaml")):
+                _check_file(path)
+
+
+def _check_file(path: Path) -> None:
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise Refused(f"{path} has {size:,} bytes, more than an option file may: {MOST_BYTES:,}")
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise Refused(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    counts: dict[int, int] = {}
+    try:
+        values = _values(root, counts)
+    except RecursionError:
+        raise Refused(f"{path} is nested too deeply, or in itself") from None
+    if values > MOST_VALUES:
+        raise Refused(
+            f"{path} stands for {values:.1e} values with its anchors written out, more than an "
+            f"option file may: {MOST_VALUES:,}"
+        )
+
+
+def _values(node: Any, counts: dict[int, int]) -> int:
+    """How many values a YAML node has with its anchors written out, each counted once."""
+    if id(node) not in counts:
+        inner = node.value if isinstance(node, yaml.CollectionNode) else []
+        pairs = isinstance(node, yaml.MappingNode)
+        below = [one for pair in inner for one in pair] if pairs else inner
+        counts[id(node)] = 1 + sum(_values(one, counts) for one in below)
+    return counts[id(node)]
