@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from tokenreduce.tasks.evaluating import pareto
+from tokenreduce.tasks.evaluating import dots, pareto
 
 
 def row(role: str, cost: float, right: float, model: str = "m", *kinds: str) -> dict[str, Any]:
@@ -29,23 +29,30 @@ def row(role: str, cost: float, right: float, model: str = "m", *kinds: str) -> 
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """Every figure that is saved."""
     found: list[Figure] = []
-    real = pareto._saved
-    monkeypatch.setattr(
-        pareto,
-        "_saved",
-        lambda plt, figure, path: (found.append(figure), real(plt, figure, path))[1],
-    )
+    real = pareto.saved
+
+    def saved(plt: Any, figure: Figure, path: Any) -> Any:
+        found.append(figure)
+        return real(plt, figure, path)
+
+    for module in (pareto, dots):
+        monkeypatch.setattr(module, "saved", saved)
     return found
 
 
 def test_names_hold_any_sign(tmp_path, figures):
     kinds = ("$100 or x_^$", "two")
     rows = [row("full", 1, 0.9, "m", *kinds), row("tested", 0.5, 0.8, "m", *kinds)]
+    rows.append(row("tested", 0.4, 0.7, "m", *kinds))
     made = pareto.draw(tmp_path, rows)
     assert [path.name for path in made] == ["pareto.png", "pareto_kinds.png"]
     assert [axis.get_title() for axis in figures[1].axes[:2]] == list(kinds)
     (legend,) = figures[0].legends
-    assert [text.get_text() for text in legend.get_texts()] == ["full model", "a(option=$x_^0.5$)"]
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "full model",
+        "a(option=$x_^0.5$)",
+        "a(option=$x_^0.4$)",
+    ]
 
 
 def test_a_front_is_of_one_model(tmp_path, figures):
@@ -69,6 +76,22 @@ def test_what_cannot_be_drawn_is_warned_of(tmp_path, monkeypatch):
     def fails(*given: Any) -> None:
         raise RuntimeError("no font")
 
-    monkeypatch.setattr(pareto, "_saved", fails)
+    monkeypatch.setattr(dots, "saved", fails)
     with pytest.warns(UserWarning, match="no pictures of cost and accuracy: no font"):
         assert pareto.draw(tmp_path, [row("full", 1, 0.9), row("tested", 0.5, 0.8)]) == []
+
+
+def test_equal_budgets_are_dots_and_no_vertical_line(tmp_path, figures):
+    (tmp_path / "pareto.png").touch()  # of the table before its last row came
+    kinds = ("$100 or x_^$", "two")
+    rows = [row("full", 1, 0.9, "m", *kinds)]
+    rows += [row("tested", cost, right, "m", *kinds) for cost, right in ((0.5, 0.8), (0.51, 0.7))]
+    made = pareto.draw(tmp_path, rows)
+    assert [path.name for path in made] == ["accuracy.png", "accuracy_kinds.png"]
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == [path.name for path in made]
+    (axis,) = figures[0].axes
+    assert [text.get_text() for text in axis.get_yticklabels()] == [
+        "full model", "a(option=$x_^0.5$)", "a(option=$x_^0.51$)"
+    ]  # fmt: skip
+    dots_at = [line.get_xydata().tolist() for line in axis.lines if line.get_marker() == "o"]
+    assert dots_at == [[[0.9, 0]], [[0.8, 1]], [[0.7, 2]]]

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 
 from tokenreduce.evaluation.perturbation import perturbations
+from tokenreduce.files import named
 from tokenreduce.registry import did_you_mean
 from tokenreduce.tasks.evaluating.conditions import BASELINES
 
@@ -77,7 +78,7 @@ def _names(option: str, value: Any, known: Sequence[str]) -> list[str]:
 def _folder(value: Any) -> None:
     if value is None:
         return
-    folder = Path(str(value)).expanduser()
+    folder = named(str(value), "task.folder")
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
         raise ValueError(f"task.folder={value}: {there} is a file: give a folder for the answers")

@@ -7,11 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenreduce.files import whole
+from tokenreduce.evaluation.comparing import EQUAL
+from tokenreduce.tasks.evaluating import dots
+from tokenreduce.tasks.evaluating.dots import saved
 from tokenreduce.tasks.evaluating.table import label, spoken
 
 Row = Mapping[str, Any]
 Styles = Mapping[tuple[str, str], tuple[str, str, str]]
+STEMS = ("pareto", "accuracy")
 REDUCED = ("baseline", "tested")
 LINES = ("-", "--", ":", "-.")
 MARKERS = "osD^vP*Xdh<>p"
@@ -21,8 +24,10 @@ COLUMNS = 3
 def draw(root: Path, rows: Sequence[Row]) -> list[Path]:
     """Draws `pareto.png` and `pareto_kinds.png`; nothing where matplotlib is missing.
 
-    The lines, one for each model, join what no other reduction of it beats in both: it answers no
-    better at the same cost. What cannot be drawn is warned of: the table is there without it.
+    Where all reductions cost the same, they would be one vertical line: then `accuracy.png` and
+    `accuracy_kinds.png` have a line of dots for each. Lines of the others, one for each model, join
+    what no other reduction of it beats in both: it answers no better at the same cost. What cannot
+    be drawn is warned of: the table is there without it.
     """
     try:
         import matplotlib
@@ -38,12 +43,23 @@ def draw(root: Path, rows: Sequence[Row]) -> list[Path]:
     reduced = [row for row in rows if row["role"] in REDUCED]
     if not reduced:
         return []
+    for old in STEMS:
+        for path in root.glob(f"{old}*.png"):  # of fewer rows
+            path.unlink()
     try:
+        if equal_cost(reduced):
+            return dots.draw(plt, root, rows)
         return [_all(plt, root, rows, reduced), *_by_kind(plt, root, rows, reduced)]
     except Exception as error:  # of a library for pictures, after hours of answers
         plt.close("all")
         warnings.warn(f"no pictures of cost and accuracy: {error}", stacklevel=2)
         return []
+
+
+def equal_cost(reduced: Sequence[Row]) -> bool:
+    """Whether no two reductions differ in FLOPs by more than what is called the same."""
+    costs = [row["flops_share"] for row in reduced]
+    return max(costs) - min(costs) <= EQUAL
 
 
 def _all(plt: Any, root: Path, rows: Sequence[Row], reduced: Sequence[Row]) -> Path:
@@ -58,7 +74,7 @@ def _all(plt: Any, root: Path, rows: Sequence[Row], reduced: Sequence[Row]) -> P
     _scatter(axes[1], rows, timed, styles, lambda row: row["prefill"]["prefill_ratio"])
     axes[1].set(xlabel="measured prefill time, share of the full model's")
     _legend(figure, axes[:1])
-    return _saved(plt, figure, root / "pareto.png")
+    return saved(plt, figure, root / "pareto.png")
 
 
 def _by_kind(plt: Any, root: Path, rows: Sequence[Row], reduced: Sequence[Row]) -> list[Path]:
@@ -77,7 +93,7 @@ def _by_kind(plt: Any, root: Path, rows: Sequence[Row], reduced: Sequence[Row]) 
         axis.axis("off")
     figure.supxlabel("FLOPs of the decoder's prefill, share of the full model's", fontsize=9)
     _legend(figure, grid.flat)
-    return [_saved(plt, figure, root / "pareto_kinds.png")]
+    return [saved(plt, figure, root / "pareto_kinds.png")]
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -152,10 +168,3 @@ def _legend(figure: Any, axes: Iterable[Any]) -> None:
     made = figure.legend(found.values(), found, loc="outside right upper", fontsize=8)
     for text in made.get_texts():
         text.set_parse_math(False)
-
-
-def _saved(plt: Any, figure: Any, path: Path) -> Path:
-    with whole(path) as draft:
-        figure.savefig(draft, format="png", dpi=110, metadata={"Software": None})
-    plt.close(figure)
-    return path

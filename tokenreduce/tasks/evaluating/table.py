@@ -108,7 +108,7 @@ def print_stored(root: Path) -> None:
     record = json.loads((root / "table.json").read_text("utf-8"))
     console = Console()
     console.print(show(record["rows"], Level(**record["level"]), record["notes"], console.width))
-    pictures = sorted(root.glob("pareto*.png"))
+    pictures = sorted([*root.glob("pareto*.png"), *root.glob("accuracy*.png")])
     print()
     for path in (root / "table.json", root / "table.csv", *pictures):
         print(f"Written: {path}")
