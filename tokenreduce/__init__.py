@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # the same names for type checkers, documentation and editors
     from tokenreduce.errors import ContractError, ReductionWarning
     from tokenreduce.geometry import Picture
     from tokenreduce.learned import LearnedScorer, LearnedStrategy
-    from tokenreduce.reduction import Reduction, reduce, unwrap
+    from tokenreduce.reduction import Reduction, reduce, remove, unwrap
     from tokenreduce.registry import Registry, UnknownName
     from tokenreduce.scheduler import Scheduler, Stop, schedulers
     from tokenreduce.schedulers.cosine import Cosine
@@ -76,7 +76,7 @@ _HOMES = {
     "errors": ("ContractError", "ReductionWarning"),
     "geometry": ("Picture",),
     "learned": ("LearnedScorer", "LearnedStrategy"),
-    "reduction": ("Reduction", "reduce", "unwrap"),
+    "reduction": ("Reduction", "reduce", "remove", "unwrap"),
     "registry": ("Registry", "UnknownName"),
     "scheduler": ("Scheduler", "Stop", "schedulers"),
     "schedulers.cosine": ("Cosine",),

@@ -52,12 +52,14 @@ class EncoderReduction:
         depth = len(tower.layers)
         self._stops = () if scheduler is None else scheduler.stops(depth)
         self._check(depth)
-        how = (strategy, self.counts, self._remember, seed)
-        self._merging: Merging
-        if isinstance(tower, PackedTower):
-            self._merging = PackedMerging(tower, *how)
-        else:
-            self._merging = Merging(tower, *how)
+        self._merging = self._apply()
+
+    def _apply(self) -> Merging:
+        """Puts every hook on, or none."""
+        how = (self.strategy, self.counts, self._remember, self.seed)
+        if isinstance(self.tower, PackedTower):
+            return PackedMerging(self.tower, *how)
+        return Merging(self.tower, *how)
 
     def counts(self, tokens: int) -> tuple[int, ...]:
         """Tokens behind each layer, for an encoder that begins with so many; nothing runs.
@@ -129,6 +131,9 @@ class EncoderReduction:
             )
 
     def __enter__(self) -> EncoderReduction:
+        if not self._merging.handles:  # removed before: a second block applies it again
+            self._applied = False
+            self._merging = self._apply()
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:

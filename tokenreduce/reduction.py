@@ -20,8 +20,8 @@ from tokenreduce import plugins
 from tokenreduce.adapter import Adapter, adapter_for, adapters
 from tokenreduce.cost import shape_of
 from tokenreduce.encoder import EncoderReduction
-from tokenreduce.engine.contract import check_model
-from tokenreduce.engine.hooks import parameters
+from tokenreduce.engine.contract import check_layers, check_model
+from tokenreduce.engine.hooks import owners_of, parameters
 from tokenreduce.engine.inside import Inside
 from tokenreduce.engine.sequence import Sequence
 from tokenreduce.engine.setup import Setup
@@ -65,17 +65,23 @@ class Reduction:
         self.progress = 1.0
         if isinstance(strategy, LearnedStrategy):
             strategy.begin(self.decoder, seed)
-        roots = [model] if core is model else [model, core]
-        self._wiring = Wiring(
-            roots, adapter.base(core), self._setup, logits == "text", self._remember
-        )
         self._inside: EncoderReduction | None = None
+        self._wiring: Wiring = self._apply()
+
+    def _apply(self) -> Wiring:
+        """Puts every hook on, or none: whatever goes wrong, the model stays as it was."""
+        core = unwrap(self.model)
+        roots = [self.model] if core is self.model else [self.model, core]
+        base = self.adapter.base(core)
+        wiring = Wiring(roots, base, self._setup, self.logits == "text", self._remember, self)
+        strategy = self.strategy
         if isinstance(strategy, TowerStrategy) and strategy.tower is not None:
             try:
-                self._inside = self._shorten_tower(adapter.base(core), strategy)
-            except ValueError:
-                self._wiring.remove()
+                self._inside = self._shorten_tower(base, strategy)
+            except BaseException:
+                wiring.remove()
                 raise
+        return wiring
 
     # -- what a caller reads -------------------------------------------------------------------
 
@@ -203,6 +209,9 @@ class Reduction:
             )
 
     def __enter__(self) -> Reduction:
+        if not self._wiring.handles:  # removed before: a second block applies it again
+            self._applied = False
+            self._wiring = self._apply()
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
@@ -259,10 +268,11 @@ class Reduction:
             None if cache is None else weakref.ref(cache),
             tuple(n * left for n, left in zip(seq.counts, spared, strict=True)) or blank,
         )
-        if seq.start and self._record is not None and self._record.of(cache):
-            record = self._record.join(record)
-        elif seq.start and not seq.counts:
-            return  # text behind a cache that was filled elsewhere
+        earlier = self._record
+        if seq.start and earlier is not None and earlier.of(cache):
+            record = earlier.join(record)
+        elif not seq.counts and (seq.start or (earlier is not None and earlier.in_use())):
+            return  # text behind a cache that was filled elsewhere, or beside one of pictures
         self._record = record
 
 
@@ -308,6 +318,11 @@ def reduce(
         ValueError: an unsupported family, a layer beyond the model, positions that are not
             defined for the family, or a model that is already reduced.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"reduce() takes a model that is loaded, not {model!r}: load it first, such as with "
+            "transformers' AutoModelForImageTextToText.from_pretrained(...)"
+        )
     plugins.load()  # names and families that installed packages add
     chosen = _instance(strategy, strategies, Strategy)
     schedule = (
@@ -323,15 +338,40 @@ def reduce(
             )
         inside: Any = EncoderReduction(unwrap(model), tower, chosen, own, seed)
         return inside  # type: ignore[no-any-return]
-    reader = (
-        adapter_for(unwrap(model)) if adapter is None else _instance(adapter, adapters, Adapter)
-    )
-    if adapter is not None and (reason := reader.unfit(unwrap(model))):
-        raise ValueError(f"the {type(reader).__name__} adapter cannot read this model: {reason}")
-    check_model(reader, unwrap(model))
+    reader = _reader(unwrap(model), adapter)
     check_fit(chosen, reader, unwrap(model))
     rule = check_options(chosen, reader, positions, logits, min_tokens)
     return Reduction(model, chosen, schedule, reader, rule, logits, seed, min_tokens)
+
+
+def remove(model: nn.Module) -> bool:
+    """Takes off whatever reduction is on `model`, also where nobody holds it any more.
+
+    Args:
+        model: the model that `reduce()` was given, or any module that has it inside.
+
+    Returns:
+        Whether there was one.
+    """
+    owners = {id(owner): owner for part in model.modules() for owner in owners_of(part)}
+    for owner in owners.values():
+        owner.remove()
+    return bool(owners)
+
+
+def _reader(model: nn.Module, adapter: str | Adapter | None) -> Adapter:
+    """The adapter that reads `model`, once everything that the engine relies on was checked."""
+    check_layers(model)
+    if adapter is None:
+        reader = adapter_for(model)
+    else:
+        reader = _instance(adapter, adapters, Adapter)
+        if reason := reader.unfit(model):
+            raise ValueError(
+                f"the {type(reader).__name__} adapter cannot read this model: {reason}"
+            )
+    check_model(reader, model)
+    return reader
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -40,6 +40,10 @@ class Record:
         """Whether this record is about what `cache` holds."""
         return self.cache is not None and self.cache() is cache
 
+    def in_use(self) -> bool:
+        """Whether it is about pictures whose cache somebody still holds."""
+        return any(self.counts) and self.cache is not None and self.cache() is not None
+
     def join(self, later: Record) -> Record:
         """This record with a later part of the same prompt."""
 
@@ -122,7 +126,8 @@ class Report:
 
     Attributes:
         visual_tokens: per sample.
-        stops: one entry per stop: `layer`, `keep` (share of the original), `kept` (per sample).
+        stops: one entry per stop: `layer`, `keep` (share of the original), `kept` (per sample) and
+            `raised` (per sample, whether its share would have been none, and `at_least` stay).
         tokens_per_layer: per layer, per sample: text and visual tokens without padding.
         flops, flops_full: of the decoder layers in prefill, all samples.
         convention: how FLOPs are counted (`tokenreduce.cost`).
@@ -160,13 +165,13 @@ class Report:
         bytes_ = self.kv_bytes / self.kv_bytes_full if self.kv_bytes_full else 1.0
         lines = [f"visual tokens     {_row(self.visual_tokens)}"]
         lines += [
-            f"layer {stop['layer']:<3} keeps   {_row(stop['kept'])}  ({stop['keep']:.4g} of all)"
+            f"layer {stop['layer']:<3} keeps   {_row(stop['kept'])}  ({_share(stop)})"
             for stop in self.stops
         ]
         lines += [f"sample {i:<3} as is     {why}" for i, why in enumerate(self.skipped) if why]
         lines.append(f"prefill FLOPs     {self.flops:.4g} of {self.flops_full:.4g} ({share:.1%})")
         if self.selection_flops:
-            lines.append(f"choosing tokens   {self.selection_flops:.4g} more, at most")
+            lines.append(f"selection FLOPs   up to {self.selection_flops:.4g} more")
         if self.tower is not None:
             behind = " ".join(str(n) for n in self.tower.tokens_per_layer)
             lines.append(
@@ -176,6 +181,11 @@ class Report:
             f"KV cache          {self.kv_bytes:,} of {self.kv_bytes_full:,} bytes ({bytes_:.1%})"
         )
         return "\n".join(lines)
+
+
+def _share(stop: dict[str, Any]) -> str:
+    raised = [k for k, more in zip(stop["kept"], stop["raised"], strict=True) if more]
+    return f"{stop['keep']:.4g} of all" + (f", at least {min(raised)}" if raised else "")
 
 
 def _row(values: list[int]) -> str:
@@ -204,7 +214,12 @@ def make_report(
     return Report(
         visual_tokens=list(record.counts),
         stops=[
-            {"layer": i, "keep": stops[i].keep, "kept": list(kept)}
+            {
+                "layer": i,
+                "keep": stops[i].keep,
+                "kept": list(kept),
+                "raised": _raised(stops[i], record.counts, kept),
+            }
             for i, kept in sorted(record.budgets.items())
         ],
         tokens_per_layer=layers,
@@ -220,6 +235,12 @@ def make_report(
         ],
         selection_flops=_choosing(shape, full, samples, needs),
     )
+
+
+def _raised(stop: Stop, counts: tuple[int, ...], kept: tuple[int, ...]) -> list[bool]:
+    """Per sample, whether more tokens stay than the rounded share, for `at_least` of the stop."""
+    pairs = zip(counts, kept, strict=True)
+    return [stop.rounded(n) < k <= stop.at_least and k < n for n, k in pairs]
 
 
 def _choosing(

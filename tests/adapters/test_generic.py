@@ -195,7 +195,6 @@ REFUSED = {
     "fuyu": (_fuyu, "self_attn.q_proj"),
     "blip2": (_blip2, "input_layernorm"),
     "llama4": (_llama4, "get_decoder"),
-    "qwen3_5": (_qwen3_5, "self_attn.q_proj"),
     "glm46v": (_glm46v, "mrope_section"),
     "cohere2": (_cohere, "other keys"),
     "t5": (_t5, "encoder"),
@@ -213,6 +212,38 @@ def test_refused(name):
         tr.reduce(model, "random")
     with pytest.raises(ValueError, match=reason):
         tr.reduce(model, "random", adapter="generic")
+
+
+@pytest.mark.parametrize("adapter", [None, "generic", "qwen3_vl"])
+def test_layers_with_a_state_over_all_tokens_are_refused_for_that(adapter):
+    """Not for what else is unusual about them, and with no advice that cannot help."""
+    model = _qwen3_5()
+    with pytest.raises(tr.ContractError, match=r"Qwen3_5.*LinearAttention.*linear_attention"):
+        tr.reduce(model, "random", adapter=adapter)
+
+
+def _indexed():
+    """MiniMax M3: attention with an indexer that chooses blocks of keys by itself."""
+    decoder = text(
+        head_dim=8,
+        layer_types=["full_attention", "minimax_m3_sparse"] * 3,
+        mlp_layer_types=["dense"] * 6,
+        index_n_heads=2,
+        index_head_dim=8,
+    )
+    return transformers.MiniMaxM3VLForCausalLM(transformers.MiniMaxM3VLTextConfig(**decoder))
+
+
+def test_attention_that_chooses_keys_by_itself_is_refused():
+    model = _indexed()
+    with pytest.raises(tr.ContractError, match="minimax_m3_sparse"):
+        tr.reduce(model, "random")
+
+
+def test_a_part_of_attention_that_is_not_understood_is_refused(aria):
+    aria.model.language_model.layers[2].self_attn.indexer = torch.nn.Linear(4, 4)
+    with pytest.raises(ValueError, match=r"layer 2.*not understood: indexer"):
+        tr.reduce(aria, "random")
 
 
 def test_layers_that_do_something_else_are_found(aria):

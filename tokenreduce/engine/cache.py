@@ -20,9 +20,6 @@ from transformers.cache_utils import (
     DynamicSlidingWindowLayer,
 )
 
-SHORTENED = (DynamicLayer, DynamicSlidingWindowLayer)
-"""The kinds of cache layers that can be made short."""
-
 CROPS_TO_LENGTH = "max_length" in inspect.signature(DynamicLayer.crop).parameters
 """Whether `crop(n)` of this transformers leaves n tokens; later ones only take -n tokens away."""
 
@@ -153,7 +150,22 @@ class ShortLayer:
         self.begin()
 
 
-_SHORT: dict[type, type] = {}
+class ShortDynamicLayer(ShortLayer, DynamicLayer):  # type: ignore[misc]
+    """A growing cache layer with fewer keys than tokens seen."""
+
+
+class ShortDynamicSlidingWindowLayer(ShortLayer, DynamicSlidingWindowLayer):  # type: ignore[misc]
+    """The same behind a sliding window."""
+
+    windowed = True
+
+
+_SHORT: dict[type, type] = {
+    DynamicLayer: ShortDynamicLayer,
+    DynamicSlidingWindowLayer: ShortDynamicSlidingWindowLayer,
+}
+"""The short kind of each kind of cache layer that can be made short."""
+SHORTENED = tuple(_SHORT)
 
 
 def short(cache: Cache, layer: int) -> ShortLayer:
@@ -167,7 +179,7 @@ def short(cache: Cache, layer: int) -> ShortLayer:
     if isinstance(found, ShortLayer):
         return found
     kind = type(found)
-    if kind not in SHORTENED:
+    if kind not in _SHORT:
         raise ValueError(
             f"a {kind.__name__} cannot hold reduced tokens: use a DynamicCache (the default), "
             "i.e. no cache_implementation"
@@ -177,9 +189,6 @@ def short(cache: Cache, layer: int) -> ShortLayer:
             "assisted decoding takes drafts back, which a sliding-window layer of reduced tokens "
             "cannot: generate without an assistant and without prompt_lookup_num_tokens"
         )
-    if kind not in _SHORT:
-        body = {"windowed": issubclass(kind, DynamicSlidingWindowLayer)}
-        _SHORT[kind] = type(f"Short{kind.__name__}", (ShortLayer, kind), body)
     # the class of an instance cannot be assigned (object layouts differ), so a twin takes its place
     twin: Any = object.__new__(_SHORT[kind])
     twin.__dict__.update(found.__dict__)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache as remembered
 from typing import Any, cast
@@ -191,51 +191,35 @@ class LayerCall:
             args: by position.
             kwargs: by name.
         """
-        rest = {**kwargs, **dict(zip(order[1:], args[1:], strict=False))}
-        names: dict[str, str] = {}
-        found: dict[str, Any] = {}
-        for what, known in ROLES.items():
+        rest = dict(kwargs)
+        if len(args) > 1:
+            rest |= zip(order[1:], args[1:], strict=False)
+        names, found = {}, [None] * len(ROLES)
+        for at, (what, known) in enumerate(ROLES.items()):
             for name in known:
                 if name in rest:
-                    names[what], found[what] = name, rest.pop(name)
+                    names[what] = name
+                    found[at] = rest.pop(name)
                     break
-        cache = found.get("cache")
+        hidden, rotary, mask, ids, cache = found
         if cache is None:
             for name, value in rest.items():
                 if _looks_like_one(value):
                     names["cache"], cache = name, rest.pop(name)
                     break
-        return cls(
-            index,
-            layer,
-            hidden=cast(Tensor, args[0] if args else found.get("hidden")),
-            rotary=cast(Rotary, found.get("rotary")),
-            mask=found.get("mask"),
-            position_ids=found.get("position_ids"),
-            cache=cache,
-            rest=rest,
-            names=names,
-            by_name=not args,
-        )
+        first = args[0] if args else hidden
+        return cls(index, layer, first, rotary, mask, ids, cache, rest, names, not args)  # type: ignore[arg-type]
 
     def write(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments again, as the layer takes them."""
-        kwargs = dict(self.rest)
-        for what, value in self._roles():
-            if what in self.names:
-                kwargs[self.names[what]] = value
-            elif value is not None:
+        kwargs, names = self.rest, self.names
+        given = (self.hidden, self.rotary, self.mask, self.position_ids, self.cache)
+        for what, value in zip(ROLES, given, strict=True):
+            if what in names:
+                kwargs[names[what]] = value
+            elif value is not None and what != "hidden":
                 kwargs[ROLES[what][0]] = value
-        if self.by_name:
-            kwargs[self.names.get("hidden", HIDDEN[0])] = self.hidden
-            return (), kwargs
-        return (self.hidden,), kwargs
-
-    def _roles(self) -> Iterator[tuple[str, Any]]:
-        yield "rotary", self.rotary
-        yield "mask", self.mask
-        yield "position_ids", self.position_ids
-        yield "cache", self.cache
+        return ((), kwargs) if self.by_name else ((self.hidden,), kwargs)
 
 
 def layer_call(
@@ -244,6 +228,7 @@ def layer_call(
     """A call of `layer` alone, without a mask, by the names that its forward knows."""
     names = {what: role(layer.forward, known) or known[0] for what, known in ROLES.items()}
     names["cache"] = cache_name(layer.forward)
+    del names["hidden"]  # by position
     return LayerCall(0, layer, hidden, rotary, None, position_ids, cache, {}, names, False)
 
 

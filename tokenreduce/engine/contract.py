@@ -21,6 +21,7 @@ from tokenreduce.engine.cache import SHORTENED, ShortLayer
 from tokenreduce.engine.call import ModelCall, role
 from tokenreduce.engine.sequence import Sequence
 from tokenreduce.engine.setup import Setup
+from tokenreduce.engine.trial import FAILS, trial
 from tokenreduce.errors import ContractError, ReductionWarning
 from tokenreduce.tower import Part
 
@@ -125,16 +126,61 @@ def _numbers(adapter: Adapter, model: Part) -> str | None:
     return None
 
 
-@clause("the model's own cache stores plain keys and values, growing or in a sliding window")
+OWN_CACHE = "the model's own cache stores plain keys and values, growing or in a sliding window"
+
+
+@clause(OWN_CACHE)
 def _own_cache(adapter: Adapter, model: Part) -> str | None:
     config = adapter.decoder(model).config
-    own = DynamicCache(config=config)
-    odd = {type(layer) for layer in own.layers} - set(SHORTENED)
+    odd = {type(layer) for layer in DynamicCache(config=config).layers} - set(SHORTENED)
     if not odd:
         return None
     kinds = getattr(config, "layer_types", None)
     said = f" (its layer_types: {', '.join(sorted(set(kinds)))})" if kinds else ""
     return f"its cache has layers of type {', '.join(sorted(x.__name__ for x in odd))}{said}"
+
+
+@clause("the model's weights are there")
+def _weights(adapter: Adapter, model: Part) -> str | None:
+    sent = any(hasattr(part, "_hf_hook") for part in model.modules())
+    if not sent and all(weight.is_meta for weight in model.parameters()):
+        return "all of its weights are on the meta device: load the checkpoint"
+    return None
+
+
+@clause("what an adapter reads of a model of its family is there")
+def _facts(adapter: Adapter, model: Part) -> str | None:
+    name = type(adapter).__name__
+    try:
+        base, decoder = adapter.base(model), adapter.decoder(model)
+        facts = [adapter.visual_ids(base.config), adapter.tower(base)]
+        if adapter.evidence:
+            for layer in decoder.layers:
+                facts += [adapter.key_projection(layer), adapter.query_projection(layer)]
+    except FAILS as error:
+        return f"{name} finds it built otherwise ({type(error).__name__}: {error})"
+    if adapter.encoders and not any(hasattr(base, one) for one in adapter.encoders):
+        return f"{type(base).__name__} has none of {name}'s {', '.join(adapter.encoders)}"
+    kind = getattr(model.config, "model_type", "")
+    if kind in adapter.families or not adapter.families:
+        return None
+    odd = trial(adapter, decoder)  # a family that the adapter is named for, by the caller alone
+    return None if odd is None else f"{name} is not the adapter of {kind!r}: {odd}"
+
+
+def check_layers(model: nn.Module) -> None:
+    """Refuses layers that carry a state over all tokens, for that reason and before any other.
+
+    Raises:
+        ContractError: a cache whose layers cannot be short.
+    """
+    reader = Adapter()
+    try:
+        found = _own_cache(reader, model)
+    except FAILS:
+        return  # no transformers model, or one of another build: the adapter says which
+    if found is not None:
+        raise broken(type(model).__name__, OWN_CACHE, found)
 
 
 def check_model(adapter: Adapter, model: nn.Module) -> None:
@@ -194,6 +240,21 @@ def _said(number: tuple[int, int]) -> str:
 # -- at a forward pass -----------------------------------------------------------------------------
 
 
+def check_cache(cache: Any) -> None:
+    """Refuses a cache that cannot hold the keys and values of reduced pictures.
+
+    Raises:
+        ContractError: one of an unknown kind, or one that moves its layers by itself.
+    """
+    if spelled.foreign(cache):
+        raise strange_cache(cache)
+    if getattr(cache, "offloading", False):
+        raise ContractError(
+            "an offloaded cache moves its layers by itself and cannot hold reduced tokens: use a "
+            "DynamicCache without offloading=True"
+        )
+
+
 def strange_cache(cache: Any) -> ContractError:
     """The error for pictures whose keys and values go into a cache of an unknown kind."""
     return ContractError(
@@ -209,6 +270,15 @@ def replica(module: nn.Module) -> ContractError:
         f"this {type(module).__name__} is a replica of the reduced model, as nn.DataParallel makes "
         "them, and would be encoded and scored with the original's weights: use "
         "DistributedDataParallel, or remove the reduction"
+    )
+
+
+def exported() -> ContractError:
+    """The error for a reduced model that is exported."""
+    return ContractError(
+        "a reduced model cannot be exported by torch.export: which tokens stay is decided on the "
+        "host as the model runs; export the unreduced model, or one that is given fewer visual "
+        "tokens (a stop at layer 0: tokenreduce.integrations.vllm.embed makes them)"
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenreduce.engine.sequence import rows_of
-from tokenreduce.engine.view import LayerView, in_this_thread
+from tokenreduce.engine.view import LayerView, in_this_thread, same_draws
 from tokenreduce.geometry import measured
 from tokenreduce.tokens import TOWER
 from tokenreduce.tower import Part
@@ -82,8 +82,8 @@ def evidence(
     def words(x: Tensor) -> Tensor:
         return rows_of(x, text).masked_fill(~valid[..., None], 0.0)
 
-    largest = _once(lambda: torch.stack(before.largest(keys, queries)))
-    own = _once(view.asked)
+    largest = _once(lambda: torch.stack(before.largest(keys, queries)), view.layer)
+    own = _once(view.asked, view.layer)
     makers: dict[str, Callable[[], Tensor]] = {
         "attention": own,
         "attention_before": lambda: (
@@ -114,7 +114,11 @@ def evidence(
     }
     for name in TOWER:
         makers[name] = lambda name=name: _of_tower(view, name)  # type: ignore[misc]
-    return {name: _once(make) for name, make in makers.items() if name in needs | {"attention"}}
+    return {
+        name: _once(make, view.layer)
+        for name, make in makers.items()
+        if name in needs | {"attention"}
+    }
 
 
 def _of_tower(view: LayerView, name: str) -> Tensor:
@@ -129,12 +133,12 @@ def rows_of_any(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index) if x.dim() == 2 else rows_of(x, index)
 
 
-def _once(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
+def _once(compute: Callable[[], Tensor], layer: nn.Module) -> Callable[[], Tensor]:
     found: list[Tensor] = []
 
     def get() -> Tensor:
         if not found:
-            with torch.no_grad():
+            with torch.no_grad(), same_draws(layer):
                 found.append(compute())
         return found[0]
 

@@ -15,10 +15,15 @@ from torch import Tensor, nn
 
 
 class Hook:
-    """A module hook. In a deep copy or a pickle of the model it does nothing: a copy is plain."""
+    """A module hook. In a deep copy or a pickle of the model it does nothing: a copy is plain.
 
-    def __init__(self, call: Callable[..., Any] | None = None) -> None:
-        self.call = call
+    Args:
+        call: what torch calls.
+        owner: what has put it on, with a `remove()` that takes all of its hooks off.
+    """
+
+    def __init__(self, call: Callable[..., Any] | None = None, owner: Any = None) -> None:
+        self.call, self.owner = call, owner
         self._outside: Callable[..., Any] | None = None
 
     def __call__(self, *args: Any) -> Any:
@@ -110,6 +115,12 @@ def _plain(module: nn.Module, name: str) -> Any:
     return types.MethodType(getattr(type(module), name), module)
 
 
+def owners_of(module: nn.Module) -> list[Any]:
+    """Who has put hooks on a module, each with a `remove()`; one entry per hook."""
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    return [hook.owner for hook in hooks if isinstance(hook, Hook) and hook.owner is not None]
+
+
 def parameters(module: nn.Module) -> tuple[str, ...]:
     """The names of the parameters of a module's forward, after self."""
     return tuple(inspect.signature(module.forward).parameters)
@@ -135,8 +146,18 @@ def compiled(*modules: nn.Module) -> bool:
 
 def place_of(layer: nn.Module, hidden: Tensor) -> torch.device:
     """Where a layer computes: where `accelerate` sends it, else where its weights lie."""
-    sent = getattr(getattr(layer, "_hf_hook", None), "execution_device", None)
+    sent = _sent_to(layer)
     if sent is not None:
         return torch.device(sent)
     weight = next(layer.parameters(), hidden)
-    return weight.device
+    if not weight.is_meta:
+        return weight.device
+    # its weights come when they are needed: where, each of its parts knows
+    places = (_sent_to(part) for part in layer.modules())
+    found = next((place for place in places if place is not None), weight.device)
+    return torch.device(found)
+
+
+def _sent_to(module: nn.Module) -> Any:
+    """Where `accelerate` sends a module's inputs, if it does."""
+    return getattr(getattr(module, "_hf_hook", None), "execution_device", None)

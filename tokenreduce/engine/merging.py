@@ -134,17 +134,19 @@ class Merging:
                 )
         for i, layer in enumerate(tower.layers):
             norm, mlp = tower.mlp(layer)
-            enter = Hook(Enter(partial(self._enter, i, parameters(layer))))
+            enter = Hook(Enter(partial(self._enter, i, parameters(layer))), self)
             # checkpointing may run a layer's modules again without the layer's own hooks
             self.handles += [
                 layer.register_forward_pre_hook(enter, with_kwargs=True),
-                tower.entrance(layer).register_forward_pre_hook(Hook(partial(self._begin, i))),
-                tower.key_module(layer).register_forward_hook(Hook(partial(self._keys, i))),
-                norm.register_forward_pre_hook(Hook(partial(self._merge, i))),
-                mlp.register_forward_hook(Hook(partial(self._spread, i))),
+                tower.entrance(layer).register_forward_pre_hook(
+                    Hook(partial(self._begin, i), self)
+                ),
+                tower.key_module(layer).register_forward_hook(Hook(partial(self._keys, i), self)),
+                norm.register_forward_pre_hook(Hook(partial(self._merge, i), self)),
+                mlp.register_forward_hook(Hook(partial(self._spread, i), self)),
                 # in front of those who record hidden states
                 layer.register_forward_hook(
-                    Hook(partial(self._leave, i)), always_call=True, prepend=True
+                    Hook(partial(self._leave, i), self), always_call=True, prepend=True
                 ),
             ]
 

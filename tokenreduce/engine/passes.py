@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from tokenreduce.engine import contract, inside
 from tokenreduce.engine.cache import Pending, ShortLayer, held, short
-from tokenreduce.engine.call import LayerCall, foreign, usable
+from tokenreduce.engine.call import LayerCall, cache_in, usable
 from tokenreduce.engine.evidence import FROM_BEFORE, Capture, evidence
 from tokenreduce.engine.handover import Handover
 from tokenreduce.engine.hooks import compiled, place_of
@@ -23,7 +24,7 @@ from tokenreduce.engine.masks import gathered
 from tokenreduce.engine.positions import rotary
 from tokenreduce.engine.sequence import Layout, Sequence, advance, moved, rows_of
 from tokenreduce.engine.setup import Setup
-from tokenreduce.engine.view import LayerView
+from tokenreduce.engine.view import LayerView, same_draws
 from tokenreduce.strategy import Strategy
 from tokenreduce.tokens import Plan, Tokens
 from tokenreduce.tower import Part
@@ -34,11 +35,9 @@ EMBEDDINGS = frozenset({"embedding", "text_embedding"})
 
 def enter(setup: Setup, call: LayerCall, seq: Sequence) -> LayerCall:
     """What a decoder layer is called with, for the tokens that are left."""
-    if seq.visual is None:
-        return _follow(setup, call, seq)
     i = call.index
-    if setup.stops and foreign(call.cache):
-        raise contract.strange_cache(call.cache)
+    if setup.stops:
+        contract.check_cache(call.cache)
     call = _brought(place_of(call.layer, call.hidden), call, seq)
     cached = held(call.cache, i) if usable(call.cache) else None
     seq.cache = call.cache if seq.cache is None else seq.cache
@@ -56,11 +55,11 @@ def enter(setup: Setup, call: LayerCall, seq: Sequence) -> LayerCall:
         shorter = replace(call, hidden=step.hidden(call.hidden))
     if layout is not None or isinstance(cached, ShortLayer):
         shorter = _shortened(setup, shorter, seq, layout)
-    if fresh and i + 1 in setup.stops:
+    if fresh and _asked_next(setup, i + 1, seq):
         wanted = setup.strategy.needs & FROM_BEFORE
         if wanted:
             # a score is no part of the loss, and checkpointing counts tensors
-            with torch.no_grad():
+            with torch.no_grad(), same_draws(call.layer):
                 logical = replace(call, hidden=shorter.hidden)
                 view = _view(setup, logical, seq, layout, cached, past)
                 whole = compiled(setup.decoder, call.layer)
@@ -118,31 +117,55 @@ def add_between(
     return hidden + whole
 
 
-def _follow(setup: Setup, call: LayerCall, seq: Sequence) -> LayerCall:
-    """A pass of text alone, such as a decoding step: only a short cache needs anything.
+def idle(i: int, kwargs: dict[str, Any], seq: Sequence) -> bool:
+    """Whether layer `i` has nothing to do in this pass: text alone, and no short cache."""
+    if seq.visual is not None:
+        return False
+    cache = cache_in(kwargs)
+    if not isinstance(cache, Cache) or len(cache.layers) <= i:
+        return True
+    return not isinstance(cache.layers[i], ShortLayer)
+
+
+def follow(setup: Setup, call: LayerCall, seq: Sequence) -> LayerCall:
+    """A pass of text alone, such as a decoding step, on a short cache.
 
     What it needs is the same for all layers of a stage on one device, and found once: every other
     layer of a step looks it up.
     """
-    cache, i = call.cache, call.index
-    if not usable(cache) or len(cache.layers) <= i:
-        return call
-    twin = cache.layers[i]
+    twin = call.cache.layers[call.index] if usable(call.cache) else None
     if not isinstance(twin, ShortLayer):
         return call
-    seq.cache = cache
+    seq.cache = call.cache
     place: torch.device | None = getattr(twin.keys, "device", None)  # where the layer computes
     of = [call.mask, call.rotary, call.position_ids]
     key = (id(twin.order), id(twin.shift), twin.seen, twin.tail, twin.ragged, place, *map(id, of))
 
-    def make() -> tuple[Pending | None, dict[str, Any]]:
+    def make() -> tuple[Pending | None, Any, Any, Any]:
         here = _brought(place or place_of(call.layer, call.hidden), call, seq)
         made = _shortened(setup, here, seq, None)
-        changes = {"mask": made.mask, "rotary": made.rotary, "position_ids": made.position_ids}
-        return twin.pending, changes
+        return twin.pending, made.mask, made.rotary, made.position_ids
 
-    twin.pending, changes = seq.once(key, make, twin.order, twin.shift, of)
-    return replace(call, **changes)
+    found = seq.once(key, make, twin.order, twin.shift, of)
+    twin.pending, call.mask, call.rotary, call.position_ids = found
+    return call
+
+
+def _budget(setup: Setup, i: int, seq: Sequence, counts: tuple[int, ...]) -> tuple[int, ...]:
+    """How many of the `counts` tokens that are left stay at the stop at layer `i`."""
+    stop, spared = setup.stops[i], setup.spared(seq.counts)
+    return tuple(
+        have if left else min(stop.count(n), have)
+        for n, have, left in zip(seq.counts, counts, spared, strict=True)
+    )
+
+
+def _asked_next(setup: Setup, i: int, seq: Sequence) -> bool:
+    """Whether the strategy will be asked at layer `i`: where all stay, nothing is measured."""
+    if i not in setup.stops or setup.grouped:
+        return False
+    counts = seq.counts if seq.layout is None else seq.layout.counts
+    return setup.strategy.watches or _budget(setup, i, seq, counts) != counts
 
 
 def _decide(setup: Setup, call: LayerCall, seq: Sequence, cached: Any) -> None:
@@ -153,11 +176,7 @@ def _decide(setup: Setup, call: LayerCall, seq: Sequence, cached: Any) -> None:
         _merge_as_the_tower(seq, i, before)
         return
     capture: Capture | None = seq.evidence.pop(i, None)
-    stop, spared = setup.stops[i], setup.spared(seq.counts)
-    budget = tuple(
-        have if left else min(stop.count(n), have)
-        for n, have, left in zip(seq.counts, before.counts, spared, strict=True)
-    )
+    budget = _budget(setup, i, seq, before.counts)
     stays = budget == before.counts
     if stays:
         keep = torch.arange(before.visual.shape[1], device=seq.device).expand_as(before.visual)
@@ -227,15 +246,31 @@ def _merge_as_the_tower(seq: Sequence, i: int, before: Layout) -> None:
 
 
 def _check(strategy: Strategy, plan: Plan, budget: tuple[int, ...], layer: int) -> None:
-    """Refuses a plan of another size than its budget; shapes only, so without a host sync."""
+    """Refuses a plan of another size than its budget.
+
+    Shapes need no host sync. Which entries are valid is looked at on the device; an accelerator
+    says it late, with its next sync.
+    """
     b, k = plan.keep.shape
     even = len(set(budget)) <= 1
+    name = type(strategy).__name__
     if (b, k) != (len(budget), max(budget)) or (plan.valid is None and not even):
         raise ValueError(
-            f"{type(strategy).__name__} kept {k} tokens of {b} samples at layer {layer}, but the "
+            f"{name} kept {k} tokens of {b} samples at layer {layer}, but the "
             f"budget was {list(budget)}: a plan keeps exactly its budget, with `valid` where "
             "samples differ"
         )
+    if plan.valid is None:
+        return
+    exact = (plan.valid.sum(dim=1) == torch.tensor(budget, device=plan.valid.device)).all()
+    said = (
+        f"{name} marked more or fewer kept tokens as valid at layer {layer} than its budget, "
+        f"{list(budget)}: a plan keeps exactly its budget"
+    )
+    try:
+        torch._assert_async(exact, said)
+    except RuntimeError as error:  # on a CPU, where nothing has to be waited for
+        raise ValueError(said) from error
 
 
 def _past(cached: Any, seq: Sequence) -> tuple[Tensor, Tensor] | None:

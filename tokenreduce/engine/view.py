@@ -265,6 +265,17 @@ class LayerView:
         return share.gather(-1, column.expand(*share.shape[:-1], -1))
 
 
+@contextmanager
+def same_draws(layer: nn.Module) -> Iterator[None]:
+    """Measures a layer in training without moving its dropout's random numbers on."""
+    if not layer.training:
+        yield
+        return
+    devices = {p.device.index for p in layer.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng([index for index in devices if index is not None]):
+        yield
+
+
 def in_this_thread(take: Callable[[Tensor], None]) -> Callable[..., None]:
     """A forward hook that tells `take` the output, of calls that this thread makes."""
     owner = threading.get_ident()

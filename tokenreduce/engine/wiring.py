@@ -54,6 +54,7 @@ class Wiring:
         setup: what the layers do.
         only_text: whether logits of visual positions are left out.
         remember: told about every pass over a prompt or a part of one, and its cache.
+        owner: the reduction whose hooks these are.
 
     Raises:
         ValueError: another reduction is on the model.
@@ -66,8 +67,10 @@ class Wiring:
         setup: Setup,
         only_text: bool,
         remember: Callable[[Sequence, Any], None],
+        owner: Any = None,
     ) -> None:
         self.base, self.setup, self.only_text, self.remember = base, setup, only_text, remember
+        self.owner = self if owner is None else owner
         self.handles: list[Any] = []
         self.calls, self.marks = CallStates(), Marks()
         self._local = threading.local()
@@ -78,6 +81,17 @@ class Wiring:
                 f"this {type(roots[-1]).__name__} is already reduced: remove() the other "
                 "reduction first"
             )
+        self._told = False
+        self.tower = setup.adapter.tower(base)
+        self.names = tuple(setup.adapter.visual_ids(base.config))
+        try:
+            self._put_on(roots)
+        except BaseException:  # a model keeps no hook of a reduction that never was
+            self.remove()
+            raise
+
+    def _put_on(self, roots: list[nn.Module]) -> None:
+        base, decoder, adapter = self.base, self.setup.decoder, self.setup.adapter
         for root in roots:
             self._before(root, self._root_before)
         if base not in roots or base is decoder:
@@ -87,16 +101,12 @@ class Wiring:
         for module in {id(one): one for one in (base, *roots) if one is not decoder}.values():
             self._after(module)
         for i, layer in enumerate(decoder.layers):
-            hook = Hook(self._layer_before(i))
+            hook = Hook(self._layer_before(i), self.owner)
             self.handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
-        self._told = False
-        self.tower = setup.adapter.tower(base)
-        self.names = tuple(setup.adapter.visual_ids(base.config))
-        for name, kind in setup.adapter.encoders.items():
+        for name, kind in adapter.encoders.items():
             if hasattr(base, name):
-                watched = Watched(base, name, partial(self._encoded, kind))
-                self.handles.append(watched)
-        for name in setup.adapter.between:
+                self.handles.append(Watched(base, name, partial(self._encoded, kind)))
+        for name in adapter.between:
             self.handles.append(Replaced(decoder, name, self._between))
 
     def remove(self) -> bool:
@@ -150,7 +160,9 @@ class Wiring:
             state = self.calls.enter(module)
             return call(state, ModelCall(bind(names, args, kwargs)), args, kwargs)
 
-        self.handles.append(module.register_forward_pre_hook(Hook(hook), with_kwargs=True))
+        self.handles.append(
+            module.register_forward_pre_hook(Hook(hook, self.owner), with_kwargs=True)
+        )
 
     def _after(self, module: nn.Module, call: Callable[..., Any] | None = None) -> None:
         def hook(_: nn.Module, args: Arguments, kwargs: Keywords, output: Any) -> Any:
@@ -159,7 +171,9 @@ class Wiring:
             finally:
                 self.calls.leave(module)
 
-        handle = module.register_forward_hook(Hook(hook), with_kwargs=True, always_call=True)
+        handle = module.register_forward_hook(
+            Hook(hook, self.owner), with_kwargs=True, always_call=True
+        )
         self.handles.append(handle)
 
     # -- root: labels, and which logits are wanted ---------------------------------------------
@@ -169,6 +183,8 @@ class Wiring:
     ) -> Any:
         if state.rows is not None:  # called by a wrapper that has been through this
             return None
+        if torch.compiler.is_exporting():
+            raise contract.exported()
         labels, ahead = _labels(given)
         known = self.marks.labels.get() if labels is None else labels
         if known is not None:
@@ -317,13 +333,16 @@ class Wiring:
         return passes.add_between(state.current, original, *args, **kwargs)
 
     def _layer_before(self, i: int) -> Callable[..., Any]:
+        setup, names = self.setup, self.setup.names
+
         def before(layer: nn.Module, args: Arguments, kwargs: Keywords) -> Any:
             seq = kwargs.pop(KEY, None)
-            if seq is None:
+            if seq is None or (len(args) < 2 and passes.idle(i, kwargs, seq)):
                 return None
-            call = LayerCall.read(i, layer, self.setup.names, args, kwargs)
-            entered = passes.enter(self.setup, call, seq)
-            return None if entered is call else entered.write()
+            call = LayerCall.read(i, layer, names, args, kwargs)
+            if seq.visual is None:
+                return passes.follow(setup, call, seq).write()
+            return passes.enter(setup, call, seq).write()
 
         return before
 

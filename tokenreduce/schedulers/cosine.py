@@ -37,6 +37,7 @@ class Cosine(Scheduler):
     keep: float = 0.125
     every: int = 1
     rounding: Rounding = "nearest"
+    at_least: int = 1
 
     def __post_init__(self) -> None:
         place(self.first, "first")
@@ -44,10 +45,15 @@ class Cosine(Scheduler):
         share(self.keep, "keep")
         whole(self.every, "every", least=1)
         checked_rounding(self.rounding)
+        whole(self.at_least, "at_least", least=0)
 
     def stops(self, depth: int, progress: float = 1.0) -> tuple[Stop, ...]:
         """The stops after `first`, up to `last`."""
         return tuple(
-            Stop(layer, self.keep + (1 - self.keep) * (1 + cos(pi * t)) / 2, self.rounding)
+            Stop(layer, self._share(t), self.rounding, self.at_least)
             for layer, t in between(self.first, self.last, self.every, depth)
         )
+
+    def _share(self, part: float) -> float:
+        """What is kept after `part` (0 to 1) of the way."""
+        return self.keep + (1 - self.keep) * (1 + cos(pi * part)) / 2

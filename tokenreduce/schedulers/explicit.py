@@ -16,6 +16,7 @@ from tokenreduce.scheduler import (
     schedulers,
     sequence,
     share,
+    whole,
 )
 
 
@@ -38,6 +39,7 @@ class Explicit(Scheduler):
     layers: tuple[int | float, ...] = (8, 16, 24)
     keeps: tuple[float, ...] = (0.5, 0.25, 0.125)
     rounding: Rounding = "nearest"
+    at_least: int = 1
 
     def __post_init__(self) -> None:
         layers = tuple(place(x, "each of layers") for x in sequence(self.layers, "layers"))
@@ -48,6 +50,7 @@ class Explicit(Scheduler):
                 f"{len(layers)} and {len(keeps)}: give one share for each layer"
             )
         checked_rounding(self.rounding)
+        whole(self.at_least, "at_least", least=0)
         object.__setattr__(self, "layers", layers)
         object.__setattr__(self, "keeps", keeps)
         fixed = [where for where in layers if isinstance(where, int)]
@@ -62,5 +65,5 @@ class Explicit(Scheduler):
         for where, group in groupby(rows, key=lambda row: (isinstance(row[0], float), row[1])):
             keeps = [keep for _, _, keep in group]
             once = keeps[-1:] if where[0] and keeps == sorted(keeps, reverse=True) else keeps
-            stops += [Stop(where[1], keep, self.rounding) for keep in once]
+            stops += [Stop(where[1], keep, self.rounding, self.at_least) for keep in once]
         return ordered(stops)

@@ -35,6 +35,7 @@ class Linear(Scheduler):
     keep: float = 0.125
     every: int = 1
     rounding: Rounding = "nearest"
+    at_least: int = 1
 
     def __post_init__(self) -> None:
         place(self.first, "first")
@@ -42,10 +43,11 @@ class Linear(Scheduler):
         share(self.keep, "keep")
         whole(self.every, "every", least=1)
         checked_rounding(self.rounding)
+        whole(self.at_least, "at_least", least=0)
 
     def stops(self, depth: int, progress: float = 1.0) -> tuple[Stop, ...]:
         """The stops after `first`, up to `last`."""
         return tuple(
-            Stop(layer, self.keep + (1 - self.keep) * (1 - t), self.rounding)
+            Stop(layer, self.keep + (1 - self.keep) * (1 - t), self.rounding, self.at_least)
             for layer, t in between(self.first, self.last, self.every, depth)
         )

@@ -36,11 +36,13 @@ class Pyramid(Scheduler):
     stages: int = 4
     ratio: float = 0.5
     rounding: Rounding = "nearest"
+    at_least: int = 1
 
     def __post_init__(self) -> None:
         whole(self.stages, "stages (one stage alone never reduces)", least=2)
         share(self.ratio, "ratio")
         checked_rounding(self.rounding)
+        whole(self.at_least, "at_least", least=0)
 
     def stops(self, depth: int, progress: float = 1.0) -> tuple[Stop, ...]:
         """A stop at the input of every stage but the first."""
@@ -50,6 +52,6 @@ class Pyramid(Scheduler):
                 f"use at most {depth}"
             )
         return tuple(
-            Stop(depth * s // self.stages, self.ratio**s, self.rounding)
+            Stop(depth * s // self.stages, self.ratio**s, self.rounding, self.at_least)
             for s in range(1, self.stages)
         )

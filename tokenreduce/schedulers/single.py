@@ -13,6 +13,7 @@ from tokenreduce.scheduler import (
     place,
     schedulers,
     share,
+    whole,
 )
 
 
@@ -33,12 +34,14 @@ class Single(Scheduler):
     layer: int | float = 2
     keep: float = 0.5
     rounding: Rounding = "nearest"
+    at_least: int = 1
 
     def __post_init__(self) -> None:
         place(self.layer)
         share(self.keep, "keep")
         checked_rounding(self.rounding)
+        whole(self.at_least, "at_least", least=0)
 
     def stops(self, depth: int, progress: float = 1.0) -> tuple[Stop, ...]:
         """The one stop."""
-        return (Stop(layer_at(self.layer, depth), self.keep, self.rounding),)
+        return (Stop(layer_at(self.layer, depth), self.keep, self.rounding, self.at_least),)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from tokenreduce.scheduler import Scheduler, Stop, schedulers
@@ -42,4 +43,4 @@ def towards(stops: Iterable[Stop], part: float) -> tuple[Stop, ...]:
     """`stops` with shares only a `part` (0 to 1) of the way down from 1."""
     if part >= 1:
         return tuple(stops)  # to the bit
-    return tuple(Stop(stop.layer, 1 - part * (1 - stop.keep), stop.rounding) for stop in stops)
+    return tuple(replace(stop, keep=1 - part * (1 - stop.keep)) for stop in stops)
