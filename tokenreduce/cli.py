@@ -30,6 +30,7 @@ from tokenreduce.program import arguments, ending, options
 from tokenreduce.program.arguments import quote_text, share_folder
 from tokenreduce.program.jobs import Jobs
 from tokenreduce.tasks import Task, first_process, result, tasks
+from tokenreduce.tasks.evaluating.sweep import watched
 
 __all__ = ["find_task", "main", "quote_text", "run", "share_folder"]
 
@@ -49,7 +50,7 @@ def main() -> None:
         try:
             if not _answered(given):
                 configuration.register()
-                sys.argv[1:] = arguments.read(given)
+                sys.argv[1:] = watched(arguments.read(given))
                 options.check_files(sys.argv[1:])
                 jobs.there(sys.argv[1:])
                 _program()
@@ -101,7 +102,7 @@ def run(config: DictConfig, output: Path) -> dict[str, Any]:
     numbers = task(config, output)
     if first_process():
         path = result.write(config, output, numbers, seconds=time.time() - started)
-        print(f"\nWritten: {path}")
+        print("", *(f"Written: {file}" for file in result.files(numbers, path)), sep="\n")
     return numbers
 
 

@@ -21,6 +21,7 @@ from tokenreduce.data.jsonrows import JsonRows, index_rows
 from tokenreduce.data.rows import Conversation, Message, Unusable
 from tokenreduce.data.samples import SPLITS, sample
 from tokenreduce.data.savedrows import SavedRows, open_saved
+from tokenreduce.files import named
 from tokenreduce.registry import did_you_mean
 
 __all__ = [
@@ -104,10 +105,10 @@ def read_llava(
             `bad="error"` also a row that cannot be used, with file, line and reason.
     """
     check_bad(bad)
-    file = Path(path).expanduser()
+    file = named(path, "data.path")
     if not file.is_file():
         raise ValueError(f"no file {str(path)!r}: give the path of a JSON or JSONL file")
-    folder = file.parent if images is None else Path(images).expanduser()
+    folder = file.parent if images is None else named(images, "data.images")
     if not folder.is_dir():
         raise ValueError(f"no folder {str(images)!r}: images are looked for in the folder images=")
     rows = JsonRows(file, folder)
@@ -130,7 +131,7 @@ def read_folder(path: str | Path, split: str | None = None, *, bad: str = "error
             installed, no usable row; under `bad="error"` also a row that cannot be used.
     """
     check_bad(bad)
-    rows = open_saved(Path(path).expanduser(), split)
+    rows = open_saved(named(path, "data.path"), split)
     return _checked(rows, rows.check(), str(path), bad)
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from tokenreduce.files import named
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 64 * 10**6
@@ -146,7 +148,7 @@ def _checked_file(path: str | Path) -> Path:
             f"image {str(path)!r} is an address: only files on this disk are opened; "
             "download it and give the path"
         )
-    file = Path(path).expanduser()
+    file = named(path, "image")
     if file.is_dir():
         raise ValueError(f"image {str(file)!r} is a folder: give the path of one picture")
     if not file.is_file():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenreduce.data.rows import Conversation, Unusable, image_names, image_path, read_row
+from tokenreduce.files import parse_json
 
 
 class JsonRows:
@@ -89,8 +90,8 @@ def parse(raw: bytes) -> Any:
         Unusable: it is not JSON.
     """
     try:
-        return json.loads(raw)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is one as well
+        return parse_json(raw)
+    except ValueError as error:  # UnicodeDecodeError is one as well
         raise Unusable("broken JSON", str(error)) from None
 
 

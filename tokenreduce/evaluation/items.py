@@ -27,7 +27,7 @@ from tokenreduce.data.conversations import Conversations
 from tokenreduce.data.images import check_image, load_image, to_rgb
 from tokenreduce.data.questions import paraphrased
 from tokenreduce.data.rows import Unusable, image_path
-from tokenreduce.files import skim
+from tokenreduce.files import named, parse_json, skim
 from tokenreduce.registry import did_you_mean
 
 HELDOUT = 1_000_000
@@ -128,10 +128,10 @@ def read_questions(path: str | Path, images: str | Path | None = None) -> list[I
             nothing of a picture at its beginning, two questions of one id, no question at all; with
             file and line.
     """
-    file = Path(path).expanduser()
+    file = named(path, "data.path")
     if not file.is_file():
         raise ValueError(f"no file {str(path)!r}: give the path of a JSON-lines file of questions")
-    folder = file.parent if images is None else Path(images).expanduser()
+    folder = file.parent if images is None else named(images, "data.images")
     if not folder.is_dir():
         raise ValueError(
             f"no folder {str(images)!r}: pictures are looked for in the images= folder"
@@ -220,7 +220,7 @@ def candidates(items: Sequence[Item], most: int = 64) -> dict[str, list[str]]:
 
 def _parsed(line: bytes) -> Any:
     try:
-        return json.loads(line.decode("utf-8-sig"))
+        return parse_json(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise Unusable("not UTF-8", f"{error.reason} at byte {error.start + 1}") from None
     except ValueError as error:
@@ -231,9 +231,8 @@ def _read_item(row: Any, name: str, folder: Path) -> Item:
     if not isinstance(row, Mapping):
         raise Unusable("not an object", f"a line is {{...}}, not {type(row).__name__}")
     if lacking := [field for field in NEEDED if row.get(field) in (None, "", [])]:
-        hints = "".join(did_you_mean(field, [str(key) for key in row]) for field in lacking)
         raise Unusable(
-            f"no {', '.join(map(repr, lacking))}{hints}",
+            f"no {', '.join(map(repr, lacking))}{_mistyped(row, lacking)}",
             f"the fields here are {', '.join(map(repr, row))}; known: {', '.join(FIELDS)}",
         )
     answers = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
@@ -258,6 +257,15 @@ def _read_item(row: Any, name: str, folder: Path) -> Item:
         options=tuple(options),
         paraphrase=row.get("paraphrase") or None,
     )
+
+
+def _mistyped(row: Mapping[Any, Any], lacking: Sequence[str]) -> str:
+    """For fields that nobody reads, which of those that are missing were meant."""
+    found = ""
+    for key in map(str, row):
+        if key not in FIELDS and (hint := did_you_mean(key, lacking)):
+            found += f"; it has {key!r}{hint.replace(';', ',')}"
+    return found
 
 
 def _named(value: Any, otherwise: str) -> str:

@@ -21,7 +21,9 @@ from torch import Tensor
 from tokenreduce.adapter import adapter_for
 from tokenreduce.config import known
 from tokenreduce.embedded import checkpoint_dir
+from tokenreduce.files import named
 from tokenreduce.registry import did_you_mean
+from tokenreduce.tasks.hub import asked_once
 from tokenreduce.tasks.lora import Base, base_of, holds_adapters, merged
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -138,7 +140,7 @@ def read_sizes(config: DictConfig) -> tuple[Any, str]:
     from transformers import AutoConfig
 
     shape, name = config.model.get("shape"), config.model.get("id")
-    path = None if name is None else Path(str(name)).expanduser()
+    path = None if name is None else named(str(name), "model.id")
     if path is not None and path.suffix == ".json" and path.is_file():
         return _attempt(lambda: AutoConfig.from_pretrained(str(path)), str(path)), str(path)
     if shape is not None and (path is None or not path.is_dir()):
@@ -175,7 +177,7 @@ def model_source(config: DictConfig) -> str:
                 "`tokenreduce task=pretrain model=tiny`, or name another with model.id=..."
             )
         return str(folder)
-    path = Path(str(name)).expanduser()
+    path = named(str(name), "model.id")
     looks_local = path.is_absolute() or str(name).startswith((".", "~")) or path.is_dir()
     if looks_local and not ((path / "config.json").is_file() or holds_adapters(path)):
         raise ValueError(
@@ -218,9 +220,10 @@ def pick_device(name: str) -> torch.device:
 def _whole(source: str, model: DictConfig) -> tuple[Base | None, str, dict[str, Any]]:
     """The model under adapters, where `source` holds these; what is whole; how that is fetched."""
     base, options = base_of(source, model), _hub_options(model)
-    if base is None:
-        return None, source, options
-    return base, base.name, options | {"revision": base.revision}
+    name = source
+    if base is not None:
+        name, options = base.name, options | {"revision": base.revision}
+    return base, name, options | asked_once(name, options["revision"])
 
 
 def _hub_options(model: DictConfig) -> dict[str, Any]:

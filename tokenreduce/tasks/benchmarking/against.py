@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
+
+from tokenreduce.files import named, parse_json
 
 Row = Mapping[str, Any]
 KEY = ("strategy", "stops", "positions", "tower", "visual_tokens", "text_tokens", "batch")
@@ -19,11 +20,12 @@ def read(path: str, identity: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: no such file, not the record of a benchmark, or one of another model.
     """
+    file = named(path, "task.against")
     try:
-        record = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        record = parse_json(file.read_bytes())
         before = dict(record["subject"])
         list(record["rows"])
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"task.against={path} is not the result.json of a task=benchmark "
             f"({type(error).__name__}): give the file that such a run has written"
