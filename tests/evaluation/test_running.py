@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,7 +15,8 @@ import torch
 from tokenreduce.evaluation.items import Item
 from tokenreduce.evaluation.records import Store
 from tokenreduce.strategy import strategies
-from tokenreduce.tasks.evaluating import running
+from tokenreduce.tasks import result
+from tokenreduce.tasks.evaluating import running, sweep
 from tokenreduce.tasks.evaluating.asking import Asking
 from tokenreduce.tasks.evaluating.bars import Bars
 from tokenreduce.tasks.evaluating.conditions import Condition
@@ -131,3 +133,35 @@ def test_what_is_needed_raises_in_all_processes(runner: Callable[..., Runner]) -
         thread.join()
     assert set(found) == {0, 1}
     assert found[0] == found[1]
+
+
+def test_a_run_without_a_screen_says_where_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bars, draw = Bars(of=3), Condition({"name": "random"}, {"name": "single"}, "keep", seed=4)
+    answers = {NULL.key: {"0": {}, "1": {}}, draw.key: {"0": {}}}
+    bars.found([NULL, draw], lambda key: answers[key], tmp_path)
+    for condition in (NULL, draw):
+        with bars.bar(condition, 4, 1):
+            pass
+    with Bars(shown=False).bar(NULL, 4, 1):
+        pass
+    assert capsys.readouterr().err.splitlines() == [
+        f"tokenreduce: 3 answers found in {tmp_path}, going on",
+        "tokenreduce: 1/3 stride, single: 3 questions",
+        "tokenreduce: 2/3 random, single, seed 4: 3 questions",
+    ]
+
+
+def test_a_sweep_is_watched_among_its_overrides() -> None:
+    """Hydra refuses overrides that options part."""
+    assert sweep.watched(["task=evaluate", "-m"]) == [sweep.WATCH, "task=evaluate", "-m"]
+    assert sweep.watched(["-m", "a=1,2"]) == ["-m", sweep.WATCH, "a=1,2"]
+    assert sweep.watched(["task=evaluate"]) == ["task=evaluate"]
+
+
+def test_every_file_of_a_run_is_named_once() -> None:
+    numbers = {"files": ["out/a.png", "out/b.html"], "page": "out/b.html", "pictures": 3}
+    many = {"panels": [f"out/panels/{i}.png" for i in range(9)]}
+    found = result.files({**numbers, **many}, Path("out/result.json"))
+    assert found == ["out/a.png", "out/b.html", "out/panels", "out/result.json"]

@@ -148,6 +148,7 @@ def test_a_killed_run_goes_on_to_the_bit(
     assert asked == []
 
 
+@pytest.mark.slow
 def test_runs_in_one_folder_make_one_table(
     whole: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -208,6 +209,7 @@ def test_questions_from_a_file(tmp_path: Path) -> None:
         task.evaluate(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_smaller_pictures_where_they_save_nothing(tmp_path: Path) -> None:
     found = run(tmp_path, "task.baselines=[downsample]", "task.changes=[]")
     assert [note for note in found["notes"] if "pool their tokens instead" in note]
@@ -301,6 +303,7 @@ def test_runs_collect_and_write_one_after_the_other(
     assert free == []
 
 
+@pytest.mark.slow
 def test_a_draw_of_random_is_said_to_be_one(
     whole: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -339,8 +342,10 @@ def check_sweep(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_a_sweep_makes_one_table(tmp_path: Path) -> None:
-    started(tmp_path, *SWEEP)
+    said = started(tmp_path, *SWEEP)
     check_sweep(tmp_path)
+    assert said.count("difference (95 %)") == 1  # at the end, not by every job
+    assert said.count("table.csv") == said.count("accuracy.png") == 1
 
 
 @pytest.mark.slow

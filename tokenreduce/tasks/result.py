@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from tokenreduce.config import public
 from tokenreduce.files import odd_numbers, write_json
 
 PACKAGES = ("tokenreduce", "torch", "transformers", "hydra-core", "numpy", "pillow")
+FILES = ("files", "picture", "pictures", "panels", "page", "curve")
+"""Keys under which the numbers of a task have paths of files."""
+MANY = 6
 
 
 def write(config: DictConfig, output: Path, numbers: dict[str, Any], seconds: float) -> Path:
@@ -45,6 +49,25 @@ def write(config: DictConfig, output: Path, numbers: dict[str, Any], seconds: fl
             stacklevel=2,
         )
     return path
+
+
+def files(numbers: dict[str, Any], path: Path) -> list[str]:
+    """What a run has written, to be named on the screen: each file once, `result.json` last.
+
+    Many pictures in one folder are named by it. A job of a sweep leaves what all jobs share to the
+    end of the sweep.
+    """
+    found: list[str] = []
+    for name in FILES:
+        value = numbers.get(name)
+        paths = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+        folders = {str(Path(one).parent) for one in paths}
+        found += sorted(folders) if len(paths) > MANY else paths
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        found = [
+            one for one in found if Path(one).absolute().is_relative_to(path.parent.absolute())
+        ]
+    return [*dict.fromkeys(found), str(path)]
 
 
 def versions() -> dict[str, str | None]:
