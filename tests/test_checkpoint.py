@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import threading
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -155,7 +161,24 @@ class Odd(tr.Random):
         ({"strategy": None}, "is broken .strategy.name is None"),
         ({"strategy": "random"}, "is broken .strategy.name is None"),
         ({"scheduler__options": [1]}, "is broken .scheduler.options is .1"),
+        ({"scheduler__options__keep": "much"}, "'single': keep must be a number, not 'much'"),
+        ({"scheduler__options__layer": 10**400}, "'single': layer must be a number, not 1000"),
+        (
+            {"strategy": {"name": "pact", "options": {"cutoff": float("nan")}}},
+            "'pact': cutoff must",
+        ),
+        ({"strategy": {"name": "pact", "options": {"reach": float("inf")}}}, "not inf$"),
+        ({"strategy": {"name": "prumerge", "options": {"plus": "x"}}}, "plus must be true or fal"),
+        ({"strategy": {"name": "scorer_mlp", "options": {"weights": 5}}}, "weights must be a word"),
+        ({"strategy": {"name": "dart", "options": {"text_pivots": 1.5}}}, "be a whole number"),
         ({"seed": "zero"}, "is broken .seed is 'zero'"),
+        ({"seed": True}, "is broken .seed is True"),
+        ({"seed": 10**400}, r"is broken .seed is 10*\.\.\."),
+        ({"model__depth": True}, "is broken .model.depth is True"),
+        ({"min_tokens": "x"}, "min_tokens must be a whole number"),
+        ({"positions": ""}, "no positions ''"),
+        ({"logits": ""}, "no logits ''"),
+        ({"adapter": ""}, "no adapter ''"),
         ({"positions": "kept"}, "no positions 'kept'; did you mean 'keep'"),
         ({"model__depth": 32}, "a llava model of 32 layers, but this is a llava model of 6"),
         ({"model__family": "llava_next"}, "a llava_next model of 6 layers, but this is a llava"),
@@ -177,11 +200,15 @@ def test_another_model_is_refused(saved):
         load(torch.nn.Linear(2, 2), saved)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "3", "null", '"text"'])
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "3", "null", '"text"', DEEP, "\x80"])
 def test_a_broken_file_is_refused(saved, text):
-    (saved / FILE).write_text(text)
-    with pytest.raises(ValueError, match="is broken"):
+    (saved / FILE).write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match="is broken") as refusal:
         load(LLAVA.model(), saved)
+    assert "\n" not in str(refusal.value)
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -329,3 +356,131 @@ def test_a_save_that_breaks_off_leaves_a_reduction_that_loads(learned, monkeypat
     again.save(folder)
     assert sorted(p.name for p in folder.iterdir()) == [FILE, WEIGHTS]
     again.remove()
+
+
+# -- several processes, and threads ----------------------------------------------------------------
+
+
+def one_of_several(number):
+    """A reduction whose parameters and options are those of one number alone."""
+    scorer = tr.ScorerMLP(hidden=8)
+    reduction = tr.reduce(LLAVA.model(), scorer, tr.Single(1, 1.0), seed=number)
+    with torch.no_grad():
+        for parameter in reduction.parameters():
+            parameter.fill_(number)
+    return reduction
+
+
+def is_whole(folder):
+    """Which save a folder holds: the number in its weights is that of its JSON."""
+    with load(LLAVA.model(), folder) as loaded:
+        loaded._applied = True
+        assert {x.detach().mean().item() for x in loaded.parameters()} == {float(loaded.seed)}
+    return loaded.seed
+
+
+def test_threads_that_save_into_one_folder(tmp_path):
+    """Each save is whole, also to those who load in between, and the last one stands."""
+    reductions = [one_of_several(number) for number in range(1, 5)]
+    is_there = threading.Event()
+    stop = threading.Event()
+    found, errors = [], []
+
+    def attempt(act):
+        try:
+            act()
+        except BaseException as error:
+            errors.append(error)
+
+    def write(reduction):
+        for _ in range(8):
+            reduction.save(tmp_path)
+            is_there.set()
+
+    def read():
+        is_there.wait(timeout=60)
+        while not stop.is_set():
+            found.append(is_whole(tmp_path))
+
+    writers = [threading.Thread(target=attempt, args=(partial(write, r),)) for r in reductions]
+    reader = threading.Thread(target=attempt, args=(read,))
+    for thread in (*writers, reader):
+        thread.start()
+    for thread in writers:
+        thread.join()
+    stop.set()
+    reader.join()
+    assert errors == []
+    assert set(found) <= {1, 2, 3, 4}
+    assert sorted(p.name for p in tmp_path.iterdir()) == [FILE, WEIGHTS]
+    reductions[2].save(tmp_path)
+    assert is_whole(tmp_path) == 3
+    plain = tr.reduce(LLAVA.model(), "stride", tr.Single(1, 1.0))
+    plain.save(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [FILE]
+    for reduction in (*reductions, plain):
+        reduction._applied = True
+        reduction.remove()
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_a_save_that_another_machine_disturbs_is_made_again(tmp_path, monkeypatch, locks):
+    """Where no lock reaches, the drafts of one save may be taken away by another."""
+    import os
+
+    from tokenreduce import checkpoint
+
+    real, calls = os.replace, []
+
+    def replace(source, target):
+        calls.append(target)
+        if len(calls) == 3:  # the JSON is there, and its weights are not yet
+            os.unlink(source)
+        return real(source, target)
+
+    if not locks:
+        monkeypatch.setattr(checkpoint, "_alone", lambda *_, **__: nullcontext())
+    reduction = one_of_several(7)
+    monkeypatch.setattr(os, "replace", replace)
+    reduction.save(tmp_path)
+    monkeypatch.undo()
+    reduction._applied = True
+    reduction.remove()
+    assert is_whole(tmp_path) == 7
+    assert sorted(p.name for p in tmp_path.iterdir()) == [FILE, WEIGHTS]
+
+
+SAVING = """
+import sys
+from tests.test_checkpoint import one_of_several
+reduction = one_of_several(int(sys.argv[2]))
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(15):
+    reduction.save(sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_save_into_one_folder(tmp_path):
+    """As every rank of a training does."""
+    root = Path(__file__).resolve().parents[1]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", SAVING, tmp_path / "out", str(number)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=root,
+        )
+        for number in (1, 2, 3)
+    ]
+    for rank in ranks:
+        assert rank.stdout.readline() == b"ready\n"
+    for rank in ranks:
+        rank.stdin.write(b"go\n")
+        rank.stdin.flush()
+    for rank in ranks:
+        rank.communicate(timeout=120)
+        assert rank.returncode == 0
+    assert is_whole(tmp_path / "out") in (1, 2, 3)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [FILE, WEIGHTS]

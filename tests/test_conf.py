@@ -201,7 +201,10 @@ def test_models_are_named_as_their_file_and_may_be_replaced(model: str) -> None:
     ("words", "message"),
     [
         (["strategy=fastv", "strategy.score=lst"], "did you mean 'last'"),
-        (["strategy=fastv", "strategy.score=3"], "strategy 'fastv': score must be a word, not 3"),
+        (
+            ["strategy=fastv", "strategy.score=3"],
+            "strategy 'fastv': score must be one of last, received, not 3",
+        ),
         (["scheduler.ratio=abc"], "ratio must be a number, not 'abc'"),
         (["scheduler.ratio=true"], "ratio must be a number, not True"),
         (["scheduler=single", "scheduler.keep=1.5"], "keep must be .* between 0 and 1, not 1.5"),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import pytest
 
@@ -140,3 +143,66 @@ def test_every_registered_class_can_be_made_and_printed(registry: Registry[type]
         assert type(made) is kind
         assert kind.__name__ in repr(made)
         assert (kind.__doc__ or "").strip()
+
+
+REGISTRIES = {"strategy": tr.strategies, "scheduler": tr.schedulers}
+OPTIONS = sorted(
+    (kind, name, option)
+    for kind, registry in REGISTRIES.items()
+    for name, entry in registry.items()
+    for option in inspect.signature(entry).parameters
+)
+
+
+def test_no_option_takes_what_its_class_does_not_mean() -> None:
+    """NaN, infinity, a list in a list, a number beyond all floats; and words, but for words."""
+    wrong = [float("nan"), float("inf"), 10**400, [[None]], object()]
+    for kind, name, option in OPTIONS:
+        for value in wrong:
+            with pytest.raises((ValueError, TypeError)) as refusal:
+                REGISTRIES[kind].build(name, **{option: value})
+            said = str(refusal.value)
+            assert option in said, (name, option, said)
+            assert len(said) < 300
+            assert "\n" not in said
+        default = inspect.signature(REGISTRIES[kind][name]).parameters[option].default
+        if option != "weights":  # a path: any word may be one, and there is no such file
+            with pytest.raises((ValueError, KeyError)):
+                REGISTRIES[kind].build(name, **{option: "nonsense"})
+        if isinstance(default, bool | float):
+            for value in (None, "0.5", [0.5]):
+                with pytest.raises(ValueError, match=f"'{name}': {option} must be"):
+                    REGISTRIES[kind].build(name, **{option: value})
+
+
+@dataclass
+class Declared:
+    """Options of every kind that a file can hold."""
+
+    number: float = 0.5
+    count: int | None = None
+    place: int | float = 2
+    rows: tuple[int | float, ...] = (1,)
+    mode: Literal["a", "b"] = "a"
+    score: Callable[[int], int] | None = None
+    hidden: Unseen = None  # noqa: F821  # as names that only a type checker imports
+
+
+class Plain:
+    """No dataclass; its options are declared where they are taken."""
+
+    def __init__(self, keep: float, names: list[str] | None = None, odd=None) -> None:
+        self.keep, self.names, self.odd = keep, names, odd
+
+
+def test_kinds_of_options_are_those_that_a_class_declares() -> None:
+    registry: Registry[type] = Registry("thing")
+    registry.register("plain")(Plain)
+    assert registry.build("plain", keep=1, names=("a",), odd=object()).keep == 1
+    with pytest.raises(ValueError, match=r"'plain': keep must be a number, not '1'"):
+        registry.build("plain", keep="1")
+    with pytest.raises(ValueError, match=r"names must be a list of words or null, not \[1\]"):
+        registry.build("plain", keep=1, names=[1])
+    registry.register("declared")(Declared)  # one name of it is unknown: defaults tell the rest
+    with pytest.raises(ValueError, match="number must be a number, not nan"):
+        registry.build("declared", number=float("nan"))

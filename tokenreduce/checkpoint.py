@@ -11,6 +11,8 @@ import hashlib
 import inspect
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +21,9 @@ from torch import nn
 import tokenreduce
 from tokenreduce import plugins
 from tokenreduce.adapter import Adapter, adapters
-from tokenreduce.files import whole
+from tokenreduce.files import parse_json, whole
 from tokenreduce.learned import LearnedStrategy
-from tokenreduce.registry import Registry
+from tokenreduce.registry import Registry, short
 from tokenreduce.scheduler import Scheduler, schedulers
 from tokenreduce.strategy import Strategy, strategies
 
@@ -30,8 +32,10 @@ if TYPE_CHECKING:
 
 FILE = "tokenreduce.json"
 WEIGHTS = "tokenreduce.safetensors"
-NEW_WEIGHTS = f"{WEIGHTS}.new"
-"""Their name until the file that tells of them is there: a kill in between leaves both usable."""
+NEW_WEIGHTS = f"{WEIGHTS}*.new"
+"""Their names until the file that tells of them is there: a kill in between leaves both usable."""
+TRIES = 10
+"""Of a save that others disturb, on a file system where nobody can be kept out."""
 FORMAT = 2
 """Raised whenever an older version could misread the file; a file has the lowest that fits it."""
 
@@ -39,7 +43,9 @@ FORMAT = 2
 def save(reduction: Reduction, directory: str | os.PathLike[str]) -> Path:
     """Writes `tokenreduce.json` into `directory`, which is made if it is not there.
 
-    The parameters of a learned strategy go to `tokenreduce.safetensors` beside it.
+    The parameters of a learned strategy go to `tokenreduce.safetensors` beside it. Several
+    processes and threads may save into one folder: what it holds is always one whole save, in the
+    end that of the last.
 
     Returns:
         the path of `tokenreduce.json`.
@@ -64,22 +70,62 @@ def save(reduction: Reduction, directory: str | os.PathLike[str]) -> Path:
         content |= {"format": FORMAT, "min_tokens": reduction.min_tokens}
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    path, weights, draft = folder / FILE, folder / WEIGHTS, folder / NEW_WEIGHTS
-    if isinstance(reduction.strategy, LearnedStrategy):
-        reduction.strategy.save_weights(draft)
-        content["weights"] = {"file": WEIGHTS, "sha256": _digest(draft)}
+    learned = reduction.strategy if isinstance(reduction.strategy, LearnedStrategy) else None
+    with _alone(folder, writes=True):
+        for _ in range(TRIES):
+            if _written(folder, content, learned):
+                break
+    return folder / FILE
+
+
+def _written(folder: Path, content: dict[str, Any], learned: LearnedStrategy | None) -> bool:
+    """Writes both files; whether they are those of one save, if not of this one of a later."""
+    path, weights = folder / FILE, folder / WEIGHTS
+    draft = folder / f"{WEIGHTS}.{os.getpid()}-{os.urandom(4).hex()}.new"
+    if learned is not None:
+        learned.save_weights(draft)
+        content = {**content, "weights": {"file": WEIGHTS, "sha256": _digest(draft)}}
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     try:
-        with whole(path) as text:
-            text.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    except OSError:
+        with whole(path) as new:
+            new.write_text(text, encoding="utf-8")
+    except BaseException:
         draft.unlink(missing_ok=True)
         raise
     # from here on the new file counts, whose weights `load` finds under either name
-    if "weights" in content:
-        os.replace(draft, weights)
-    else:
-        weights.unlink(missing_ok=True)  # of a learned strategy that was saved here before
-    return path
+    try:
+        if learned is not None:
+            os.replace(draft, weights)
+        else:
+            weights.unlink(missing_ok=True)  # of a learned strategy that was saved here before
+        for left in folder.glob(NEW_WEIGHTS):  # by saves that broke off
+            left.unlink(missing_ok=True)
+        mine = path.read_text(encoding="utf-8") == text
+        return not mine or learned is None or _digest(weights) == content["weights"]["sha256"]
+    except FileNotFoundError:  # taken away by a save on another machine
+        return False
+
+
+@contextmanager
+def _alone(folder: Path, writes: bool = False) -> Iterator[None]:
+    """Keeps those who write into `folder` out of the block, and all others where it writes.
+
+    By a lock of the folder itself, which leaves no file and ends with the process. Where there are
+    none (Windows, some file systems of a network) nobody is kept out.
+    """
+    handle = None
+    with suppress(ImportError, OSError):
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX if writes else fcntl.LOCK_SH)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            with suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_UN)  # a forked process may have it open as well
+            os.close(handle)
 
 
 def load(model: nn.Module, directory: str | os.PathLike[str]) -> Reduction:
@@ -94,7 +140,22 @@ def load(model: nn.Module, directory: str | os.PathLike[str]) -> Reduction:
     from tokenreduce.reduction import reduce
 
     plugins.load()
-    path = Path(directory) / FILE
+    with _alone(Path(directory)):
+        content, strategy, scheduler, adapter = _remade(model, Path(directory) / FILE)
+    return reduce(
+        model,
+        strategy,
+        scheduler,
+        adapter=adapter,
+        positions=content["positions"],
+        logits=content["logits"],
+        seed=content["seed"],
+        min_tokens=content.get("min_tokens", 0),
+    )
+
+
+def _remade(model: nn.Module, path: Path) -> tuple[dict[str, Any], Strategy, Scheduler, Adapter]:
+    """What a file says, and what it names, fit for the model."""
     content = _read(path)
     try:
         strategy = strategies.build(content["strategy"]["name"], **content["strategy"]["options"])
@@ -107,16 +168,7 @@ def load(model: nn.Module, directory: str | os.PathLike[str]) -> Reduction:
     _check(path, content["model"], model, adapter)
     if isinstance(strategy, LearnedStrategy):
         _restore(path, content, strategy, model, adapter)
-    return reduce(
-        model,
-        strategy,
-        scheduler,
-        adapter=adapter,
-        positions=content["positions"],
-        logits=content["logits"],
-        seed=content["seed"],
-        min_tokens=content.get("min_tokens", 0),
-    )
+    return content, strategy, scheduler, adapter
 
 
 def _restore(
@@ -132,7 +184,8 @@ def _restore(
     said = content.get("weights")
     if not isinstance(said, dict) or said.get("file") != WEIGHTS:
         raise ValueError(f"{path} is broken (weights is {said!r}): save the reduction again")
-    found = [file for name in (WEIGHTS, NEW_WEIGHTS) if (file := path.parent / name).is_file()]
+    found = [path.parent / WEIGHTS, *sorted(path.parent.glob(NEW_WEIGHTS))]
+    found = [file for file in found if file.is_file()]
     if not found:
         raise FileNotFoundError(
             f"there is no {WEIGHTS} in {path.parent}, with the parameters of "
@@ -217,21 +270,23 @@ _ENTRIES: dict[str, type] = {
     "model.family": str,
     "model.depth": int,
 }
+SEEDS = range(-(2**63), 2**64)
+"""What torch takes."""
 
 
 def _read(path: Path) -> dict[str, Any]:
     """The content of the file, with every entry that this version reads."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes()
     except FileNotFoundError:
         raise FileNotFoundError(
             f"there is no {FILE} in {path.parent}: save one with reduction.save(directory)"
         ) from None
     try:
-        content = json.loads(text)
+        content = parse_json(text)
         version = content["format"]
         newer = version > FORMAT
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is broken ({error}): save the reduction again") from error
     if newer:
         raise ValueError(
@@ -243,8 +298,11 @@ def _read(path: Path) -> dict[str, Any]:
         entry = content
         for key in name.split("."):
             entry = entry.get(key) if isinstance(entry, dict) else None
-        if not isinstance(entry, kind):
-            raise ValueError(f"{path} is broken ({name} is {entry!r}): save the reduction again")
+        fits = isinstance(entry, kind) and not isinstance(entry, bool)
+        if not fits or (name == "seed" and entry not in SEEDS):
+            raise ValueError(
+                f"{path} is broken ({name} is {short(entry)}): save the reduction again"
+            )
     return content  # type: ignore[no-any-return]
 
 

@@ -47,7 +47,8 @@ def check_options(
     min_tokens: int,
 ) -> Positions:
     """The position rule that holds; refuses options that nobody knows or the family lacks."""
-    rule = positions or (strategy.positions if strategy.positions in reader.positions else "keep")
+    own: Positions = strategy.positions if strategy.positions in reader.positions else "keep"
+    rule = own if positions is None else positions
     for name, value, known in (("positions", rule, Positions), ("logits", logits, Logits)):
         if value not in get_args(known):
             hint = did_you_mean(value, get_args(known))

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from tokenreduce.choice import candidates, kept
+from tokenreduce.errors import ReductionWarning
 from tokenreduce.files import whole
 from tokenreduce.registry import did_you_mean
 from tokenreduce.scheduler import Scheduler
@@ -59,6 +61,8 @@ class LearnedStrategy(Strategy, nn.Module):
                 f"{type(self).__name__} must be a @dataclass(eq=False): torch asks for modules "
                 "that can be told apart"
             )
+        if self.weights is not None and not Path(self.weights).is_file():
+            raise FileNotFoundError(f"there is no file {self.weights} with weights")
         nn.Module.__init__(self)
         self._built: tuple[int, int] | None = None  # width and seed
         self._fresh: tuple[int, ...] | None = None  # writes, while untrained
@@ -166,7 +170,10 @@ class LearnedStrategy(Strategy, nn.Module):
         optimizer.register_step_post_hook(lambda *_: self.zero_grad())
 
     def save_weights(self, path: str | os.PathLike[str]) -> Path:
-        """Writes the parameters into a safetensors file, whole or not at all."""
+        """Writes the parameters in fp32 into a safetensors file, whole or not at all.
+
+        Warns of parameters that are not finite: nobody can load them.
+        """
         from safetensors.torch import save_file
 
         if self._built is None:
@@ -174,7 +181,16 @@ class LearnedStrategy(Strategy, nn.Module):
                 f"this {type(self).__name__} has no parameters yet: reduce a model with it first"
             )
         path = Path(path)
-        tensors = {name: x.detach().cpu().clone() for name, x in self.state_dict().items()}
+        tensors = {name: x.detach().to("cpu", copy=True) for name, x in self.state_dict().items()}
+        tensors = {n: x.float() if x.is_floating_point() else x for n, x in tensors.items()}
+        for name in _not_finite(tensors):
+            warnings.warn(
+                f"{name} of this {type(self).__name__} is not finite: its training has failed, "
+                "and these weights will not load",
+                ReductionWarning,
+                stacklevel=2,
+            )
+            break
         with whole(path) as draft:
             save_file(tensors, draft)
         return path
@@ -184,7 +200,8 @@ class LearnedStrategy(Strategy, nn.Module):
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: a broken file, or tensors of other names or shapes.
+            ValueError: a broken file, tensors of other names, shapes or dtypes, or NaN or infinity
+                in one of them.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -195,15 +212,7 @@ class LearnedStrategy(Strategy, nn.Module):
             tensors = load_file(path)
         except SafetensorError as error:
             raise ValueError(f"{path} is no safetensors file ({error})") from error
-        mine = {name: tuple(x.shape) for name, x in self.state_dict().items()}
-        theirs = {name: tuple(x.shape) for name, x in tensors.items()}
-        for name in sorted(mine.keys() | theirs.keys()):
-            if mine.get(name) != theirs.get(name):
-                raise ValueError(
-                    f"{path} has {name} {theirs.get(name, 'not at all')}, but this "
-                    f"{type(self).__name__} {mine.get(name, 'not at all')}: it was trained with "
-                    "other options, or for a model of another width"
-                )
+        _check_weights(str(path), type(self).__name__, self.state_dict(), tensors)
         self.load_state_dict(tensors)
 
     def _writes(self) -> tuple[int, ...]:
@@ -339,6 +348,40 @@ def soft_top(scores: Tensor, among: Tensor, k: Tensor, temperature: float = 1.0)
     follows = ((x - x.detach()) * slope).sum(dim=1, keepdim=True)
     soft = (x - (threshold + follows)).sigmoid()
     return torch.where(whole | ~among, 1.0, soft)
+
+
+def _not_finite(tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    """Names of the tensors with NaN or infinity."""
+    return (name for name, x in tensors.items() if not bool(torch.isfinite(x).all()))
+
+
+def _check_weights(
+    path: str, kind: str, mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]
+) -> None:
+    """Refuses tensors of other names, shapes or dtypes than a strategy has, and broken ones."""
+    for name in sorted(mine.keys() | theirs.keys()):
+        own, other = (_shape(found.get(name)) for found in (mine, theirs))
+        if own != other:
+            raise ValueError(
+                f"{path} has {name} {other}, but this {kind} {own}: it was trained with other "
+                "options, or for a model of another width"
+            )
+        wanted = torch.float32 if mine[name].is_floating_point() else mine[name].dtype
+        if theirs[name].dtype != wanted:
+            said, right = (str(x).removeprefix("torch.") for x in (theirs[name].dtype, wanted))
+            raise ValueError(
+                f"{path} has {name} in {said}, but a {kind} has it in {right}: write the file "
+                "with save_weights"
+            )
+    for name in _not_finite(theirs):
+        raise ValueError(
+            f"{path} has NaN or infinity in {name}: its training has failed; take the weights of "
+            "an earlier step"
+        )
+
+
+def _shape(x: Tensor | None) -> object:
+    return "not at all" if x is None else tuple(x.shape)
 
 
 def _as_it_is(x: Tensor) -> Tensor:

@@ -9,8 +9,12 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Generic, TypeVar
+import math
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
 
 T = TypeVar("T")
 
@@ -63,14 +67,21 @@ class Registry(Mapping[str, T], Generic[T]):
         Raises:
             KeyError: no such name; the closest one is suggested.
             TypeError: the class has no such option; the closest one is suggested.
+            ValueError: an option of another kind than the class says, or one that it refuses.
         """
         entry: Any = self[name]
         known = list(inspect.signature(entry).parameters)
-        for option in options:
+        kinds = _kinds(entry)
+        for option, value in options.items():
             if option not in known:
                 raise TypeError(
                     f"{self.kind} {name!r} has no option {option!r}"
                     f"{did_you_mean(option, known)} (known: {', '.join(known) or 'none'})"
+                )
+            kind = kinds.get(option, Any)
+            if not _fits(value, kind):
+                raise ValueError(
+                    f"{self.kind} {name!r}: {option} must be {_noun(kind)}, not {short(value)}"
                 )
         return entry(**options)
 
@@ -121,3 +132,76 @@ class UnknownName(KeyError):
 
 def _owner(entry: object) -> str:
     return f"{getattr(entry, '__module__', '?')}.{getattr(entry, '__qualname__', repr(entry))}"
+
+
+def _kinds(entry: Any) -> dict[str, Any]:
+    """The types that a class declares for its options; none where they cannot be told."""
+    found: dict[str, Any] = {}
+    for declared in (entry, getattr(entry, "__init__", None)):
+        try:
+            found |= typing.get_type_hints(declared)
+        except (NameError, TypeError, AttributeError):  # names that only a type checker sees
+            continue
+    for option, parameter in inspect.signature(entry).parameters.items():
+        if option not in found and isinstance(parameter.default, bool | float | str):
+            found[option] = type(parameter.default)
+    return found
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether an option is of a kind: files and shells know no types. Classes check the rest."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is Literal:  # of words the class itself says which there are, and which is near
+        word = isinstance(value, str)
+        return any(type(value) is type(part) and (word or value == part) for part in parts)
+    if kind in (int, float):
+        number = Integral if kind is int else Real
+        return isinstance(value, number) and not isinstance(value, bool) and _finite(value)
+    if origin in (tuple, list, Sequence):
+        rows = isinstance(value, list | tuple)
+        return rows and all(_fits(row, parts[0]) for row in value if parts)
+    plain = origin or kind
+    return plain is Any or not isinstance(plain, type) or isinstance(value, plain)
+
+
+def _finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False
+
+
+NOUNS = {
+    bool: "true or false", int: "a whole number", float: "a number", str: "a word",
+    Callable: "a function", Mapping: "a mapping",
+}  # fmt: skip
+
+
+def _noun(kind: Any) -> str:
+    """What an option must be, in words: `a number or null`."""
+    parts = get_args(kind) if get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    found = dict.fromkeys(_word(part) for part in parts if part is not int or float not in parts)
+    return " or ".join(found)
+
+
+def _word(kind: Any) -> str:
+    if kind is types.NoneType:
+        return "null"
+    origin = get_origin(kind)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, get_args(kind)))
+    if origin in (tuple, list, Sequence):
+        return f"a list of {_noun(get_args(kind)[0]).split()[-1]}s" if get_args(kind) else "a list"
+    plain: Any = origin or kind
+    return NOUNS.get(plain, getattr(plain, "__name__", str(kind)))
+
+
+def short(value: Any) -> str:
+    """What stands for a value in a message: never a screen full of it."""
+    try:
+        said = repr(value)
+    except ValueError:  # more digits than Python writes
+        return "a number of thousands of digits"
+    return said if len(said) < 80 else f"{said[:60]}..."

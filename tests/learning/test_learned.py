@@ -400,7 +400,6 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path):
     for strategy, kind, message in (
         (tr.ScorerMLP(hidden=9, weights=path), ValueError, r"has last.weight \(1, 8\).*\(1, 9\)"),
         (tr.ScorerMLP(8, text=True, weights=path), ValueError, "has question.weight not at all"),
-        (tr.ScorerMLP(8, weights=path + "x"), FileNotFoundError, "there is no file .*safetensorsx"),
         (
             tr.ScorerMLP(8, weights=str(tmp_path / "text.safetensors")),
             ValueError,
@@ -411,6 +410,46 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path):
             tr.reduce(model, strategy)
         assert "\n" not in str(refusal.value)
         tr.reduce(model, "none").remove()  # nothing of the refused one is left on the model
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*safetensorsx"):
+        tr.ScorerMLP(8, weights=path + "x")  # before any model is there
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (torch.Tensor.half, r"has last\.bias in float16, but a ScorerMLP has it in float32"),
+        (torch.Tensor.double, r"has last\.bias in float64"),
+        (torch.Tensor.int, r"has last\.bias in int32"),
+        (lambda x: x * torch.nan, r"has NaN or infinity in last\.bias"),
+        (lambda x: x - torch.inf, r"has NaN or infinity in last\.bias"),
+    ],
+)
+def test_weights_of_another_dtype_or_without_sense_are_refused(tmp_path, change, message):
+    from safetensors.torch import load_file, save_file
+
+    first = tr.ScorerMLP(hidden=8)
+    first.prepare(32)
+    path = tmp_path / "scorer.safetensors"
+    tensors = load_file(first.save_weights(path))
+    save_file({n: change(x) if n == "last.bias" else x for n, x in tensors.items()}, path)
+    strategy = tr.ScorerMLP(hidden=8, weights=str(path))
+    with pytest.raises(ValueError, match=message) as refusal:
+        tr.reduce(LLAVA.model(), strategy)
+    assert "\n" not in str(refusal.value)
+
+
+def test_weights_are_saved_in_fp32_and_say_when_they_are_not_finite(tmp_path):
+    first = tr.ScorerMLP(hidden=8)
+    first.prepare(32)
+    first.bfloat16()  # as a model that is cast as a whole
+    path = first.save_weights(tmp_path / "scorer.safetensors")
+    second = tr.ScorerMLP(hidden=8, weights=str(path))
+    second.prepare(32)
+    assert torch.equal(second.visual.weight, first.visual.weight.float())
+    with torch.no_grad():
+        second.last.bias.fill_(torch.inf)
+    with pytest.warns(tr.ReductionWarning, match=r"last\.bias of this ScorerMLP is not finite"):
+        second.save_weights(path)
 
 
 # -- with an optimiser that somebody else steps ----------------------------------------------------

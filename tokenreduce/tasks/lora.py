@@ -5,7 +5,6 @@ What `task=train peft=lora` exports, and any other folder that PEFT has written.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig
+
+from tokenreduce.files import parse_json
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -53,9 +54,9 @@ def base_of(source: str, model: DictConfig) -> Base | None:
             "the model under them is run; merge them into it, and give that"
         )
     try:
-        said = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        said = parse_json((folder / CONFIG).read_bytes())
         named, trained_on = said["base_model_name_or_path"], said.get("revision")
-    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / CONFIG} is broken ({error!r})") from None
     base = str(model.get("base") or named or "")
     path = Path(base).expanduser()

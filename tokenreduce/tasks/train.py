@@ -149,8 +149,8 @@ def logits_of(config: DictConfig) -> Logits:
             "trainer.label_smoothing_factor compares every position's logits with its label: "
             "use logits=full"
         )
-    found: Logits = config.logits or ("full" if smoothed else "text")
-    return found
+    found: Logits = "full" if smoothed else "text"
+    return found if config.logits is None else config.logits
 
 
 def dtype_of(config: DictConfig) -> str:

@@ -160,8 +160,9 @@ def adapted(model: nn.Module, peft: DictConfig, revision: str | None = None) -> 
             found = get_peft_model(model, config, revision=revision)
     except ValueError as error:
         raise ValueError(f"peft.targets={peft.targets}: {error}") from error
-    if os.path.isdir(config.base_model_name_or_path or ""):  # it is read from another folder later
-        config.base_model_name_or_path = os.path.abspath(config.base_model_name_or_path)
+    base = config.base_model_name_or_path
+    if base is not None and os.path.isdir(base):  # it is read from another folder later
+        config.base_model_name_or_path = os.path.abspath(base)
     return found
 
 
