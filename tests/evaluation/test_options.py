@@ -27,6 +27,7 @@ def shipped():
         *(f"task.{name}={value}" for name in COUNTS for value in ("-1", "2.5", "many", "true")),
         *(f"task.{name}={value}" for name in SHARES for value in ("0", "5", "-1", "abc", "null")),
         *("task.batch=0", "task.seeds=0", "task.runs=0", "task.limit=0", "task.limit=all"),
+        *("task.flops=0", "task.flops=1.5", "task.flops=half"),
         *("max_new_tokens=0", "max_new_tokens=2.5", "task.margin=.nan", "task.progress=maybe"),
         *("task.baselines=null", "task.baselines=random", "task.baselines=[fastv]"),
         *("task.changes=null", "task.changes=shift", "task.changes=[blur]"),

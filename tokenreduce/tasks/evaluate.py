@@ -1,7 +1,7 @@
 """`task=evaluate`: the same questions, with and without reduction, compared in pairs.
 
     tokenreduce task=evaluate strategy=fastv
-    tokenreduce task=evaluate strategy=random,pyramid_drop,fastv -m       one table of all
+    tokenreduce task=evaluate strategy=pyramid_drop,fastv task.flops=0.5 -m     one table of all
     tokenreduce task=evaluate data=questions data.path=questions.jsonl model.id=path
     accelerate launch --num_processes 2 -m tokenreduce task=evaluate ...
 
@@ -29,6 +29,7 @@ from tokenreduce.evaluation.statistics import needed, planned_power
 from tokenreduce.tasks import result, tasks
 from tokenreduce.tasks.evaluating.asking import Asking
 from tokenreduce.tasks.evaluating.bars import Bars
+from tokenreduce.tasks.evaluating.budget import schedule_at
 from tokenreduce.tasks.evaluating.conditions import (
     BASELINES,
     FULL,
@@ -75,7 +76,7 @@ def evaluate(config: DictConfig, output: Path) -> dict[str, Any]:
     is_right(items[0], "", config.task.match)  # an unknown rule is refused now
     shard = Shard.begin(str(config.device))
     loaded = load(config)
-    tested = chosen(config, loaded)
+    tested = chosen(config, loaded, schedule_at(config, loaded, items))
     conditions = plan(
         tested, list(config.task.baselines), config.task.seeds, list(config.task.changes)
     )

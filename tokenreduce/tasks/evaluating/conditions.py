@@ -107,14 +107,16 @@ class Condition:
 FULL = Condition()
 
 
-def chosen(config: Any, loaded: Loaded) -> Condition:
+def chosen(config: Any, loaded: Loaded, schedule: Options | None = None) -> Condition:
     """The condition that a configuration names, with its position rule spelled out.
 
     Options that are the defaults of their class are left out, so that the same condition has the
     same key however it was written.
+
+    schedule: the scheduler's name and options, where they are not the configuration's.
     """
-    strategy = _spoken(known("strategy"), config.strategy)
-    scheduler = _spoken(known("scheduler"), config.scheduler)
+    strategy = _spoken(known("strategy"), plain(config.strategy))
+    scheduler = _spoken(known("scheduler"), schedule or plain(config.scheduler))
     made = Condition(
         strategy, scheduler, config.positions, int(config.seed), min_tokens=config.min_tokens
     )
@@ -169,9 +171,8 @@ def smaller_pictures(keep: float) -> Condition:
     return Condition({"name": "downsample"}, scheduler, "keep")
 
 
-def _spoken(registry: Any, node: Any) -> dict[str, Any]:
-    """A config node without the options that are defaults of the class it names."""
-    options = dict(plain(node))
+def _spoken(registry: Any, options: Options) -> dict[str, Any]:
+    """A name with its options, without those that are defaults of the class it names."""
     usual = inspect.signature(registry[options["name"]]).parameters
     return {
         key: value

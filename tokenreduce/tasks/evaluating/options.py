@@ -29,6 +29,7 @@ SHARES = {
     "changing": "the share of answers that are expected to change",
 }
 """Numbers above 0 and below 1."""
+BUDGET = "the share of the full model's prefill FLOPs that a reduction may take"
 
 
 def check(config: DictConfig) -> None:
@@ -43,7 +44,8 @@ def check(config: DictConfig) -> None:
     if task.limit is not None:
         _count("task.limit", task.limit, 1, "questions, or null for all")
     _count("max_new_tokens", config.max_new_tokens, 1, "tokens of an answer")
-    for name, meaning in SHARES.items():
+    budget = {} if task.flops is None else {"flops": BUDGET}
+    for name, meaning in {**SHARES, **budget}.items():
         value = task[name]
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not 0 < value < 1 or math.isnan(value):

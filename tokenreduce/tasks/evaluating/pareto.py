@@ -59,7 +59,7 @@ def draw(root: Path, rows: Sequence[Row]) -> list[Path]:
 def equal_cost(reduced: Sequence[Row]) -> bool:
     """Whether no two reductions differ in FLOPs by more than what is called the same."""
     costs = [row["flops_share"] for row in reduced]
-    return max(costs) - min(costs) <= EQUAL
+    return bool(max(costs) - min(costs) <= EQUAL)
 
 
 def _all(plt: Any, root: Path, rows: Sequence[Row], reduced: Sequence[Row]) -> Path:

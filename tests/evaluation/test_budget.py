@@ -1,0 +1,56 @@
+"""Strategies at one budget: each keeps its rule, and what it keeps is solved for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from tokenreduce.config import compose
+from tokenreduce.cost import cost, shape_of
+from tokenreduce.embedded.build import build_model, build_processor
+from tokenreduce.scheduler import schedulers
+from tokenreduce.tasks.evaluating.budget import lengths, schedule_at
+from tokenreduce.tasks.evaluating.conditions import chosen
+from tokenreduce.tasks.evaluating.sources import questions
+from tokenreduce.tasks.loading import Loaded
+
+EVALUATE = ["task=evaluate", "device=cpu", "task.limit=3"]
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Loaded:
+    architecture: Any = OmegaConf.to_container(compose().model.architecture)
+    model = build_model(architecture, seed=0).eval()
+    return Loaded(model, build_processor(architecture["vision"]["patch_size"]), "here", True)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "rule"),
+    [("fastv", "single"), ("pyramid_drop", "pyramid"), ("downsample", "single")],
+)
+def test_every_rule_meets_the_budget(loaded: Loaded, strategy: str, rule: str) -> None:
+    config = compose([*EVALUATE, f"strategy={strategy}", "task.flops=0.6"])
+    items = questions(config)
+    visual, text = lengths(loaded, items)
+    assert visual == 144
+    found = schedule_at(config, loaded, items)
+    assert found is not None
+    assert found["name"] == rule
+    options = {key: value for key, value in found.items() if key != "name"}
+    price = cost(shape_of(loaded.model.config), schedulers.build(rule, **options), visual, text)
+    assert 0.58 < price.share <= 0.6
+    assert chosen(config, loaded, found).scheduler is not None
+
+
+def test_without_a_budget_the_schedule_is_as_it_is(loaded: Loaded) -> None:
+    config = compose([*EVALUATE, "strategy=fastv"])
+    assert schedule_at(config, loaded, questions(config)) is None
+    assert chosen(config, loaded).scheduler == {"name": "single"}  # the paper's: all defaults
+
+
+def test_a_rule_without_a_share_is_refused(loaded: Loaded) -> None:
+    config = compose([*EVALUATE, "strategy=fastv", "scheduler.name=stochastic", "task.flops=0.6"])
+    with pytest.raises(ValueError, match="scheduler=stochastic has no share to solve for"):
+        schedule_at(config, loaded, questions(config))
