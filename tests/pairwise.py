@@ -17,17 +17,19 @@ def pairwise(*axes: Iterable[Any]) -> list[Any]:
     return pairs_of(product(*map(list, axes)))
 
 
-def in_turn(*axes: Iterable[Any]) -> list[Any]:
-    """The same with less by default: every value once at least, with one of each other axis.
+def in_turn(first: Iterable[Any], *others: Iterable[Any]) -> list[Any]:
+    """The same with less by default: every first value once, with the others' product in turn.
 
-    axes: the values of each parameter, in order.
+    first: the values of the first parameter.
+    others: those of each further one.
     """
-    lists = [*map(list, axes)]
-    turns = range(max(map(len, lists)))
-    met = {tuple(str(values[n % len(values)]) for values in lists) for n in turns}
+    values, beside = [*first], [*product(*map(list, others))]
+    turns = range(max(len(values), len(beside)))
+    met = {(n % len(values), n % len(beside)) for n in turns}
     return [
-        pytest.param(*row, marks=[] if tuple(map(str, row)) in met else [pytest.mark.full])
-        for row in product(*lists)
+        pytest.param(value, *rest, marks=[] if (i, j) in met else [pytest.mark.full])
+        for i, value in enumerate(values)
+        for j, rest in enumerate(beside)
     ]
 
 

@@ -25,8 +25,9 @@ def test_of_two_axes_nothing_is_left_out_and_rows_that_cannot_be_are_not_made():
     assert [row.values for row in pairs_of(some)] == some
 
 
-def test_in_turn_every_value_has_a_row():
-    rows = in_turn("abcde", [True, False])
-    assert len(rows) == 10
+def test_in_turn_every_first_value_has_a_row_and_the_others_all_meet():
+    rows = in_turn("abcde", [True, False], "xy")
+    assert len(rows) == 20
     chosen = [row.values for row in rows if not row.marks]
-    assert chosen == [("a", True), ("b", False), ("c", True), ("d", False), ("e", True)]
+    assert [first for first, *_ in chosen] == [*"abcde"]
+    assert {(b, c) for _, b, c in chosen} == {(b, c) for b in (True, False) for c in "xy"}

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import modeling_flash_attention_utils as flash
 
 import tokenreduce as tr
-from tests.pairwise import pairwise
+from tests.pairwise import in_turn
 from tokenreduce.testing.batches import batch
 from tokenreduce.testing.models import FAMILIES
 from tokenreduce.testing.plain import agrees_with_itself
@@ -93,7 +93,7 @@ def test_the_stand_in_is_the_plain_model(name: str, side: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "side", "strategy"),
-    pairwise(MODELS, ["left", "right"], ["pyramid_drop", "fastv", "pooling"]),
+    in_turn(MODELS, ["left", "right"], ["pyramid_drop", "fastv", "pooling"]),
 )
 def test_a_forward_pass_equals_sdpa(name: str, side: str, strategy: str) -> None:
     given = batch(FAMILIES[name], (1, 0, 2), side)  # type: ignore[arg-type]
@@ -110,7 +110,7 @@ def test_a_forward_pass_equals_sdpa(name: str, side: str, strategy: str) -> None
 
 @pytest.mark.parametrize(
     ("name", "positions", "images"),
-    pairwise(MODELS, ["keep", "compact"], [(1, 0, 2), (2,)]),
+    in_turn(MODELS, ["keep", "compact"], [(1, 0, 2), (2,)]),
     ids=str,
 )
 def test_decoding_equals_sdpa(name: str, positions: str, images: tuple[int, ...]) -> None:

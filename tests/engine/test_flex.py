@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import tokenreduce as tr
-from tests.pairwise import pairwise
+from tests.pairwise import in_turn
 from tokenreduce.testing.batches import batch
 from tokenreduce.testing.models import FAMILIES
 
@@ -39,7 +39,7 @@ def uncompiled() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("name", "strategy", "side"), pairwise(MODELS, ["fastv", "pooling"], ["left", "right"])
+    ("name", "strategy", "side"), in_turn(MODELS, ["fastv", "pooling"], ["left", "right"])
 )
 def test_a_forward_pass_equals_sdpa(name: str, strategy: str, side: str) -> None:
     given = batch(FAMILIES[name], (1, 0, 2), side)  # type: ignore[arg-type]

@@ -116,7 +116,7 @@ def test_break_even_and_pictures(tmp_path: Path) -> None:
     assert all((tmp_path / name).stat().st_size > 5000 for name in found["pictures"])
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", ["llava", pytest.param("qwen2_5_vl", marks=pytest.mark.slow)])
 def test_a_folder_with_random_weights(family: str, tmp_path: Path) -> None:
     """A config.json is enough."""
     folder = tmp_path / "model"

@@ -47,8 +47,15 @@ def answers(name="llava", **options):
     return int((labels[:, 1:] != IGNORED).sum())
 
 
-@pytest.mark.parametrize(("parts", "logits"), [(1, "full"), (2, "text")])
-@pytest.mark.parametrize("name", ["llava", "qwen2_vl"])
+@pytest.mark.parametrize(
+    ("name", "parts", "logits"),
+    [
+        ("llava", 1, "full"),
+        pytest.param("llava", 2, "text", marks=pytest.mark.slow),
+        pytest.param("qwen2_vl", 1, "full", marks=pytest.mark.slow),
+        ("qwen2_vl", 2, "text"),
+    ],
+)
 def test_a_step_is_that_of_the_masked_reference(tmp_path, name, logits, parts):
     ours, theirs = both(tmp_path, name, logits=logits, parts=parts)
     assert_close(ours.losses, theirs.losses)
@@ -57,7 +64,10 @@ def test_a_step_is_that_of_the_masked_reference(tmp_path, name, logits, parts):
     assert ours.items == theirs.items == [answers(name)] * parts
 
 
-@pytest.mark.parametrize(("strategy", "logits"), [("pyramid_drop", "text"), ("random", "full")])
+@pytest.mark.parametrize(
+    ("strategy", "logits"),
+    [("pyramid_drop", "text"), pytest.param("random", "full", marks=pytest.mark.slow)],
+)
 def test_two_micro_batches_are_one_batch(tmp_path, strategy, logits):
     """Though their answers differ in length: the Trainer counts labels, and nobody drops any."""
     found = []
@@ -91,7 +101,10 @@ OUTSIDE = {
 }
 
 
-@pytest.mark.parametrize("what", OUTSIDE)
+ONE_OUTSIDE = ["compute_loss_func", pytest.param("label_smoothing_factor", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("what", ONE_OUTSIDE)
 def test_a_loss_outside_the_model(tmp_path, what):
     ours, theirs = both(tmp_path, parts=2, **OUTSIDE[what])
     assert_close(ours.losses, theirs.losses)
@@ -104,7 +117,7 @@ def test_a_loss_outside_the_model(tmp_path, what):
         assert abs(ours.losses[0] - inside.losses[0]) > 1e-3
 
 
-@pytest.mark.parametrize("what", OUTSIDE)
+@pytest.mark.parametrize("what", ONE_OUTSIDE)
 def test_labels_that_the_trainer_keeps_are_told_to_the_strategy(tmp_path, what):
     """What is kept is what the same step keeps when the model sees the labels itself."""
     found = []

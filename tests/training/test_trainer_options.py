@@ -29,8 +29,15 @@ def step(folder, name="llava", strategy="pyramid_drop", logits="full", **options
 
 
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing:FutureWarning")  # new name in 5.23
-@pytest.mark.parametrize("reentrant", [True, False])
-@pytest.mark.parametrize(("name", "strategy"), [("llava", "pyramid_drop"), ("qwen2_vl", "fastv")])
+@pytest.mark.parametrize(
+    ("name", "strategy", "reentrant"),
+    [
+        ("llava", "pyramid_drop", False),
+        pytest.param("llava", "pyramid_drop", True, marks=pytest.mark.slow),
+        pytest.param("qwen2_vl", "fastv", False, marks=pytest.mark.slow),
+        pytest.param("qwen2_vl", "fastv", True, marks=pytest.mark.slow),
+    ],
+)
 def test_activation_checkpointing(tmp_path, name, strategy, reentrant):
     options = {
         "gradient_checkpointing": True,
@@ -53,7 +60,10 @@ def test_activation_checkpointing(tmp_path, name, strategy, reentrant):
         assert torch.equal(ours.gradients[entry], gradient), entry
 
 
-@pytest.mark.parametrize(("name", "logits"), [("llava", "text"), ("qwen2_vl", "full")])
+@pytest.mark.parametrize(
+    ("name", "logits"),
+    [("llava", "text"), pytest.param("qwen2_vl", "full", marks=pytest.mark.slow)],
+)
 def test_autocast_to_bf16(tmp_path, name, logits):
     """`random` keeps the same tokens: what is left are the products in half the bits."""
     (ours, kept), (theirs, others) = (
@@ -72,7 +82,9 @@ def test_autocast_to_bf16(tmp_path, name, logits):
             assert alike > 0.95, f"{entry}: {alike:.3f}"
 
 
-@pytest.mark.parametrize("strategy", ["pyramid_drop", "fastv"])
+@pytest.mark.parametrize(
+    "strategy", ["pyramid_drop", pytest.param("fastv", marks=pytest.mark.slow)]
+)
 def test_autocast_ranks_in_fp32(tmp_path, strategy):
     """Scores are of half the bits, ranks are not: nearly all of the choice stays."""
     (ours, kept), (theirs, others) = (step(tmp_path, strategy=strategy, bf16=x) for x in (1, 0))
