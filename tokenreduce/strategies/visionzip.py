@@ -86,7 +86,7 @@ class VisionZip(Strategy):
         targets = gather(keys, index).transpose(1, 2)
         best = []
         for rows in blocks(keys.shape[1], index.shape[1]):
-            far = 4 * elsewhere(tokens, index, rows)  # cosines differ by 2 at most
+            far = 4.0 * elsewhere(tokens, index, rows)  # cosines differ by 2 at most
             likeness = (keys[:, rows] @ targets - far).masked_fill(~there[:, None], float("-inf"))
             best.append(likeness.argmax(dim=2))
         return index.gather(1, torch.cat(best, dim=1))

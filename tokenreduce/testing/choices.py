@@ -18,6 +18,7 @@ from torch import Tensor
 from tokenreduce.geometry import Picture, boxes, places
 from tokenreduce.learned import LearnedStrategy
 from tokenreduce.strategy import Strategy
+from tokenreduce.testing.memory import Largest, few_pairs, largest
 from tokenreduce.tokens import EVIDENCE, PLACES, Plan, Tokens
 
 WIDTH, HEADS = 8, 3
@@ -297,12 +298,42 @@ def separators_follow_their_row(strategy: Strategy) -> None:
             assert len((rows & ends) - signs) <= 1, f"{said}: rows {rows & ends} have {signs}"
 
 
+def memory_grows_linearly(strategy: Strategy) -> None:
+    """Twice the tokens need twice the memory at most, also where k grows with them.
+
+    With few pairs held at once (`few_pairs`), so that few tokens are many. A plan's mix is
+    (b, k, v) by design: then the number of kept tokens stays.
+    """
+    for share in (0, 0.25):
+        small, large = (_most(strategy, side, share) for side in (8, 16))
+        if small is None or large is None:
+            continue
+        growth = large.nbytes / max(small.nbytes, 1)
+        assert growth < 2.5, (
+            f"{strategy}: twice the tokens need {growth:.1f} times the memory ({large.what}): read "
+            "what is said of pairs in blocks (tokenreduce.choice.blocks)"
+        )
+
+
+def _most(strategy: Strategy, side: int, share: float) -> Largest | None:
+    """The largest tensor of a plan for 16 x `side` tokens; None where its mix grows with k."""
+    tokens = tokens_of([Sample([Picture.grid(16, side)], 9)])
+    measured = {name: make() for name, make in tokens.evidence.items()}
+    tokens = replace(tokens, evidence={n: partial(_same, x) for n, x in measured.items()})
+    budget = (max(20, int(16 * side * share)),) if strategy.reduces else tokens.counts
+    plans: list[Plan] = []
+    with few_pairs(32):
+        found = largest(lambda: plans.append(strategy.plan(tokens, budget)))
+    return None if share and plans[0].mix is not None else found
+
+
 LAWS: tuple[Callable[[Strategy], None], ...] = (
     keeps_exactly_the_budget,
     writes_to_nothing,
     stands_alone,
     keeping_all_is_the_identity,
     separators_follow_their_row,
+    memory_grows_linearly,
 )
 """Every law of a strategy by itself."""
 
