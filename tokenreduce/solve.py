@@ -124,7 +124,7 @@ def by_share(rule: str, options: Mapping[str, Any]) -> Callable[[float], Schedul
         found: Any = share
         if rule == "explicit":
             layers = sequence(options.get("layers", Explicit.layers), "layers")
-            found = tuple(share ** (i + 1) for i in range(len(layers)))
+            found = tuple(round(share ** (i + 1), 4) for i in range(len(layers)))
         return schedulers.build(rule, **{FREE[rule]: found}, **options)
 
     return build

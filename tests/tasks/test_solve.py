@@ -51,9 +51,13 @@ def test_the_example_of_the_help(run: Run) -> None:
     code, found, out, err = run("target.flops=0.45")
     assert (code, err) == (0, "")
     config, _ = read_sizes(compose())
-    schedule = tr.solve(config, visual=144, text=64, flops=0.45)
+    layers = (1, 2, 4, 6)  # the strategy's own pyramid begins at layer 2 and would leave no token
+    schedule = tr.solve(config, visual=144, text=64, flops=0.45, rule="explicit", layers=layers)
     price, whole = cost(config, schedule, 144, 64), model_cost(config, schedule, 1, text=64)
-    assert found["scheduler"] == {"name": "pyramid", **vars(schedule)}
+    made = tr.Explicit(*(found["scheduler"][key] for key in ("layers", "keeps")))
+    assert made.stops(8) == schedule.stops(8)
+    assert schedule.stops(8)[-1].count(144) >= 2
+    assert "would leave next to no tokens" in out
     assert found["flops_share"] == price.share <= 0.45
     assert found["model_share"] == whole.share > price.share
     assert found["average_tokens"] == average_tokens(schedule.stops(8), 8, 144)
@@ -70,8 +74,15 @@ def test_the_example_of_the_help(run: Run) -> None:
     assert [row["visual"] for row in found["stages"]] == sorted(
         {n - 64 for n in price.tokens_per_layer}, reverse=True
     )
-    for text in (f"{price.share:.1%}", "0 to 1", "vision tower", " ".join(found["words"])):
+    for text in (f"{price.share:.1%}", "2 to 3", "vision tower", " ".join(found["words"])):
         assert text in out
+
+
+def test_tokens_that_vanish_under_a_named_schedule_are_told(run: Run) -> None:
+    with pytest.warns(UserWarning, match=r"^0 of 144 visual tokens are left from layer 2 on"):
+        code, found, _, _ = run("scheduler=pyramid", "target.flops=0.45")
+    assert code == 0
+    assert found["scheduler"]["name"] == "pyramid"
 
 
 def test_the_words_and_the_option_file_choose_what_was_found(run: Run, tmp_path: Path) -> None:

@@ -104,6 +104,8 @@ def _of_kind(option: str, value: Any, usual: Any) -> None:
     elif isinstance(usual, int | float):
         fits = number and not math.isnan(value)
         noun = "a number"
+        if isinstance(value, ListConfig):
+            return  # one or several: the task says whether there may be
         if isinstance(usual, int) and not option.startswith("trainer."):  # shares of steps there
             fits, noun = isinstance(value, int) and number, "a whole number"
     elif isinstance(usual, ListConfig):

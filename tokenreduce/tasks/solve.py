@@ -10,6 +10,7 @@ need the sizes of the model alone. Prints the schedule, its cost and the words t
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from tokenreduce.scheduler import whole
 from tokenreduce.solve import FREE, by_share
 from tokenreduce.tasks import tasks
 from tokenreduce.tasks.loading import read_sizes
-from tokenreduce.tasks.solving import preset, table, timing
+from tokenreduce.tasks.solving import preset, rules, table, timing
 
 TARGETS = ("average", "flops", "kv_bytes", "ms")
 
@@ -59,16 +60,8 @@ def solve(config: DictConfig, output: Path) -> dict[str, Any]:
     else:
         sizes, _ = read_sizes(config)
         visual, text = visual_tokens(config, sizes), int(config.task.text)
-        scheduler = tr.solve(
-            sizes,
-            visual=visual,
-            text=text,
-            rule=rule,
-            convention=str(config.task.convention),
-            bytes_per_value=float(config.task.bytes_per_value),
-            **{target: goal},
-            **options,
-        )
+        scheduler = by_target(config, sizes, {target: goal}, visual, text)
+        rule = tr.schedulers.name_of(scheduler)
     answer = told(config, sizes, scheduler, visual, text)
     if ms is not None:
         points = [[share, took] for share, took in ms.points.items()]
@@ -92,6 +85,51 @@ def solve(config: DictConfig, output: Path) -> dict[str, Any]:
         answer["preset"] = str(preset.write(scheduler, str(config.task.save), folder, says))
         print(f"tokenreduce --config-dir {folder} scheduler={config.task.save}")
     return {"target": {target: goal}, "rule": rule, "model": str(config.model.name), **answer}
+
+
+def by_target(
+    config: DictConfig, sizes: Any, target: dict[str, Any], visual: int, text: int
+) -> tr.Scheduler:
+    """The schedule that meets a target which the sizes of the model tell.
+
+    Where the command line names no scheduler and the strategy's own would leave next to no tokens,
+    a pyramid that begins earlier is taken, and said; a scheduler that is named is kept, with a
+    warning.
+
+    Raises:
+        ValueError: no rule meets the target.
+    """
+    rule, options = rule_of(config)
+    depth, named = shape_of(sizes).layers, rules.chosen()
+    tried: list[tr.Scheduler | ValueError] = []
+    for name, others in [*rules.families(rule, options, depth)][: 1 if named else None]:
+        exactly = {
+            "convention": str(config.task.convention),
+            "bytes_per_value": float(config.task.bytes_per_value),
+        }
+        try:
+            one = tr.solve(
+                sizes, visual=visual, text=text, rule=name, **exactly, **target, **others
+            )
+        except ValueError as error:
+            tried.append(error)
+            continue
+        tried.append(one)
+        if rules.vanishing(one, depth, visual) is None:
+            if name != rule:
+                print(f"{rule} as it is would leave next to no tokens: {name} stops earlier")
+            return one
+    own = tried[0]
+    if isinstance(own, ValueError):
+        raise own
+    if (stop := rules.vanishing(own, depth, visual)) is not None:
+        warnings.warn(
+            f"{stop.count(visual)} of {visual} visual tokens are left from layer {stop.layer} on: "
+            "raise the target, or stop earlier, as scheduler=explicit scheduler.layers=[0,...] or "
+            "scheduler=input does",
+            stacklevel=2,
+        )
+    return own
 
 
 def only_target(config: DictConfig) -> tuple[str, Any]:
