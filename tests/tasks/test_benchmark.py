@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -13,12 +14,14 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import DictConfig
+from rich.console import Console
 
 import tokenreduce as tr
 from tokenreduce.config import compose
 from tokenreduce.tasks import result
 from tokenreduce.tasks.benchmark import benchmark, compared
 from tokenreduce.tasks.benchmarking import against, plots, tables
+from tokenreduce.tasks.benchmarking.clock import coverage
 from tokenreduce.tasks.benchmarking.peers import peer, recorded
 from tokenreduce.tasks.benchmarking.schedules import candidates, schedules
 from tokenreduce.tasks.benchmarking.subjects import subject
@@ -328,8 +331,46 @@ def test_tables_show_every_row(record: dict[str, Any]) -> None:
     rows = [row | {"original": None} for row in record["rows"]]
     made = tables.measured(rows)
     assert [table.row_count for table in made] == [1 + 6] * 4  # unreduced; three at two shares
-    assert "original's" not in {column.header for column in made[0].columns}
+    assert "orig." not in {column.header for column in made[0].columns}
     rows[0]["original"] = recorded()[0]
-    assert "original's" in {column.header for column in tables.measured(rows)[0].columns}
+    assert "orig." in {column.header for column in tables.measured(rows)[0].columns}
     found = against.compare(slower(record, 2), record["rows"], 0.05)
     assert str(tables.compared(found, "x", 0.05).caption).startswith(f"{len(rows)} of")
+
+
+def printed(*what: Any) -> str:
+    console = Console(file=io.StringIO(), width=80)
+    for one in what:
+        console.print(one)
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return text
+
+
+def test_tables_fit_80_columns(record: dict[str, Any]) -> None:
+    rows = json.loads(json.dumps(record["rows"]))
+    for row in rows:
+        row |= {"original": recorded()[0], "strategy": "pyramid_drop", "tokens_per_second": 1234.5}
+        row["prefill"]["unreduced"]["median_ms"] = 1099.5
+    text = printed(
+        *tables.measured(rows),
+        tables.compared(against.compare(slower(record, 2), rows, 0.05), "x", 0),
+    )
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    assert "e+0" not in text
+    assert "slower: ms, time" in text
+    for head in ("pyramid_drop", "1100 ms", "KV cache", "tok/s", "1234"):
+        assert head in text
+
+
+def test_one_round_has_no_interval(record: dict[str, Any]) -> None:
+    rows = [dict(row, original=None) for row in record["rows"]]
+    for row in rows:
+        row["prefill"] = {**row["prefill"], "interval": [0.9, 0.9], "coverage": 0.0}
+    text = printed(*tables.measured(rows), tables.legend(1, "wall time"))
+    assert "%)" not in text
+    assert "(0.90-0.90)" not in text
+    assert "1 round in turn" in text
+    assert "task.rounds=7 has one of 95 %" in " ".join(text.split())
+    assert coverage(1) == 0
+    assert coverage(7) > 0.95

@@ -50,7 +50,7 @@ def benchmark(config: DictConfig, output: Path) -> dict[str, Any]:
     entered = [candidates(config, shape, prompt.visual) for prompt in prompts]
     rows: list[dict[str, Any]] = []
     for prompt, those in zip(prompts, entered, strict=True):
-        race = Race(one.model, prompt, those, int(task.new_tokens))
+        race = Race(one.model, prompt, those, int(task.new_tokens), task.progress)
         rows += race.run(int(task.rounds)).rows()
     for row in rows:
         row["original"] = peer(one.identity, row)
@@ -65,13 +65,11 @@ def benchmark(config: DictConfig, output: Path) -> dict[str, Any]:
     }
     title = f"{one.name} ({one.weights} weights), {numbers['subject']['dtype']}, {device}"
     console = Console()
-    console.print(title)
+    console.print(f"{title}\n")
     for table in tables.measured(rows):
         console.print(table)
-    console.print(
-        f"Shares are of the unreduced model: FLOPs of the decoder layers (causal), time, bytes. "
-        f"{task.rounds} rounds in turn; medians, {clock}."
-    )
+        console.print()
+    console.print(tables.legend(int(task.rounds), clock))
     if task.break_even is not None:
         numbers["break_even"] = broken_even(config, one)
         console.print(tables.broken_even(numbers["break_even"]))
@@ -108,7 +106,8 @@ def broken_even(config: DictConfig, one: Subject) -> dict[str, Any]:
     def measure(visual: int) -> dict[str, Any]:
         prompt = Prompt(visual, int(config.task.text), 1, int(config.seed))
         chosen = candidates(config, shape, visual)[:1]
-        race = Race(one.model, prompt, chosen).run(int(config.task.rounds), memory=False)
+        race = Race(one.model, prompt, chosen, progress=config.task.progress)
+        race.run(int(config.task.rounds), memory=False)
         row = measured[visual] = race.rows()[0]
         return {
             "ratio": row["prefill"]["ratio"]["median_of_pairs"],

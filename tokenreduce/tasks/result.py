@@ -63,6 +63,8 @@ def files(numbers: dict[str, Any], path: Path) -> list[str]:
         paths = [value] if isinstance(value, str) else value if isinstance(value, list) else []
         folders = {str(Path(one).parent) for one in paths}
         found += sorted(folders) if len(paths) > MANY else paths
+    here = path.parent
+    found = [str(here / one) if (here / one).exists() else one for one in found]
     if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         found = [
             one for one in found if Path(one).absolute().is_relative_to(path.parent.absolute())

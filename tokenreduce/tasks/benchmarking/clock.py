@@ -114,8 +114,13 @@ def interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     section 7.1). Five values or fewer reach no more than 94 %: then these are the extremes.
     """
     ordered, n = sorted(values), len(values)
-    rank, outside = 1, 2 / 2**n
+    rank, outside = 1, 1 - coverage(n)
     while 2 * (rank + 1) <= n and outside + 2 * math.comb(n, rank) / 2**n <= 1 - level:
         outside += 2 * math.comb(n, rank) / 2**n
         rank += 1
     return Interval(ordered[rank - 1], ordered[n - rank], max(0.0, 1 - outside))
+
+
+def coverage(n: int) -> float:
+    """How surely the extremes of n values have the median between them: 0 for one value."""
+    return max(0.0, 1 - 2 / 2**n)

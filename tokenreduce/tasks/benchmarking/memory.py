@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,7 +29,7 @@ def peak_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
     if device.type != "cpu":
         return None
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's library talks on stderr
-    with torch.autograd.profiler.profile(profile_memory=True) as profile:
+    with _without_notes(), torch.autograd.profiler.profile(profile_memory=True) as profile:
         call()
     events: Any = profile.kineto_results
     moves = [(e.start_ns(), e.nbytes()) for e in events.events() if e.name() == "[memory]"]
@@ -36,6 +38,23 @@ def peak_bytes(call: Callable[[], Any], device: torch.device) -> int | None:
         held += n
         most = max(most, held)
     return most
+
+
+@contextmanager
+def _without_notes() -> Iterator[None]:
+    """Without torch's note that memory is freed which was taken before the profiler began.
+
+    It is written by C++, past Python's warnings, once a process; errors are still raised.
+    """
+    sys.stderr.flush()
+    before, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nothing)
 
 
 def cache_bytes(cache: Any) -> int:

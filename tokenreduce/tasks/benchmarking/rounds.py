@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,8 +69,10 @@ class Race:
         prompt: Prompt | Seen,
         candidates: Sequence[Candidate],
         new_tokens: int = 0,
+        progress: bool | None = False,
     ) -> None:
         self.model, self.prompt, self.new_tokens = model, prompt, new_tokens
+        self.progress = progress  # a bar; None: where there is a screen
         self.clock = Clock(model.device)
         self.lanes = [Lane(one, self.clock) for one in (UNREDUCED, *candidates)]
         self._inputs = {k: x.to(model.device) for k, x in prompt.inputs(model).items()}
@@ -79,7 +81,7 @@ class Race:
     def run(self, rounds: int, memory: bool = True) -> Race:
         """One turn of everyone that warms up, then `rounds` of them, then the bytes."""
         self.warm_up()
-        for i in range(rounds):
+        for i in self._shown(rounds):
             gc.collect()
             at = i % len(self.lanes)
             for lane in (*self.lanes[at:], *self.lanes[:at]):
@@ -87,6 +89,17 @@ class Race:
         if memory:
             self.weigh()
         return self
+
+    def _shown(self, rounds: int) -> Iterable[int]:
+        """The numbers of the rounds, under a bar."""
+        from tqdm.auto import tqdm
+
+        hidden = None if self.progress is None else not self.progress
+        name = f"{self.prompt.visual} visual tokens, batch {self.prompt.batch}"
+        found: Iterable[int] = tqdm(
+            range(rounds), desc=name, unit="round", disable=hidden, leave=False
+        )
+        return found
 
     def warm_up(self) -> None:
         """One turn of everyone that does not count."""
