@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +112,71 @@ def test_a_killed_run_goes_on_to_the_same_weights(
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in log if "loss" in row] == [1, 2, 3, 4]
     assert [row["step"] for row in log if "eval_loss" in row] == [2, 4]
+
+
+def cut(path: Path) -> None:
+    """As a full disk or a power cut leaves it: the name is there, a part of the content is not."""
+    path.write_bytes(path.read_bytes()[: -(path.stat().st_size // 3)])
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"]
+)
+def test_a_torn_checkpoint_is_passed_over_and_said(
+    whole: tuple[Path, dict[str, Any]], tmp_path: Path, name: str
+) -> None:
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(whole[0] / "checkpoints", folder)
+    assert newest_whole(folder) == folder / "checkpoint-4"
+    cut(folder / "checkpoint-4" / name)
+    said = rf"checkpoint-4 \({name} is cut short\) cannot be gone on from: going on from check"
+    with pytest.warns(UserWarning, match=said):
+        assert newest_whole(folder) == folder / "checkpoint-2"
+    cut(folder / "checkpoint-2" / name)
+    with pytest.warns(UserWarning, match=r"checkpoint-4 .*, checkpoint-2 .*training begins anew"):
+        assert newest_whole(folder) is None
+
+
+def test_checkpoints_in_parts_need_all_of_them(
+    whole: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoint-4"
+    shutil.copytree(whole[0] / "checkpoints" / "checkpoint-4", folder)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors"}}))
+    assert checkpoints.fault(folder) is None
+    index.write_text(json.dumps({"weight_map": {"a": "model-2.safetensors"}}))
+    assert checkpoints.fault(folder) == "no model-2.safetensors"
+    index.write_text("{")
+    assert checkpoints.fault(folder) == f"{index.name} is broken"
+    index.unlink()
+    assert checkpoints.fault(folder, ("tokenreduce.safetensors",)) == "no tokenreduce.safetensors"
+    (folder / checkpoints.STATE).write_bytes(b"\x80")
+    assert checkpoints.fault(folder) == "no whole trainer_state.json"
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_from_before_a_torn_checkpoint(
+    whole: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """To the same weights; and a best checkpoint that is torn is not what gets exported."""
+    shutil.copytree(whole[0] / "checkpoints", tmp_path / "checkpoints")
+    wanted = weights(whole[0] / "checkpoints" / "checkpoint-4")
+    cut(tmp_path / "checkpoints" / "checkpoint-4" / "model.safetensors")
+    with pytest.warns(UserWarning, match="going on from checkpoint-2"):
+        result = run(tmp_path)
+    assert result["resumed_from"] == "checkpoint-2"
+    found = weights(tmp_path / "checkpoints" / "checkpoint-4")
+    assert all(torch.equal(found[name], x) for name, x in wanted.items())
+    state = tmp_path / "checkpoints" / "checkpoint-4" / checkpoints.STATE
+    best = tmp_path / "checkpoints" / "checkpoint-2"
+    said = json.loads(state.read_text()) | {"best_model_checkpoint": str(best)}
+    state.write_text(json.dumps(said))
+    cut(best / "model.safetensors")
+    with pytest.warns(UserWarning, match=r"the best checkpoint, .*checkpoint-2, is not whole"):
+        assert run(tmp_path)["best"] is None
+    found = weights(tmp_path / "checkpoint")
+    assert all(torch.equal(found[name], x) for name, x in wanted.items())
 
 
 def test_a_finished_run_is_not_trained_again(whole: tuple[Path, dict[str, Any]]) -> None:

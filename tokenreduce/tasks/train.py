@@ -41,6 +41,7 @@ from tokenreduce.tasks.training.checkpoints import (
     check_same,
     drop_parts,
     export,
+    fault,
     finished,
     newest_whole,
 )
@@ -217,9 +218,22 @@ def measured_now(trainer: Trainer) -> bool:
 
 
 def best_of(trainer: Trainer) -> Path | None:
-    """The checkpoint with the least held-out loss; None where it is the last or none is known."""
+    """The checkpoint with the least held-out loss; None where it is the last or none is known.
+
+    Warns of one whose files are cut short: the last weights are exported then.
+    """
     name = trainer.state.best_model_checkpoint
-    return Path(name) if name is not None and Path(name).is_dir() else None
+    if name is None or not Path(name).is_dir():
+        return None
+    if reason := fault(Path(name)):
+        if first_process():
+            warnings.warn(
+                f"the best checkpoint, {name}, is not whole ({reason}): checkpoint/ gets the last "
+                "weights in its place",
+                stacklevel=2,
+            )
+        return None
+    return Path(name)
 
 
 def skipped(before: Sequence[tuple[str, str]], log: Path) -> dict[str, Any]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError, safe_open
 from transformers import Trainer, TrainerState
 
-from tokenreduce.files import whole
+from tokenreduce.files import parse_json, whole
 from tokenreduce.tasks import first_process
 
 STATE = "trainer_state.json"
@@ -25,33 +28,76 @@ WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "adapter_config.json")
 
 
 def newest_whole(folder: Path, also: Sequence[str] = ()) -> Path | None:
-    """The newest checkpoint that was written to its end; None where there is none.
+    """The newest checkpoint that can be gone on from; None where there is none.
 
     `also` are files that it must have besides those of the trainer.
 
     A kill during saving leaves a folder without the file that is written last, or with a part of
-    it: the checkpoint before it is the one to go on from.
+    it; a full disk or a power cut may leave any file cut short. The checkpoint before it is the one
+    to go on from; a warning names those that were passed over although they look complete.
     """
-    found = [
+    numbered = [
         (int(number), path)
         for path in folder.glob("checkpoint-*")
         if (number := path.name.rpartition("-")[2]).isdigit()
-        and _whole(path)
-        and all((path / name).is_file() for name in also)
     ]
-    return max(found)[1] if found else None
+    passed: list[str] = []
+    found = None
+    for _, path in sorted(numbered, reverse=True):
+        reason = fault(path, also)
+        if reason is None:
+            found = path
+            break
+        if _state(path) is not None:
+            passed.append(f"{path.name} ({reason})")
+    if passed and first_process():
+        then = "training begins anew" if found is None else f"going on from {found.name}"
+        warnings.warn(f"{', '.join(passed)} cannot be gone on from: {then}", stacklevel=2)
+    return found
 
 
-def _whole(path: Path) -> bool:
-    return _state(path) is not None and any(True for pattern in WEIGHTS for _ in path.glob(pattern))
+def fault(path: Path, also: Sequence[str] = ()) -> str | None:
+    """What is wrong with the files of a checkpoint, as far as their sizes tell; None: nothing."""
+    if _state(path) is None:
+        return f"no whole {STATE}"
+    files = {file for pattern in WEIGHTS for file in path.glob(pattern)}
+    if not files:
+        return "no weights"
+    files |= {path / name for name in also} | {*path.glob("*.pt"), *path.glob("*.pth")}
+    for index in path.glob("*.safetensors.index.json"):
+        try:
+            files |= {path / name for name in parse_json(index.read_bytes())["weight_map"].values()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return f"{index.name} is broken"
+    for file in sorted(files):
+        if not file.is_file():
+            return f"no {file.name}"
+        if _cut(file):
+            return f"{file.name} is cut short"
+    return None
+
+
+def _cut(file: Path) -> bool:
+    """Whether a file ends before its content does."""
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, "pt"):  # compares its table with its size
+                return False
+        if file.suffix == ".json":
+            parse_json(file.read_bytes())
+            return False
+        return not zipfile.is_zipfile(file)  # what torch.save writes; the table is at the end
+    except (OSError, ValueError, SafetensorError):
+        return True
 
 
 def _state(path: Path) -> Any:
     """What the file says that is written last; None where it is missing or broken."""
     try:
-        return json.loads((path / STATE).read_text())
-    except (OSError, json.JSONDecodeError):
+        found = parse_json((path / STATE).read_bytes())
+    except (OSError, ValueError):
         return None
+    return found if isinstance(found, dict) else None
 
 
 def finished(found: Path | None, steps: int, epochs: float) -> TrainerState | None:
