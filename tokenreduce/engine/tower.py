@@ -16,13 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenreduce.engine.view import in_this_thread
+from tokenreduce.engine.view import in_this_thread, in_turn
 from tokenreduce.geometry import Picture
 from tokenreduce.tokens import TOWER
 from tokenreduce.tower import Tower
 
-ROWS_AT_ONCE = 256
-"""Query rows per block where every patch asks."""
 LAYERS = {
     "class_attention": "feature",
     "class_attention_first": "first",
@@ -105,8 +103,7 @@ class Watch:
             return share[:, :, 0].transpose(1, 2)
         p = queries.shape[2]
         total = sum(
-            (queries[:, :, at : at + ROWS_AT_ONCE] @ keys).softmax(dim=-1).sum(dim=2)
-            for at in range(0, p, ROWS_AT_ONCE)
+            (queries[:, :, part] @ keys).softmax(dim=-1).sum(dim=2) for part in in_turn(p, p)
         )
         assert isinstance(total, Tensor)  # a picture has patches
         return (total / p).transpose(1, 2)

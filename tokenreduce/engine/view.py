@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokenreduce import choice
 from tokenreduce.adapter import Adapter
 from tokenreduce.engine.masks import visible
 from tokenreduce.engine.sequence import Layout, Sequence, rows_of
@@ -23,7 +24,7 @@ from tokenreduce.tokens import keep_from_mask
 from tokenreduce.tower import Rotary
 
 ROWS_AT_ONCE = 256
-"""Query rows per block when every token asks: bounds memory at (h, 256, p) floats per sample."""
+"""Query rows per block when every token asks; fewer where they see more than `DENSE` keys."""
 KEYS_AT_ONCE = 512
 """Tokens per block when keys are made on a CPU: what is made of a block is read from its cache."""
 
@@ -70,8 +71,7 @@ class LayerView:
         rows = torch.arange(p, device=keys.device).expand(b, -1)
         valid = self._question()
         total = torch.zeros(b, queries.shape[1], width, device=keys.device)
-        for at in range(0, p, ROWS_AT_ONCE):
-            part = slice(at, at + ROWS_AT_ONCE)
+        for part in in_turn(p, keys.shape[2]):
             # without a mask attention is causal: later keys get nothing from this block
             upto = width if isinstance(self.mask, Tensor) else width - max(p - part.stop, 0)
             share = valid[:, part].sum(dim=1).float()[:, None, None]
@@ -86,7 +86,12 @@ class LayerView:
         rows = self.text()[0]
         if queries is None:
             queries = self.queries(rows)
-        return self._visual(self._share(self._products(queries, projected_keys), rows))
+        products = self._products(queries, projected_keys)
+        found = [
+            self._visual(self._share(products[:, :, part], rows[:, part]))
+            for part in in_turn(rows.shape[1], products.shape[-1])
+        ]
+        return torch.cat(found, dim=2)
 
     def largest(
         self, projected_keys: Tensor | None = None, projected_queries: Tensor | None = None
@@ -98,8 +103,7 @@ class LayerView:
         rows = torch.arange(p, device=keys.device).expand(b, -1)
         kinds = self._present(), self._present(visual=True) & self._question()
         sums = [torch.zeros(b, keys.shape[2], device=keys.device) for _ in kinds]
-        for at in range(0, p, ROWS_AT_ONCE):
-            part = slice(at, at + ROWS_AT_ONCE)
+        for part in in_turn(p, keys.shape[2]):
             most = self._share(self._dot(queries[:, :, part], keys), rows[:, part]).amax(dim=1)
             for total, kind in zip(sums, kinds, strict=True):
                 total += (most * kind[:, part, None]).sum(dim=1)
@@ -263,6 +267,12 @@ class LayerView:
         column = self.layout.visual + offset
         column = column.view(len(column), *[1] * (share.dim() - 2), -1)
         return share.gather(-1, column.expand(*share.shape[:-1], -1))
+
+
+def in_turn(rows: int, keys: int) -> list[slice]:
+    """Query rows in blocks, of no more than `ROWS_AT_ONCE` times `DENSE` numbers for a head."""
+    step = max(min(ROWS_AT_ONCE, ROWS_AT_ONCE * choice.DENSE // max(keys, 1)), 1)
+    return [slice(at, min(at + step, rows)) for at in range(0, rows, step)]
 
 
 @contextmanager
