@@ -266,3 +266,10 @@ def test_no_machine_paths() -> None:
 def test_machine_paths_would_be_found() -> None:
     assert MACHINE.search("see /work/shared/notes.md")
     assert not MACHINE.search("https://example.org/home/page")
+
+
+def test_completion_offers_public_names_alone() -> None:
+    import tokenreduce as tr
+
+    shown = {name for name in dir(tr) if not name.startswith("__")}
+    assert shown == set(tr.__all__) - {"__version__"}

@@ -18,6 +18,7 @@ from tokenreduce.scheduler import Stop
 from tokenreduce.tokens import Plan
 
 CONVENTION = "matmul"
+MANY = 4  # samples that a short form lists
 
 
 @dataclass
@@ -79,7 +80,7 @@ def _beside(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Tensor,
     return torch.cat([a[0], b[0]], dim=1), torch.cat([a[1], b[1]], dim=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EncoderReport:
     """Tokens of the latest pass, per picture; class tokens are counted.
 
@@ -108,19 +109,23 @@ class EncoderReport:
         return asdict(self)
 
     def __str__(self) -> str:
-        behind = " ".join(str(n) for n in self.tokens_per_layer)
+        left = " ".join(str(n) for n in self.tokens_per_layer)
         share = self.flops / self.flops_full if self.flops_full else 1.0
-        where = f"each of {self.pictures} pictures"
+        where = "the picture" if self.pictures == 1 else f"each of {self.pictures} pictures"
         if self.blocks is not None:
             where = f"one sequence of {self.blocks} blocks"
         return (
             f"tokens            {self.tokens} in {where}\n"
-            f"behind the layers {behind}\n"
+            f"after each layer  {left}\n"
             f"FLOPs             {self.flops:.4g} of {self.flops_full:.4g} ({share:.1%})"
         )
 
+    def __repr__(self) -> str:
+        left = self.tokens_per_layer[-1] if self.tokens_per_layer else self.tokens
+        return f"<EncoderReport: {self.tokens} -> {left} tokens, FLOPs {_left(self, 'flops')}>"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Report:
     """Tokens, FLOPs and cache bytes of the latest prompt, with and without the reduction.
 
@@ -161,26 +166,41 @@ class Report:
         return asdict(self)
 
     def __str__(self) -> str:
-        share = self.flops / self.flops_full if self.flops_full else 1.0
-        bytes_ = self.kv_bytes / self.kv_bytes_full if self.kv_bytes_full else 1.0
         lines = [f"visual tokens     {_row(self.visual_tokens)}"]
         lines += [
             f"layer {stop['layer']:<3} keeps   {_row(stop['kept'])}  ({_share(stop)})"
             for stop in self.stops
         ]
         lines += [f"sample {i:<3} as is     {why}" for i, why in enumerate(self.skipped) if why]
-        lines.append(f"prefill FLOPs     {self.flops:.4g} of {self.flops_full:.4g} ({share:.1%})")
+        lines.append(
+            f"prefill FLOPs     {self.flops:.4g} of {self.flops_full:.4g} ({_left(self, 'flops')})"
+        )
         if self.selection_flops:
             lines.append(f"selection FLOPs   up to {self.selection_flops:.4g} more")
         if self.tower is not None:
-            behind = " ".join(str(n) for n in self.tower.tokens_per_layer)
-            lines.append(
-                f"vision tower      {self.tower.tokens} tokens, behind its layers {behind}"
-            )
+            left = " ".join(str(n) for n in self.tower.tokens_per_layer)
+            lines.append(f"vision tower      {self.tower.tokens} tokens, after each layer {left}")
         lines.append(
-            f"KV cache          {self.kv_bytes:,} of {self.kv_bytes_full:,} bytes ({bytes_:.1%})"
+            f"KV cache          {self.kv_bytes:,} of {self.kv_bytes_full:,} bytes "
+            f"({_left(self, 'kv_bytes')})"
         )
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        counts = [self.visual_tokens, *(stop["kept"] for stop in self.stops)]
+        visual = " -> ".join(_row(list(row)) for row in counts)
+        if len(self.visual_tokens) > MANY:
+            visual = f"{len(self.visual_tokens)} samples"
+        return (
+            f"<Report: visual tokens {visual}, prefill FLOPs {_left(self, 'flops')}, KV cache "
+            f"{_left(self, 'kv_bytes')}; print() shows all>"
+        )
+
+
+def _left(report: Report | EncoderReport, name: str) -> str:
+    """What is left of a cost, as a percentage of the unreduced one."""
+    full = getattr(report, f"{name}_full")
+    return f"{getattr(report, name) / full if full else 1.0:.1%}"
 
 
 def _share(stop: dict[str, Any]) -> str:
