@@ -7,13 +7,15 @@
 
 The first line alone trains with reduced tokens. `follow` adds what only a trainer knows: schedulers
 see how far training is, what the reduction does goes to the logs, every checkpoint has the
-reduction beside it for `tokenreduce.load`, and the reduction knows the labels that a trainer keeps
-from the model to compute a loss of its own.
+reduction beside it for `tokenreduce.load`, the reduction knows the labels that a trainer keeps from
+the model to compute a loss of its own, and the frozen model that a preference is measured against
+(TRL's `DPOTrainer`) is reduced alike.
 """
 
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -24,8 +26,10 @@ import torch
 import torch.distributed
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tokenreduce.engine.hooks import owners_of
+from tokenreduce.errors import ReductionWarning
 from tokenreduce.learned import LearnedStrategy
-from tokenreduce.reduction import Reduction
+from tokenreduce.reduction import Reduction, reduce, unwrap
 from tokenreduce.report import Report
 
 PREFIX = "tokenreduce/"
@@ -101,10 +105,15 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]  # transformers'
 
     Callbacks of `report_to` that run before this one do not see these numbers: `follow(trainer,
     reduction)` puts it first.
+
+    Attributes:
+        reduction: of the model that is trained.
+        reference: of the frozen model that it is compared with, where the trainer has one.
     """
 
-    def __init__(self, reduction: Reduction) -> None:
+    def __init__(self, reduction: Reduction, reference: Reduction | None = None) -> None:
         self.reduction = reduction
+        self.reference = reference
         self._tally = Tally()
         self._since = self._ended = time.monotonic()
 
@@ -119,7 +128,7 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]  # transformers'
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Tells the schedule how far training is."""
-        self.reduction.progress = state.global_step / max(state.max_steps, 1)
+        self.advance(state.global_step / max(state.max_steps, 1))
 
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -176,7 +185,13 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]  # transformers'
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """From now on the schedule is that of inference."""
-        self.reduction.progress = 1.0
+        self.advance(1.0)
+
+    def advance(self, progress: float) -> None:
+        """Tells both schedules how far training is, from 0 to 1."""
+        self.reduction.progress = progress
+        if self.reference is not None:
+            self.reference.progress = progress
 
 
 def follow(trainer: Trainer, reduction: Reduction) -> ReductionCallback:
@@ -184,7 +199,11 @@ def follow(trainer: Trainer, reduction: Reduction) -> ReductionCallback:
 
     Labels that the trainer keeps from the model (label smoothing, `compute_loss_func`) are told to
     the reduction, so that what is kept never depends on the answers. The parameters of a learned
-    strategy become a group of the trainer's optimiser, unless they are in it already.
+    strategy become a group of the trainer's optimiser, unless they are in it already. A reference
+    model (`trainer.ref_model`, of TRL's preference trainers) is reduced in the same way, for as
+    long as the model is; one that is reduced already stays as it is.
+
+    Warns of a reference that cannot be reduced so, and of one that was asked before it was.
 
     Returns:
         the callback, already added.
@@ -194,8 +213,6 @@ def follow(trainer: Trainer, reduction: Reduction) -> ReductionCallback:
             followed already, or the trainer compares labels with logits of visual positions, which
             `logits="text"` leaves out.
     """
-    from tokenreduce.reduction import unwrap
-
     if unwrap(trainer.model) is not unwrap(reduction.model):
         raise ValueError(
             f"the trainer trains a {type(unwrap(trainer.model)).__name__} that is not the model "
@@ -209,10 +226,10 @@ def follow(trainer: Trainer, reduction: Reduction) -> ReductionCallback:
             f"{', '.join(names)} compare(s) labels with the logits of every position, but "
             'logits="text" leaves out those of visual ones: reduce with logits="full"'
         )
-    callback = ReductionCallback(reduction)
+    callback = ReductionCallback(reduction, _reference(trainer, reduction))
     callbacks.insert(0, callback)
     trainer.compute_loss = _telling(trainer.compute_loss, reduction)
-    trainer.evaluate = _as_at_inference(trainer.evaluate, reduction)
+    trainer.evaluate = _as_at_inference(trainer.evaluate, callback)
     if isinstance(reduction.strategy, LearnedStrategy):
         trainer.create_optimizer = _joining(trainer, reduction.strategy)
     return callback
@@ -223,6 +240,8 @@ def _compares(trainer: Trainer) -> list[str]:
     found = {
         "label_smoothing_factor": trainer.label_smoother,
         "compute_loss_func": trainer.compute_loss_func,
+        # of preferences and rewards: log-probabilities, under a mask of every position
+        type(trainer).__name__: True if hasattr(trainer, "ref_model") else None,
     }
     if not trainer.args.prediction_loss_only:
         found["compute_metrics"] = trainer.compute_metrics
@@ -230,16 +249,56 @@ def _compares(trainer: Trainer) -> list[str]:
     return [name for name, part in found.items() if part is not None]
 
 
-def _as_at_inference(evaluate: Callable[..., Any], reduction: Reduction) -> Callable[..., Any]:
+def _reference(trainer: Trainer, reduction: Reduction) -> Reduction | None:
+    """The same reduction on the frozen model that a trainer compares its model with, if any.
+
+    Trainers load it afresh: unreduced, it would prefer something else before the first step.
+    """
+    model: Any = getattr(trainer, "ref_model", None)
+    asked = bool(getattr(trainer.args, "precompute_ref_log_probs", False))
+    if model is None and not (asked and trainer.is_fsdp_enabled):
+        return None  # none at all, or the model itself: without its adapters, or before a step
+    if model is not None and any(owners_of(part) for part in model.modules()):
+        return None  # by the caller
+    if asked:
+        warnings.warn(
+            "precompute_ref_log_probs=True has asked the reference model unreduced: reduce it "
+            "before you make the trainer (ref_model=...), or leave that option out",
+            ReductionWarning,
+            stacklevel=3,
+        )
+        return None
+    options = {
+        name: getattr(reduction, name) for name in ("positions", "logits", "seed", "min_tokens")
+    }
+    alike = type(unwrap(model)) is type(unwrap(reduction.model))
+    adapter = reduction.adapter if alike else None
+    try:
+        found = reduce(model, reduction.strategy, reduction.scheduler, adapter=adapter, **options)
+    except (TypeError, ValueError) as error:
+        warnings.warn(
+            f"the reference model stays unreduced, and is compared with a reduced one: {error}",
+            ReductionWarning,
+            stacklevel=3,
+        )
+        return None
+    reduction._wiring.handles.append(found)  # is taken off with it
+    return found
+
+
+def _as_at_inference(
+    evaluate: Callable[..., Any], callback: ReductionCallback
+) -> Callable[..., Any]:
     """A trainer's `evaluate` under the schedule that training leads to."""
 
     @wraps(evaluate)
     def at_the_end(*args: Any, **kwargs: Any) -> Any:
-        before, reduction.progress = reduction.progress, 1.0
+        before = callback.reduction.progress
+        callback.advance(1.0)
         try:
             return evaluate(*args, **kwargs)
         finally:
-            reduction.progress = before
+            callback.advance(before)
 
     return at_the_end
 
