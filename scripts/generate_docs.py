@@ -26,6 +26,10 @@ import tokenreduce as tr
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"(<!-- generated: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+DEPTH = 32
+"""Layers that a schedule of many stops is shown for."""
+FEW = 6
+"""Stops that a table writes out."""
 
 
 def main(arguments: list[str]) -> int:
@@ -78,20 +82,16 @@ def strategies() -> str:
 
 
 def methods() -> str:
-    """Every fact that a strategy states about itself."""
-    head = ("name", "class", "evidence", "where", "reads the question", "positions", "scheduler")
+    """What a strategy reads, where it acts, and its paper."""
     return table(
-        (*head, "options", "paper"),
+        ("strategy", "evidence", "acts in", "reads the question", "positions", "paper"),
         (
             (
-                f"`{name}`",
-                link(kind, "reference/strategies.md"),
+                link(kind, "reference/strategies.md", name),
                 ", ".join(f"`{need}`" for need in sorted(kind.needs)) or "none",
                 kind.site,
                 "yes" if kind.reads_text else "no",
                 f"`{kind.positions}`",
-                schedule(kind),
-                options(kind),
                 paper(kind),
             )
             for name, kind in tr.strategies.items()
@@ -100,6 +100,17 @@ def methods() -> str:
 
 
 def schedulers() -> str:
+def method_options() -> str:
+    """The schedule that a strategy brings, and its options."""
+    return table(
+        ("strategy", "its scheduler", "options"),
+        (
+            (f"`{name}`", schedule(kind), options(kind).replace(", ", "<br>"))
+            for name, kind in tr.strategies.items()
+        ),
+    )
+
+
     """Name, effect and options of every scheduler."""
     return table(
         ("scheduler", "what it does", "options"),
@@ -245,6 +256,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "strategies": strategies,
     "methods": methods,
     "schedulers": schedulers,
+    "method-options": method_options,
     "adapters": adapters,
     "evidence": evidence,
     "conformance": conformance,
@@ -266,16 +278,35 @@ def summary(kind: Any) -> str:
 
 
 def schedule(kind: type[tr.Strategy]) -> str:
-    """The scheduler that a strategy brings, as it would be written in Python."""
+    """The scheduler that a strategy brings: as Python, in short where it has many stops."""
     scheduler = kind().scheduler()
     if not kind.reduces:
         return "none"
-    given = ", ".join(
-        f"{field.name}={getattr(scheduler, field.name)!r}"
-        for field in fields(scheduler)
-        if field.name != "rounding" or scheduler.rounding != "nearest"  # type: ignore[attr-defined]
+    name, given = type(scheduler).__name__, []
+    for field in fields(scheduler):
+        value = getattr(scheduler, field.name)
+        if field.name in ("rounding", "at_least") and value == field.default:
+            continue
+        if isinstance(value, tuple) and len(value) > FEW:
+            return f"`{name}` of {len(value)} stops: {many(scheduler)}"
+        given.append(f"{field.name}={short(value)}")
+    return f"`{name}({', '.join(given)})`"
+
+
+def many(scheduler: tr.Scheduler) -> str:
+    """A schedule of many stops: the first and the last of them."""
+    first, *_, last = scheduler.stops(DEPTH)
+    return (
+        f"{first.keep:.0%} of the tokens from layer {first.layer} of {DEPTH}, "
+        f"{last.keep:.0%} from layer {last.layer}"
     )
-    return f"`{type(scheduler).__name__}({given})`"
+
+
+def short(value: Any) -> str:
+    """A value as Python writes it, with four digits at most."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(short, value))}{',' if len(value) == 1 else ''})"
+    return f"{value:.4g}" if isinstance(value, float) else repr(value)
 
 
 def options(kind: type) -> str:
@@ -298,9 +329,9 @@ def paper(kind: type[tr.Strategy]) -> str:
     return f"[{kind.paper}](https://arxiv.org/abs/{number})"
 
 
-def link(kind: type, page: str) -> str:
-    """A class, linked to its entry in the reference."""
-    return f"[`{kind.__name__}`]({page}#{kind.__module__}.{kind.__qualname__})"
+def link(kind: type, page: str, name: str | None = None) -> str:
+    """A class, under its own or another name, linked to its entry in the reference."""
+    return f"[`{name or kind.__name__}`]({page}#{kind.__module__}.{kind.__qualname__})"
 
 
 if __name__ == "__main__":

@@ -187,6 +187,31 @@ def test_links_within_the_repository_lead_somewhere() -> None:
     assert dead == []
 
 
+def test_pages_link_no_file_that_the_site_leaves_out() -> None:
+    """What `exclude_docs` names is in the repository, and nowhere on the site."""
+    link = re.compile(r"\]\(([^)#\s:]+\.(?:json|py|ya?ml))\)")
+    dead = [
+        f"{name(path)}: {target}"
+        for path in DOCS.rglob("*.md")
+        for target in link.findall(path.read_text())
+    ]
+    assert dead == []
+
+
+def test_tables_of_schedules_are_short() -> None:
+    for path in (ROOT / "README.md", DOCS / "methods.md"):
+        long = re.findall(r"^\|.*\d\.\d{7,}.*$", path.read_text(), re.MULTILINE)
+        assert [row[:60] for row in long] == []
+        assert max(map(len, re.findall(r"^\|.*`Explicit.*$", path.read_text(), re.M))) < 300
+
+
+def test_no_page_says_a_paragraph_twice() -> None:
+    for path in PAGES:
+        found = [part.strip() for part in path.read_text().split("\n\n")]
+        long = [part for part in found if len(part) > 120 and not part.startswith("```")]
+        assert [part[:60] for part in set(long) if long.count(part) > 1] == [], name(path)
+
+
 def test_readme_opens_with_the_two_commands() -> None:
     """Main job and tests, each with its own set-up: what CI and readers run letter for letter."""
     block = re.search(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
