@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +24,8 @@ from tokenreduce import cli, plugins
 from tokenreduce.config import compose
 from tokenreduce.embedded import checkpoint_dir
 from tokenreduce.tasks import tasks
+
+from .test_files import full_disk
 
 Program = Callable[..., Any]
 
@@ -454,3 +458,249 @@ def test_without_arguments_the_embedded_model_answers(program: Program, tmp_path
     example = json.loads((checkpoint_dir().parent / "example.json").read_text())
     assert record["answers"]["full"] == example["answer"] == record["expected"]
     assert example["question"] in done.out
+
+
+# -- runs that do not end well ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def ending() -> Iterator[list[Any]]:
+    """A task that ends as it is told: `task.name=ending`; raises or calls what is put in here."""
+    how: list[Any] = []
+
+    @tasks.register("ending")
+    def end(config: Any, output: Path) -> dict[str, Any]:
+        found = how[0](output)
+        if isinstance(found, BaseException):
+            raise found
+        return {"found": found}
+
+    yield how
+    del tasks._entries["ending"]  # type: ignore[attr-defined]
+
+
+def test_a_sweep_outlives_a_refused_run(program: Program, probe: list[Any], tmp_path: Path) -> None:
+    done = program("task.name=probe", "-m", "scheduler=single", "scheduler.keep=0.5,2,0.25")
+    assert done.code == 2
+    assert [config.scheduler.keep for config in probe] == [0.5, 0.25]
+    assert "tokenreduce: run 1 failed: keep must be a number between 0 and 1, not 2" in done.err
+    assert "1 of 3 runs failed" in done.err
+    assert "Traceback" not in done.err
+    (sweep,) = tmp_path.glob("outputs/probe/*_sweep")
+    assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == ["0", "2"]
+
+
+def test_a_sweep_outlives_a_fault(program: Program, ending: list[Any], tmp_path: Path) -> None:
+    """Which keeps its traceback, and another exit code."""
+    ending.append(lambda output: None if output.name == "0" else 1 / 0)
+    done = program("-m", "task.name=ending", "seed=0,1")
+    assert done.code == 1
+    assert "ZeroDivisionError" in done.err
+    assert "1 of 2 runs failed" in done.err
+    assert len(list(tmp_path.glob("outputs/ending/*/*/result.json"))) == 1
+
+
+def test_a_sweep_of_refused_runs_leaves_nothing(
+    program: Program, probe: list[Any], tmp_path: Path
+) -> None:
+    assert program("-m", "task.name=probe", "max_new_tokens=0,-1").code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_is_one_line(program: Program, ending: list[Any], tmp_path: Path) -> None:
+    def interrupted(output: Path) -> None:
+        raise KeyboardInterrupt
+
+    ending.append(interrupted)
+    done = program("task.name=ending")
+    assert done.code == 130
+    (line,) = done.err.strip().splitlines()
+    assert line.startswith("tokenreduce: interrupted; ")
+    assert list(tmp_path.iterdir()) == []
+    done = program("-m", "task.name=ending", "seed=0,1")
+    assert done.code == 130
+    assert "Traceback" not in done.err
+
+
+def test_a_full_disk_is_one_line(program: Program, ending: list[Any], tmp_path: Path) -> None:
+    ending.append(lambda output: "x" * 50_000)
+    with full_disk(20_000):
+        done = program("task.name=ending", "hydra.run.dir=here")
+    assert "nothing half written is left" in done.line
+    assert not (tmp_path / "here").exists()
+
+
+@pytest.mark.parametrize("place", ["file/in", "file", "x" * 300])
+def test_a_folder_that_cannot_be_made_is_one_line(
+    program: Program, probe: list[Any], tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    done = program("task.name=probe", f"hydra.run.dir={place}")
+    assert "the folder of the run cannot be written" in done.line
+    assert probe == []
+
+
+def test_a_refused_run_leaves_no_folder(
+    program: Program, ending: list[Any], tmp_path: Path
+) -> None:
+    ending.append(lambda output: OSError(28, "No space left on device"))
+    assert "make room" in program("task.name=ending").line
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "old.png").touch()
+    program("max_new_tokens=0", "hydra.run.dir=mine")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert (tmp_path / "mine" / "old.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["max_new_tokens=0"], "max_new_tokens must be a whole number of at least 1, not 0"),
+        (["seed=abc", "strategy=random"], "seed must be a whole number of at least 0, not 'abc'"),
+        (["seed=1.5"], "seed must be a whole number"),
+        (["min_tokens=-1"], "min_tokens must be a whole number of at least 0"),
+        (["task.runs=-1"], "task.runs must be a whole number of at least 0"),
+        (["task.page=1"], "task.page must be true or false, not 1"),
+        (["task=train", "task.frozen=vision"], "task.frozen must be a list, written [a,b]"),
+        (["task=train", "trainer.learning_rate=fast"], "trainer.learning_rate must be a number"),
+        (["task=profile", "task.grid=half"], "task.grid must be a whole number of at least 1"),
+        (["task=benchmark", "positions=kept"], "no positions 'kept'; did you mean 'keep'?"),
+        (["scheduler.keep=0.25"], "choose scheduler=cosine, linear or single, which have it"),
+        (["strategy.score=last"], "choose strategy=fastv, which has it"),
+        (["scheduler=single", f"scheduler.layer={'1' * 400}"], "layer"),
+        (["strategy=scorer_mlp", "strategy.weights=5"], "weights must be"),
+        ([f"image={'x' * 300}", "prompt=a"], "cannot be a path here: File name too long"),
+        (["image=~nobody-of-that-name/a.png", "prompt=a"], "home directory"),
+        (["evaluate"], "did you mean 'task=evaluate'?"),
+        (["--config-dir", "mine", "strategy=tag"], "python/object"),
+        (["--config-dir", "mine", "strategy=bomb"], "values with its anchors written out"),
+        (["--config-dir", "mine", "strategy=torn"], "is no YAML"),
+        (["--config-dir", "long", "scheduler=million"], "bytes, more than an option file may"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_line_before_a_model_is_loaded(
+    program: Program,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    def load(*_: Any) -> None:
+        raise AssertionError("a model is loaded")
+
+    monkeypatch.setattr("tokenreduce.tasks.loading.model_source", load)
+    mine, long = tmp_path / "mine" / "strategy", tmp_path / "long" / "scheduler"
+    for folder in (mine, long):
+        folder.mkdir(parents=True)
+    words = " ".join(arguments)
+    if "strategy=tag" in words:
+        (mine / "tag.yaml").write_text('name: !!python/object/apply:os.system ["true"]\n')
+    if "strategy=torn" in words:
+        (mine / "torn.yaml").write_text("name: [fastv\n")
+    if "strategy=bomb" in words:
+        rows = ["a0: &a0 [x,x,x,x,x,x,x,x,x]"]
+        rows += [f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
+        (mine / "bomb.yaml").write_text("\n".join(rows))
+    if "million" in words:
+        rows = ["name: explicit", f"layers: [{','.join(map(str, range(1_000_000)))}]"]
+        (long / "million.yaml").write_text("\n".join(rows))
+    assert message in program(*arguments).line
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("package", "words"),
+    [("accelerate", ["task=train"]), ("accelerate", ["task=pretrain"])],
+)
+def test_a_missing_package_is_named_with_its_extra(
+    program: Program, monkeypatch: pytest.MonkeyPatch, package: str, words: list[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    assert f'needs {package}: pip install "tokenreduce[train]"' in program(*words).line
+
+
+def test_the_environment_is_not_written_down(
+    program: Program, probe: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("A_TOKEN", "hunter2")
+    words = [
+        "+own.token=${oc.env:A_TOKEN}",
+        "+own.other=${own.token}_2",
+        "+own.gone=${oc.env:GONE,x}",
+    ]
+    assert program("task.name=probe", "hydra.run.dir=here", *words).code == 0
+    assert probe[0].own.other == "hunter2_2"
+    for path in (tmp_path / "here").rglob("*"):
+        assert path.is_dir() or "hunter2" not in path.read_text()
+    record = json.loads((tmp_path / "here" / "result.json").read_text())
+    assert record["config"]["own"]["other"] == "${oc.env:A_TOKEN}_2"
+    assert record["config"]["own"]["gone"] == "${oc.env:GONE,x}"
+
+
+def test_no_number_is_said_and_written_as_null(
+    program: Program, ending: list[Any], tmp_path: Path
+) -> None:
+    ending.append(lambda output: {"full": [float("nan")]})
+    with pytest.warns(UserWarning, match=r"found\.full\[0\] is nan"):
+        program("task.name=ending", "hydra.run.dir=here")
+    text = (tmp_path / "here" / "result.json").read_text()
+    assert json.loads(text)["found"] == {"full": [None]}
+
+
+@pytest.mark.parametrize("word", ["--version", "list", "doctor"])
+def test_there_is_an_answer(program: Program, word: str) -> None:
+    done = program(word, *(["tasks"] if word == "list" else []))
+    assert done.code == 0
+    assert done.err == ""
+    assert {"--version": "transformers", "list": "evaluate", "doctor": "device"}[word] in done.out
+
+
+def test_letters_that_the_terminal_lacks_are_escaped(
+    program: Program, ending: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    monkeypatch.setattr(sys, "stdout", stream)
+    ending.append(lambda output: print("où\udce9"))
+    assert program("task.name=ending").code == 0
+    stream.flush()
+    assert stream.buffer.getvalue().startswith(b"o\\xf9\\udce9")
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_process(tmp_path: Path) -> None:
+    """With the signal itself, in the middle of loading and running."""
+    run = subprocess.Popen(
+        [sys.executable, "-m", "tokenreduce", "task=evaluate", "task.limit=64"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for _ in range(600):
+        time.sleep(0.1)
+        if list(tmp_path.glob("outputs/evaluate/*/.hydra/overrides.yaml")):
+            break
+    run.send_signal(signal.SIGINT)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert "Traceback" not in err
+    assert err.strip().splitlines()[-1].startswith("tokenreduce: interrupted; ")
+
+
+@pytest.mark.slow
+def test_a_sweep_of_parallel_jobs_outlives_a_refused_one(tmp_path: Path) -> None:
+    """Whose refusal comes back from another process."""
+    words = ["-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "task=solve"]
+    words += ["scheduler=single", "target.flops=0.6,45", "device=cpu"]
+    run = subprocess.run(
+        [sys.executable, "-m", "tokenreduce", *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 2
+    assert "Traceback" not in run.stderr
+    assert "tokenreduce: " in run.stderr.splitlines()[-1]
+    assert len(list(tmp_path.glob("outputs/solve/*/*/result.json"))) == 1

@@ -96,6 +96,7 @@ def _answered(given: Sequence[str]) -> bool:
 def run(config: DictConfig, output: Path) -> dict[str, Any]:
     """Runs the task that `config.task.name` names and writes `output/result.json`."""
     configuration.refuse_code(config)
+    options.check_installed(config)
     started = time.time()
     task = find_task(str(config.task.name))
     options.check(config)

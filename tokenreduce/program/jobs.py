@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tokenreduce.program import ending
+from tokenreduce.tasks import result
 
 
 @dataclass
@@ -60,7 +61,7 @@ class Jobs:
 
     def fail(self, job: Any, error: Exception, line: str, traceback: bool) -> None:
         """Notes that a run of a sweep has failed, and says so at once; the next one follows."""
-        words = " ".join(str(word) for word in job.overrides.task)
+        words = " ".join(result.given())
         self.failed.append((int(job.job.num), words, line))
         if traceback:
             tracebacks.print_exception(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ KINDS = {
     "adapter": "adapters",
 }
 """Groups in the order in which they are listed, and their plurals."""
-WIDTH = 80
+WIDTH, SHORT = 80, 100
 
 
 def version() -> str:
@@ -93,15 +94,16 @@ def _options(group: str) -> Iterator[tuple[str, str]]:
 
 
 def comment(path: Path) -> str:
-    """What an option file says in its first comment, in one sentence."""
+    """What an option file says in its first comment: a sentence, or two short ones."""
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
         lines.append(line.lstrip("# ").strip())
-    text = " ".join(lines)
-    head, stop, _ = text.partition(". ")
-    return textwrap.shorten(head + stop.strip(), 200, placeholder=" ...")
+    said, *more = re.split(r"(?<=\.)\s+(?=[A-Z])", " ".join(lines))
+    if more and len(f"{said} {more[0]}") <= SHORT:
+        said = f"{said} {more[0]}"
+    return textwrap.shorten(said, 2 * SHORT, placeholder=" ...")
 
 
 def _schedule(path: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from tokenreduce.config import build_scheduler, build_strategy
 from tokenreduce.errors import Refused
 from tokenreduce.registry import did_you_mean
+from tokenreduce.tasks import result
 
 LEAST: Mapping[str, Mapping[str, int]] = {
     "": {"seed": 0, "max_new_tokens": 1, "min_tokens": 0},
@@ -38,6 +40,11 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "logits": ("full", "text"),
 }
 """What options are chosen from; null leaves them open."""
+NEEDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
+    "task": {"train": ("accelerate", "train"), "pretrain": ("accelerate", "train")},
+    "data": {"folder": ("datasets", "train")},
+}
+"""By group and option: a package that it cannot do without, and the extra that brings it."""
 OWN = ("scheduler", "strategy", "hydra")
 """Groups whose values are checked where their classes are built."""
 MOST_BYTES, MOST_VALUES = 2**18, 10**5
@@ -67,13 +74,23 @@ def check(config: DictConfig) -> None:
     build_scheduler(config)
 
 
+def check_installed(config: DictConfig) -> None:
+    """Refuses what needs a package that is not installed.
+
+    Raises:
+        Refused: with the extra that brings it.
+    """
+    for group, options in NEEDS.items():
+        name = str((config.get(group) or {}).get("name"))
+        package, extra = options.get(name, ("", ""))
+        if package and importlib.util.find_spec(package) is None:
+            raise Refused(f'{group}={name} needs {package}: pip install "tokenreduce[{extra}]"')
+
+
 def given() -> Iterator[tuple[str, Any, Any]]:
     """Each option that the command line gives a value: its name, the words, and its default."""
-    if not HydraConfig.initialized():
-        return  # composed in Python
-    job = HydraConfig.get()
-    words = [str(word) for word in job.overrides.task]
-    groups = [word for word in words if _name(word) in job.runtime.choices]
+    words = result.given()  # none where the configuration was composed in Python
+    groups = [word for word in words if _name(word) in HydraConfig.get().runtime.choices]
     values = [word for word in words if word not in groups and not word.startswith("~")]
     values = [word for word in values if _name(word).partition(".")[0] not in OWN]
     if not values:

@@ -13,7 +13,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from tokenreduce.config import public
 from tokenreduce.files import odd_numbers, write_json
@@ -108,8 +108,14 @@ def machine() -> dict[str, Any]:
 
 
 def given() -> list[str]:
-    """The overrides of the command line, as given; none where a task is called from Python."""
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    """The overrides of the command line, as given; none where a task is called from Python.
+
+    Their interpolations stay as they are: what the environment gives must not be written down.
+    """
+    if not HydraConfig.initialized():
+        return []
+    words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    return [str(word) for word in words]
 
 
 def _choices() -> dict[str, Any]:
