@@ -198,6 +198,18 @@ def test_pages_link_no_file_that_the_site_leaves_out() -> None:
     assert dead == []
 
 
+def test_the_map_of_the_tree_has_every_folder() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    (tree,) = re.findall(r"```text\n(tokenreduce/\n.*?)```", page, re.DOTALL)
+    told = set(re.findall(r"[\w.]+/?(?=\s|$)", tree))
+    folders = {f"{path.parent.name}/" for path in (ROOT / "tokenreduce").glob("*/__init__.py")}
+    assert folders - told == set()
+    named = {word for word in told if word.endswith(("/", ".py"))}
+    assert [
+        w for w in named if not any(p.exists() for p in (ROOT / w, ROOT / "tokenreduce" / w))
+    ] == []
+
+
 def test_tables_of_schedules_are_short() -> None:
     for path in (ROOT / "README.md", DOCS / "methods.md"):
         long = re.findall(r"^\|.*\d\.\d{7,}.*$", path.read_text(), re.MULTILINE)
