@@ -6,6 +6,7 @@ objects. No config can name code: `_target_` is refused.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
@@ -124,15 +125,20 @@ def plain(node: Any) -> Mapping[str, Any]:
     return {str(key): tuple(v) if isinstance(v, list) else v for key, v in data.items()}
 
 
-def public(config: DictConfig) -> dict[str, Any]:
+def public(config: DictConfig, apart: bool = False) -> dict[str, Any]:
     """A configuration as plain data to be written down: what the environment gave is not in it.
 
     `${oc.env:TOKEN}` may be a password. It stays as it was written, and so does whatever refers to
     it.
+
+    Args:
+        config: any part of it.
+        apart: tell one value of the environment from another, by a few digits of its hash.
     """
 
     def unresolved(*given: Any) -> str:
-        return f"${{oc.env:{','.join(map(str, given))}}}"
+        known = hashlib.sha256(str(environment(*given)).encode()).hexdigest()[:8] if apart else ""
+        return f"${{oc.env:{','.join(map(str, given))}}}{known and '#'}{known}"
 
     OmegaConf.register_new_resolver("oc.env", unresolved, replace=True)
     try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -213,3 +215,32 @@ def test_first_questions_of_conversations(folder):
     assert (item.name, item.question, item.answer) == ("1", "What is this?", "A cat.")
     with pytest.raises(ValueError, match="no conversation"):
         first_questions(read_llava(path).select([1]))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            '{"image": "a.png", "quesion": "what?", "answer": "x"}',
+            "no 'question'; it has 'quesion', did you mean 'question'?",
+        ),
+        ('{"image": "a.png", "question": "\\ud800?", "answer": "x"}', "half a character"),
+        ('{"image": "a.png", "question": "?", "answer": ["x", "\\udfff"]}', "half a character"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_a_line_that_cannot_be_read_is_one_line(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "q.jsonl").write_text(line + "\n")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        read_questions(tmp_path / "q.jsonl")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "~nobody-of-that-name/q.jsonl"])
+def test_what_cannot_be_a_path_is_one_line(tmp_path: Path, path: str) -> None:
+    with pytest.raises(ValueError, match=r"data\.path .* cannot be a path here"):
+        read_questions(path)
+    (tmp_path / "q.jsonl").touch()
+    with pytest.raises(ValueError, match=r"data\.images .* cannot be a path here"):
+        read_questions(tmp_path / "q.jsonl", path)

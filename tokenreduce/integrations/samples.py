@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
 from typing import Any
+
+from tokenreduce.files import parse_json
 
 OWN = frozenset(
     {"doc_id", "doc", "target", "arguments", "input", "resps", "filtered_resps", "token_counts"}
@@ -78,8 +79,8 @@ def _file(path: Path) -> Path:
 
 def _row(line: str, place: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
+        row = parse_json(line)
+    except ValueError as error:
         raise ValueError(f"{place} is no JSON ({error}): it was not written to its end") from None
     for name in ("doc_id", "target", "filtered_resps"):
         if not isinstance(row, dict) or name not in row:

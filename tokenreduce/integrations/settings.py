@@ -9,7 +9,6 @@ scheduler without a name change those of the strategy's own.
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import nn
 
 from tokenreduce import plugins
 from tokenreduce.checkpoint import FILE, load
+from tokenreduce.files import parse_json
 from tokenreduce.reduction import Reduction, reduce
 from tokenreduce.registry import did_you_mean
 from tokenreduce.scheduler import Scheduler, schedulers
@@ -173,7 +173,7 @@ def _listed(value: Any) -> Any:
 
 def _json(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError as error:
         raise ValueError(f"{where} is no valid JSON ({error}): {' '.join(text.split())}") from None
 
@@ -183,5 +183,5 @@ def _yaml(text: str, where: str) -> Any:
 
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{where} is no valid YAML: {' '.join(str(error).split())}") from None

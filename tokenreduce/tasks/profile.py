@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from tqdm.auto import tqdm
 
-from tokenreduce.config import build_scheduler, build_strategy
+from tokenreduce.config import build_scheduler, build_strategy, public
 from tokenreduce.evaluation.intervals import clustered
 from tokenreduce.profiling import (
     Cell,
@@ -118,7 +118,7 @@ def stops_of(scheduler: Scheduler, depth: int) -> Stops:
 def about(config: DictConfig, meter: Meter) -> dict[str, Any]:
     """What a cell depends on."""
     names = ("model", "data", "strategy", "positions", "seed", "min_tokens")
-    parts: Any = OmegaConf.to_container(OmegaConf.masked_copy(config, list(names)), resolve=True)
+    parts = public(OmegaConf.masked_copy(config, list(names)), apart=True)
     task = {key: config.task[key] for key in ("samples", "tokens", "batch", "draws")}
     return {**parts, **task, **meter.fingerprint()}
 

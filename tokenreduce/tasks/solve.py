@@ -103,7 +103,7 @@ def by_target(
     depth, named = shape_of(sizes).layers, rules.chosen()
     tried: list[tr.Scheduler | ValueError] = []
     for name, others in [*rules.families(rule, options, depth)][: 1 if named else None]:
-        exactly = {
+        exactly: dict[str, Any] = {
             "convention": str(config.task.convention),
             "bytes_per_value": float(config.task.bytes_per_value),
         }

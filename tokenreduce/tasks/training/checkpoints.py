@@ -14,8 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError, safe_open
 from transformers import Trainer, TrainerState
 
+from tokenreduce.config import public
 from tokenreduce.files import parse_json, whole
 from tokenreduce.tasks import first_process
+from tokenreduce.tasks.naming import name_as_published
 
 STATE = "trainer_state.json"
 """What the trainer writes last of a checkpoint."""
@@ -126,7 +128,7 @@ def check_same(folder: Path, config: DictConfig) -> None:
         ValueError: the folder holds checkpoints of another training, or any at all where none is
             to be gone on from.
     """
-    parts = OmegaConf.to_container(OmegaConf.masked_copy(config, list(SAME)), resolve=True)
+    parts = public(OmegaConf.masked_copy(config, list(SAME)), apart=True)
     asked = json.loads(json.dumps(parts))  # as the note will give it back
     note = folder / ASKED
     if any(folder.glob("checkpoint-*")):
@@ -188,6 +190,7 @@ def export(trainer: Trainer, processor: Any, best: Path | None, folder: Path) ->
                 path.unlink()
             for path in best.glob(pattern):
                 shutil.copy2(path, partial / path.name)
+    name_as_published(partial, trainer.model.config)
     processor.save_pretrained(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
