@@ -28,6 +28,7 @@ from tokenreduce.data.packing import Packer
 from tokenreduce.embedded.build import build_model, build_processor
 from tokenreduce.files import whole, write_json
 from tokenreduce.tasks import first_process, tasks
+from tokenreduce.tasks.naming import name_as_published
 from tokenreduce.tasks.pretraining import align, language, tower
 from tokenreduce.tasks.pretraining.assess import assess
 from tokenreduce.tasks.pretraining.curriculum import Curriculum, at_level, blend_weights
@@ -83,7 +84,7 @@ def export(model: LlavaForConditionalGeneration, processor: LlavaProcessor, outp
     folder = output / "checkpoint"
     model.half().save_pretrained(folder)
     model.float()
-    _name_as_published(folder / "model.safetensors")
+    name_as_published(folder, model.config)
     processor.save_pretrained(folder)
     shutil.copy(output / "log.jsonl", folder / "training_log.jsonl")
     for file in folder.iterdir():
@@ -92,20 +93,6 @@ def export(model: LlavaForConditionalGeneration, processor: LlavaProcessor, outp
     if size > SIZE_LIMIT:
         raise ValueError(f"the checkpoint takes {size} bytes; the limit is {SIZE_LIMIT}")
     return size
-
-
-def _name_as_published(path: Path) -> None:
-    """Name the tower's weights as published LLaVA checkpoints do: every transformers reads those.
-
-    What recent releases write without `vision_model.` is not found by transformers 5.5.
-    """
-    inner = "vision_tower.vision_model."
-    weights = {
-        name if name.startswith(inner) else name.replace("vision_tower.", inner, 1): weight
-        for name, weight in load_file(path).items()
-    }
-    with whole(path) as draft:
-        save_file(weights, draft, {"format": "pt"})
 
 
 def _tower(
