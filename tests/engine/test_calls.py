@@ -270,6 +270,17 @@ def test_dropout_draws_what_it_draws_without_a_reduction(llava, prompt, strategy
     assert torch.equal(*states)
 
 
+@pytest.mark.parametrize(("keep", "watched"), [(1.0, 0), (0.5, 1)])
+def test_nothing_is_measured_where_all_tokens_stay(llava, prompt, keep, watched):
+    before, seen = decoder_of(llava).layers[1], []
+    with tr.reduce(llava, "fastv", tr.Single(2, keep)):
+        before.input_layernorm.register_forward_hook(
+            lambda *_: seen.append(hooks_of(before.self_attn.k_proj))
+        )
+        llava(**prompt.inputs)
+    assert seen == [watched]
+
+
 # -- a reduction as an object ----------------------------------------------------------------------
 
 
