@@ -1,4 +1,4 @@
-"""What a pyramid's own choices matter, plug-and-play: ratio, stages, positions.
+"""What a pyramid's own choices matter without training: ratio, stages, positions.
 
     python docs/studies/ablations.py
 

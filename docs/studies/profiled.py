@@ -18,7 +18,7 @@ from common import Study
 import tokenreduce as tr
 from tokenreduce.config import compose
 from tokenreduce.evaluation.intervals import difference
-from tokenreduce.evaluation.statistics import mcnemar
+from tokenreduce.evaluation.statistics import sign_flip
 from tokenreduce.profiling import Prices, schedule_of
 from tokenreduce.tasks.profile import profile, stops_of
 from tokenreduce.tasks.result import commit
@@ -90,7 +90,7 @@ def compare(study: Study, strategy: str, positions: str, found: Any) -> dict[str
         "seeds": list(seeds),
         "gained": [c["gained"] for c in changes],
         "lost": [c["lost"] for c in changes],
-        "mcnemar": [mcnemar(a, b) for a, b in pairs],
+        "p": sign_flip(ours - theirs, study.pictures, len(seeds)),
     }
 
 

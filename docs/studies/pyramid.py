@@ -2,7 +2,7 @@
 
     python docs/studies/pyramid.py
 
-Three budgets, plug-and-play. The shares of every schedule are solved for, so that each costs the
+Three budgets, without training. The shares of every schedule are solved for, so that each costs the
 same; positions stay for all. Writes docs/results/pyramid.json.
 """
 

@@ -48,8 +48,8 @@ def conditions(results: dict[str, Any]) -> str:
 def prefill(entries: Iterable[Entry]) -> str:
     """`pyramid_drop` at every size, beside what was asked."""
     head = (
-        "layers x width | visual tokens | FLOPs left, causal (square) | time left | "
-        "wall time left | speed-up | time saved / FLOPs saved, causal | by medians | square | "
+        "layers x width | visual tokens | FLOPs ratio, causal (square) | time ratio | "
+        "wall time ratio | speed-up | time saved / FLOPs saved, causal | by medians | square | "
         "the original's | engine | scoring and gathering added"
     )
     rows = []
@@ -70,7 +70,7 @@ def prefill(entries: Iterable[Entry]) -> str:
 def scoring(entries: Iterable[Entry]) -> str:
     """Every strategy under its own schedule."""
     head = (
-        "layers x width | strategy | visual tokens | FLOPs left, causal | time left | "
+        "layers x width | strategy | visual tokens | FLOPs ratio, causal | time ratio | "
         "time saved / FLOPs saved | engine, ms | share of the prefill | added"
     )
     rows = [
@@ -104,7 +104,7 @@ def decode(entries: Iterable[Entry]) -> str:
 
 def methods(entries: Iterable[Entry]) -> str:
     """What every method costs at one prompt, cheapest first."""
-    head = "method | stops | FLOPs left, causal | time left | engine, ms | added | within the aim"
+    head = "method | stops | FLOPs ratio, causal | time ratio | engine, ms | added | within the aim"
     rows = [
         f"`{e['method']}` | {len(e['stops'])}, from layer {e['stops'][0][0]} | "
         f"{e['causal']['flops_ratio']:.3f} | {e['time_ratio']['of_minima']:.3f} | "
@@ -125,8 +125,8 @@ TABLES: dict[str, Callable[[Iterable[Entry]], str]] = {
 def task(record: dict[str, Any]) -> str:
     """What `task=benchmark` has measured: shares of the unreduced model."""
     head = (
-        "visual tokens | batch | strategy | kept | FLOPs left, causal | prefill time left (95 %) | "
-        "decoding step | tokens/s, unreduced and reduced | KV cache left | peak memory left"
+        "visual tokens | batch | strategy | kept | FLOPs ratio, causal | prefill time ratio (95 %) | "
+        "decoding step | tokens/s, unreduced and reduced | KV cache ratio | peak memory ratio"
     )
     rows = []
     for e in record["rows"]:
@@ -151,7 +151,7 @@ def break_even(record: dict[str, Any]) -> str:
         f"({e['interval'][0]:.3f} to {e['interval'][1]:.3f}) | {'yes' if e['pays'] else 'no'}"
         for e in found["rows"]
     ]
-    head = "visual tokens | FLOPs left, causal | prefill time left (95 %) | pays"
+    head = "visual tokens | FLOPs ratio, causal | prefill time ratio (95 %) | pays"
     return f"{_table(head, rows)}\n\n`{found['reduction']}`; printed: *{found['advice']}*."
 
 
@@ -169,8 +169,8 @@ def machine(record: dict[str, Any]) -> str:
 def peers(record: dict[str, Any]) -> str:
     """Packages of the field, each against its own unreduced model."""
     head = (
-        "press | visual tokens | prefill time left (95 %) | decoding step | KV cache left | "
-        "peak memory left"
+        "press | visual tokens | prefill time ratio (95 %) | decoding step | KV cache ratio | "
+        "peak memory ratio"
     )
     rows = [
         f"`{e['press']}` | {e['visual_tokens']} | {e['prefill']['median_of_pairs']:.3f} "

@@ -28,7 +28,7 @@ from tokenreduce.embedded import checkpoint_dir
 from tokenreduce.evaluation.asking import answers
 from tokenreduce.evaluation.intervals import difference, shares
 from tokenreduce.evaluation.items import Item, heldout
-from tokenreduce.evaluation.statistics import mcnemar
+from tokenreduce.evaluation.statistics import sign_flip
 from tokenreduce.integrations.lmms_eval import split_settings
 from tokenreduce.integrations.samples import read_samples
 
@@ -154,7 +154,8 @@ def outcome(
         "answers": said,
     }
     if name != "full":
-        found["to_full"] = difference(right, before, pictures) | {"mcnemar": mcnemar(right, before)}
+        p = sign_flip(right.astype(float) - before, pictures)
+        found["to_full"] = difference(right, before, pictures) | {"p": p}
     return found
 
 
