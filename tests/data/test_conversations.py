@@ -52,6 +52,13 @@ def chat(*pairs, **fields):
 # -- what is read ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("named", [{}, {"image": None}, {"image": []}, {"images": None}])
+def test_a_row_of_text_names_no_image(folder, named):
+    [found] = read_llava(lines(folder, {**turns(("human", "Who?"), ("gpt", "I.")), **named}))
+    assert found.images == ()
+    assert found.pictures() == []
+
+
 def test_a_llava_row(folder):
     [found] = read_llava(lines(folder, GOOD))
     assert found.name == "good"
@@ -224,7 +231,7 @@ BAD_ROWS = {
         {**UNNAMED, "image": "/a.png"},
         {**UNNAMED, "image": "https://example.org/a.png"},
     ],
-    "not a path of an image": [{**UNNAMED, "image": 7}, {**UNNAMED, "image": [""]}],
+    "not a path of an image": [{**UNNAMED, "image": x} for x in (7, [""], "", [None])],
     "a video": [
         {"video": "a.mp4", **turns(("human", "<video>\nwhat happens?"), ("gpt", "b"))},
         turns(("human", "<video> what happens?"), ("gpt", "b")),

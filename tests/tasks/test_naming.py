@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -77,3 +78,21 @@ def test_the_embedded_checkpoint_is_named_as_published() -> None:
     tower = {name for name in names(checkpoint_dir()) if "vision_tower." in name}
     assert tower
     assert all(name.startswith(INNER) for name in tower)
+
+
+def test_what_a_training_exports_is_named_as_published(tmp_path: Path) -> None:
+    """The weights of the best checkpoint, too, which are copied as the trainer wrote them."""
+    from tokenreduce.tasks.training.checkpoints import export
+
+    model = FAMILIES["llava"].model()
+    (tmp_path / "best").mkdir()
+    model.save_pretrained(tmp_path / "best")
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(should_save=True), model=model, save_model=model.save_pretrained
+    )
+    processor = SimpleNamespace(save_pretrained=lambda folder: None)
+    for best in (None, tmp_path / "best"):
+        export(trainer, processor, best, tmp_path / "checkpoint")
+        found = names(tmp_path / "checkpoint")
+        assert {n for n in found if "vision_tower." in n} == {n for n in found if INNER in n}
+        assert any(INNER in name for name in found)
