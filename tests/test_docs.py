@@ -17,6 +17,7 @@ from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 import tokenreduce as tr
 import tokenreduce.strategies
 from tokenreduce.config import compose
+from tokenreduce.embedded import checkpoint_dir
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -196,6 +197,23 @@ def test_pages_link_no_file_that_the_site_leaves_out() -> None:
         for target in link.findall(path.read_text())
     ]
     assert dead == []
+
+
+def test_the_example_with_real_weights_runs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it stands, on the checkpoint and the picture that ship."""
+    page = (DOCS / "quickstart.md").read_text()
+    (block,) = re.findall(r"<!-- skip: next -->\n\n```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    folder = checkpoint_dir()
+    code = block.replace("llava-hf/llava-1.5-7b-hf", str(folder))
+    code = code.replace("cat.jpg", str(folder.parent / "example.png"))
+    code = code.replace("What is this?", "what is in the red circle?")
+    exec(compile(code, "quickstart.md", "exec"), {})
+    said = capsys.readouterr().out
+    assert said.startswith("X\n")
+    assert "layer 2   keeps   72" in said
 
 
 def test_the_map_of_the_tree_has_every_folder() -> None:
