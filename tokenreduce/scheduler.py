@@ -14,9 +14,11 @@ from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
-from tokenreduce.registry import Registry, did_you_mean
+from tokenreduce.registry import Registry, did_you_mean, short
 
 Rounding = Literal["nearest", "floor", "ceil"]
+MOST = 10_000
+"""Layers of a decoder, at most: a list of a million is a mistake that would take a minute."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,9 @@ schedulers: Registry[type[Scheduler]] = Registry("scheduler", "tokenreduce.sched
 
 def share(value: Any, name: str) -> float:
     """`value` as a share between 0 and 1, or a ValueError that says `name` and the value."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
-        raise ValueError(f"{name} must be a number between 0 and 1, not {value!r}{_kind(value)}")
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
+        said = f"{short(value)}{_kind(value)}"
+        raise ValueError(f"{name} must be a number between 0 and 1, not {said}")
     return float(value)
 
 
@@ -93,7 +96,7 @@ def whole(value: Any, name: str, least: int) -> int:
     """`value` as a whole number of at least `least`, or a ValueError that says `name` and it."""
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
         raise ValueError(
-            f"{name} must be a whole number of at least {least}, not {value!r}{_kind(value)}"
+            f"{name} must be a whole number of at least {least}, not {short(value)}{_kind(value)}"
         )
     return int(value)
 
@@ -102,14 +105,16 @@ def sequence(value: Any, name: str) -> tuple[Any, ...]:
     """`value`, a list from YAML or any other row of values, as a tuple.
 
     Raises:
-        ValueError: a single number or a string, or nothing in it.
+        ValueError: a single number or a string, nothing in it, or more than `MOST` entries.
     """
     rows = None if isinstance(value, str | bytes) or not isinstance(value, Iterable) else value
     if rows is None or not (rows := tuple(rows)):
         raise ValueError(
             f"{name} must be a list with at least one entry, written [a, b], "
-            f"not {value!r}{_kind(value)}"
+            f"not {short(value)}{_kind(value)}"
         )
+    if len(rows) > MOST:
+        raise ValueError(f"{name} has {len(rows):,} entries: no decoder has more than {MOST:,}")
     return rows
 
 
@@ -131,16 +136,16 @@ def place(value: Any, name: str = "layer") -> float:
         ValueError: neither of the two; 1.0 among them, which could be read as both.
     """
     if isinstance(value, Real) and not isinstance(value, bool):
-        number = float(value)
-        if isinstance(value, Integral) and number >= 0:
+        if isinstance(value, Integral) and value >= 0:
             return int(value)
+        number = float(value) if isinstance(value, float) or abs(value) <= MOST else math.nan
         if 0 <= number < 1:
             return number
         if number > 1 and number.is_integer():
             return int(number)  # 16.0, as a typed configuration hands over 16
     raise ValueError(
         f"{name} must be a layer (a whole number counting from 0) or a share of the depth "
-        f"(0.5: half-way; below 1), not {value!r}{_kind(value)}"
+        f"(0.5: half-way; below 1), not {short(value)}{_kind(value)}"
     )
 
 
@@ -158,7 +163,7 @@ def layer_at(where: Any, depth: int, name: str = "layer") -> int:
     layer = int(round(depth * spot, 9)) if isinstance(spot, float) else spot
     if layer >= depth:
         raise ValueError(
-            f"{name} {where!r} is outside a decoder of {depth} layers: "
+            f"{name} {short(where)} is outside a decoder of {depth} layers: "
             f"use 0 to {depth - 1}, or a share of the depth such as 0.5"
         )
     return int(layer)

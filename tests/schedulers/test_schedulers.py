@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import pytest
 
+import tokenreduce as tr
 from tokenreduce.scheduler import Stop, layer_at, ordered, place, schedulers
 from tokenreduce.schedulers import Cosine, Explicit, Linear, Pyramid, Single
 
@@ -195,3 +196,31 @@ def test_refuses_and_says_the_value_and_the_way_out(case):
 def test_unknown_option_is_named():
     with pytest.raises(TypeError, match="no option 'stage'; did you mean 'stages'"):
         schedulers.build("pyramid", stage=3)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: tr.Explicit(range(1_000_000), [0.5] * 1_000_000), "1,000,000 entries"),
+        (lambda: tr.Single(layer=10**400), "outside a decoder of 32 layers"),
+        (lambda: tr.Single(layer=-(10**400)), "layer must be a layer"),
+        (lambda: tr.Single(layer=-(10**5000)), "thousands of digits"),
+        (lambda: tr.Single(keep=10**400), "keep must be a number between 0 and 1"),
+        (lambda: tr.Single(layer=float("nan")), "layer must be a layer"),
+        (lambda: tr.Single(keep=float("nan")), "keep must be a number between 0 and 1"),
+        (lambda: tr.solve({**SIZES, "num_hidden_layers": 10**6}, visual=9, flops=0.5), "10,000"),
+    ],
+)
+def test_numbers_that_nobody_can_mean_are_refused_at_once(make, message) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        make().stops(32)
+    assert len(str(caught.value)) < 300
+
+
+SIZES = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_attention_heads": 1,
+    "vocab_size": 9,
+}

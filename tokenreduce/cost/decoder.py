@@ -22,7 +22,7 @@ from typing import Any
 
 from tokenreduce.cost.reading import read, size, unlike
 from tokenreduce.registry import did_you_mean
-from tokenreduce.scheduler import Scheduler, Stop, ordered, whole
+from tokenreduce.scheduler import MOST, Scheduler, Stop, ordered, whole
 
 
 @dataclass(frozen=True)
@@ -252,8 +252,11 @@ def shape_of(config: Any) -> DecoderShape:
         raise unlike(part, f"layers of the kinds {', '.join(map(repr, sorted(kinds)))}")
     width, router = _ffn(part)
     hidden, heads = size(part, "hidden_size"), size(part, "num_attention_heads")
+    layers = size(part, "num_hidden_layers")
+    if layers > MOST:
+        raise ValueError(f"num_hidden_layers={layers}: no decoder has more than {MOST:,}")
     return DecoderShape(
-        layers=size(part, "num_hidden_layers"),
+        layers=layers,
         hidden=hidden,
         intermediate=width,
         heads=heads,

@@ -22,7 +22,8 @@ from tokenreduce.adapter import adapter_for
 from tokenreduce.config import known
 from tokenreduce.embedded import checkpoint_dir
 from tokenreduce.files import named
-from tokenreduce.registry import did_you_mean
+from tokenreduce.registry import did_you_mean, short
+from tokenreduce.scheduler import MOST
 from tokenreduce.tasks.hub import asked_once
 from tokenreduce.tasks.lora import Base, base_of, holds_adapters, merged
 
@@ -145,6 +146,7 @@ def read_sizes(config: DictConfig) -> tuple[Any, str]:
         return _attempt(lambda: AutoConfig.from_pretrained(str(path)), str(path)), str(path)
     if shape is not None and (path is None or not path.is_dir()):
         source, sizes = str(config.model.name), OmegaConf.to_container(shape, resolve=True)
+        _check_depth(sizes, "model.shape")
         return _attempt(lambda: AutoConfig.for_model(**sizes), source), source
     _, source, options = _whole(model_source(config), config.model)
     try:
@@ -154,6 +156,14 @@ def read_sizes(config: DictConfig) -> tuple[Any, str]:
             f"{error} Without it, name a file with model.id=path/to/config.json, or give the "
             "sizes: +model.shape={model_type: llama, hidden_size: ...}"
         ) from error
+
+
+def _check_depth(sizes: Any, place: str) -> None:
+    """Refuses a number of layers that would take minutes to write out, wherever it stands."""
+    for key, value in sizes.items() if isinstance(sizes, dict) else ():
+        if key == "num_hidden_layers" and isinstance(value, int) and value > MOST:
+            raise ValueError(f"{place}.{key}={short(value)}: no model has more than {MOST:,}")
+        _check_depth(value, f"{place}.{key}")
 
 
 def model_source(config: DictConfig) -> str:
