@@ -44,7 +44,7 @@ def write(config: DictConfig, output: Path, numbers: dict[str, Any], seconds: fl
     if odd := list(odd_numbers(numbers)):
         more = f" (and {len(odd) - 3} more)" if len(odd) > 3 else ""
         warnings.warn(
-            f"no finite numbers came out, and stand as null in {path}: {', '.join(odd[:3])}{more}; "
+            f"no numbers came out, and stand as null in {path}: {', '.join(odd[:3])}{more}; "
             "the model may compute with too little precision or have broken weights",
             stacklevel=2,
         )
