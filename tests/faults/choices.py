@@ -82,3 +82,8 @@ def padding_is_merged(patch):
             (p := plan(self, tokens, budget)) and replace(p, group=p.group.clamp(min=0))
         ),
     )
+
+
+@FAULTS.noticed_by(checks.MEMORY, choice("divprune"), choice("pact"))
+def every_pair_of_many_tokens_is_held_at_once(patch):
+    patch.setattr("tokenreduce.choice.dense", lambda v: True)
