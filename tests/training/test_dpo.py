@@ -127,3 +127,39 @@ def test_before_a_step_dpo_prefers_nothing(tmp_path: Any) -> None:
         assert reduction.report.applied == [True] * 4
     losses = [row["loss"] for row in loop.state.log_history if "loss" in row]
     assert losses == pytest.approx([math.log(2)] * 2, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # TRL's, of its own options and of the tokenizer
+def test_grpo_is_measured_against_a_reference_that_is_reduced_alike(tmp_path: Any) -> None:
+    """Before a step the policy does not diverge from it: a KL of zero."""
+    pytest.importorskip("trl", minversion="1.15")
+    datasets = pytest.importorskip("datasets", minversion="4.7")
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from trl import GRPOConfig, GRPOTrainer
+
+    from tests.training.test_sft import rows
+    from tokenreduce.testing.checkpoints import write
+
+    folder = tmp_path / "model"
+    write("qwen2_5_vl", folder)
+    asked = rows("prompt")
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    options: dict[str, Any] = {
+        "max_steps": 1, "per_device_train_batch_size": 2, "num_generations": 2, "beta": 0.1,
+        "max_completion_length": 4, "learning_rate": 0.0, "use_cpu": True, "bf16": False,
+        "report_to": [], "disable_tqdm": True, "logging_steps": 1, "save_strategy": "no",
+    }  # fmt: skip
+    loop = GRPOTrainer(
+        model=model,
+        args=GRPOConfig(output_dir=str(tmp_path / "out"), **options),
+        train_dataset=datasets.Dataset.from_dict({n: asked[n] for n in ("images", "prompt")}),
+        processing_class=AutoProcessor.from_pretrained(folder),
+        reward_funcs=lambda completions, **_: [float(i) for i in range(len(completions))],
+    )
+    with tr.reduce(model, "fastv", tr.Explicit((1, 3), (0.5, 0.25))) as reduction:
+        assert follow(loop, reduction).reference is not None
+        loop.train()
+    [row] = [row for row in loop.state.log_history if "loss" in row]
+    assert row["kl"] == pytest.approx(0.0, abs=1e-6)
+    assert row["tokenreduce/kept_share"] < 0.5
