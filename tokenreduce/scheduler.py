@@ -26,7 +26,8 @@ class Stop:
     """Reduce at the input of decoder layer `layer` to the share `keep` of the original tokens.
 
     A share above 0 leaves at least `at_least` tokens of a sample that has any, where the rounded
-    share would be fewer (a picture of 4 tokens under `keep=0.098`).
+    share would be fewer (a picture of 4 tokens under `keep=0.098`). None means 1, and 0 under
+    `rounding="floor"`: the code whose rule that is goes down to none.
 
     Raises:
         ValueError: a layer below 0, a share outside 0 to 1, an unknown rounding rule, a number of
@@ -36,13 +37,13 @@ class Stop:
     layer: int
     keep: float
     rounding: Rounding = "nearest"
-    at_least: int = 1
+    at_least: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layer", whole(self.layer, "a stop's layer", least=0))
         object.__setattr__(self, "keep", share(self.keep, "a stop's share"))
         checked_rounding(self.rounding)
-        object.__setattr__(self, "at_least", whole(self.at_least, "at_least", least=0))
+        checked_floor(self.at_least)
 
     def count(self, n: int) -> int:
         """How many of `n` original tokens stay.
@@ -52,7 +53,14 @@ class Stop:
         removing the float product's error below 1e-9.
         """
         rounded = self.rounded(n)
-        return max(rounded, min(self.at_least, n)) if self.keep > 0 else rounded
+        return max(rounded, min(self.floor, n)) if self.keep > 0 else rounded
+
+    @property
+    def floor(self) -> int:
+        """How many tokens a share above 0 leaves in any case."""
+        if self.at_least is None:
+            return 0 if self.rounding == "floor" else 1
+        return self.at_least
 
     def rounded(self, n: int) -> int:
         """The share of `n` by the rounding rule alone."""
@@ -86,10 +94,15 @@ schedulers: Registry[type[Scheduler]] = Registry("scheduler", "tokenreduce.sched
 
 def share(value: Any, name: str) -> float:
     """`value` as a share between 0 and 1, or a ValueError that says `name` and the value."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
+    if isinstance(value, bool) or not isinstance(value, Real) or not _within(value, 1):
         said = f"{short(value)}{_kind(value)}"
         raise ValueError(f"{name} must be a number between 0 and 1, not {said}")
     return float(value)
+
+
+def _within(value: Any, most: float = math.inf) -> bool:
+    """Whether a number lies from 0 to `most`; one beyond all floats is compared as it is."""
+    return bool(0 <= value <= most)
 
 
 def whole(value: Any, name: str, least: int) -> int:
@@ -118,6 +131,12 @@ def sequence(value: Any, name: str) -> tuple[Any, ...]:
     return rows
 
 
+def checked_floor(value: Any) -> None:
+    """Refuses an `at_least` that is neither None nor a number of tokens."""
+    if value is not None:
+        whole(value, "at_least", least=0)
+
+
 def checked_rounding(value: str) -> Rounding:
     """`value` as a rounding rule, or a ValueError that lists the rules."""
     rules: tuple[Rounding, ...] = get_args(Rounding)
@@ -136,9 +155,9 @@ def place(value: Any, name: str = "layer") -> float:
         ValueError: neither of the two; 1.0 among them, which could be read as both.
     """
     if isinstance(value, Real) and not isinstance(value, bool):
-        if isinstance(value, Integral) and value >= 0:
+        if isinstance(value, Integral) and _within(value):
             return int(value)
-        number = float(value) if isinstance(value, float) or abs(value) <= MOST else math.nan
+        number = float(value) if _within(value) else math.nan
         if 0 <= number < 1:
             return number
         if number > 1 and number.is_integer():

@@ -67,9 +67,9 @@ def _devices() -> Iterator[Row]:
     if torch.backends.mps.is_available():
         yield "mps", "available"
     if not torch.accelerator.is_available():
-        built = torch.version.cuda or torch.version.hip
-        reason = f"torch is built for {built}, but finds none" if built else "torch is built for it"
-        yield "accelerator", "none" if built is None else f"none: {reason}"
+        built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "the CPU alone"
+        built = f"ROCm {torch.version.hip}" if torch.version.hip else built
+        yield "accelerator", f"none found (this torch is built for {built})"
 
 
 def _extras() -> Iterator[Row]:
