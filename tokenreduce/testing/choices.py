@@ -18,6 +18,7 @@ from torch import Tensor
 from tokenreduce.geometry import Picture, boxes, places
 from tokenreduce.learned import LearnedStrategy
 from tokenreduce.strategy import Strategy
+from tokenreduce.testing.devices import plan_without_values
 from tokenreduce.testing.memory import Largest, few_pairs, largest
 from tokenreduce.tokens import EVIDENCE, PLACES, Plan, Tokens
 
@@ -286,7 +287,7 @@ def separators_follow_their_row(strategy: Strategy) -> None:
     for tokens, budget in _asked(strategy):
         plan = strategy.plan(tokens, budget)
         if plan.merges:
-            return  # a merged separator stands for several rows
+            continue  # a merged separator stands for several rows, as its method says
         for i, index in enumerate(kept_rows(plan)):
             line, sign = tokens.places.line[i], tokens.places.separator[i]
             kept_sign = sign[index]
@@ -296,6 +297,13 @@ def separators_follow_their_row(strategy: Strategy) -> None:
             said = f"{strategy} with {budget[i]} of {tokens.counts[i]} tokens"
             assert signs <= rows, f"{said}: keeps newlines of rows without a token {signs - rows}"
             assert len((rows & ends) - signs) <= 1, f"{said}: rows {rows & ends} have {signs}"
+
+
+def asks_for_no_values_and_stays_on_its_device(strategy: Strategy) -> None:
+    """No tensor is asked for its values (`.item()`, `if x:`, `x[mask]`), none is made elsewhere."""
+    tokens = tokens_of((LINES[0], GRIDS[1], LINES[2]))
+    budget = _budgets(strategy, tokens)[2 if strategy.reduces else 0]
+    plan_without_values(strategy, tokens, budget, isinstance(strategy, LearnedStrategy))
 
 
 def memory_grows_linearly(strategy: Strategy) -> None:
@@ -333,6 +341,7 @@ LAWS: tuple[Callable[[Strategy], None], ...] = (
     stands_alone,
     keeping_all_is_the_identity,
     separators_follow_their_row,
+    asks_for_no_values_and_stays_on_its_device,
     memory_grows_linearly,
 )
 """Every law of a strategy by itself."""
