@@ -109,7 +109,7 @@ def test_the_file_is_plain_data(saved):
         "strategy": {"name": "random", "options": {}},
         "scheduler": {
             "name": "single",
-            "options": {"layer": 2, "keep": 0.5, "rounding": "nearest", "at_least": 1},
+            "options": {"layer": 2, "keep": 0.5, "rounding": "nearest", "at_least": None},
         },
         "adapter": "llava",
         "positions": "keep",

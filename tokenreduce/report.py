@@ -260,7 +260,7 @@ def make_report(
 def _raised(stop: Stop, counts: tuple[int, ...], kept: tuple[int, ...]) -> list[bool]:
     """Per sample, whether more tokens stay than the rounded share, for `at_least` of the stop."""
     pairs = zip(counts, kept, strict=True)
-    return [stop.rounded(n) < k <= stop.at_least and k < n for n, k in pairs]
+    return [stop.rounded(n) < k <= stop.floor and k < n for n, k in pairs]
 
 
 def _choosing(

@@ -34,7 +34,7 @@ def write_preset(folder: Path, name: str, stops: Stops, comments: Iterable[str] 
         f"layers: {[layer for layer, _ in stops]}",
         f"keeps: {[keep for _, keep in stops]}",
         "rounding: nearest",
-        "at_least: 1",
+        "at_least: null",
     ]
     with whole(path) as draft:
         draft.write_text("\n".join(lines) + "\n")

@@ -9,6 +9,7 @@ from tokenreduce.scheduler import (
     Rounding,
     Scheduler,
     Stop,
+    checked_floor,
     checked_rounding,
     layer_at,
     ordered,
@@ -16,7 +17,6 @@ from tokenreduce.scheduler import (
     schedulers,
     sequence,
     share,
-    whole,
 )
 
 
@@ -39,7 +39,7 @@ class Explicit(Scheduler):
     layers: tuple[int | float, ...] = (8, 16, 24)
     keeps: tuple[float, ...] = (0.5, 0.25, 0.125)
     rounding: Rounding = "nearest"
-    at_least: int = 1
+    at_least: int | None = None
 
     def __post_init__(self) -> None:
         layers = tuple(place(x, "each of layers") for x in sequence(self.layers, "layers"))
@@ -50,7 +50,7 @@ class Explicit(Scheduler):
                 f"{len(layers)} and {len(keeps)}: give one share for each layer"
             )
         checked_rounding(self.rounding)
-        whole(self.at_least, "at_least", least=0)
+        checked_floor(self.at_least)
         object.__setattr__(self, "layers", layers)
         object.__setattr__(self, "keeps", keeps)
         fixed = [where for where in layers if isinstance(where, int)]

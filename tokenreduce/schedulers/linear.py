@@ -9,6 +9,7 @@ from tokenreduce.scheduler import (
     Scheduler,
     Stop,
     between,
+    checked_floor,
     checked_rounding,
     place,
     schedulers,
@@ -35,7 +36,7 @@ class Linear(Scheduler):
     keep: float = 0.125
     every: int = 1
     rounding: Rounding = "nearest"
-    at_least: int = 1
+    at_least: int | None = None
 
     def __post_init__(self) -> None:
         place(self.first, "first")
@@ -43,7 +44,7 @@ class Linear(Scheduler):
         share(self.keep, "keep")
         whole(self.every, "every", least=1)
         checked_rounding(self.rounding)
-        whole(self.at_least, "at_least", least=0)
+        checked_floor(self.at_least)
 
     def stops(self, depth: int, progress: float = 1.0) -> tuple[Stop, ...]:
         """The stops after `first`, up to `last`."""

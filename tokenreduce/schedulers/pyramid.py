@@ -8,6 +8,7 @@ from tokenreduce.scheduler import (
     Rounding,
     Scheduler,
     Stop,
+    checked_floor,
     checked_rounding,
     schedulers,
     share,
@@ -36,13 +37,13 @@ class Pyramid(Scheduler):
     stages: int = 4
     ratio: float = 0.5
     rounding: Rounding = "nearest"
-    at_least: int = 1
+    at_least: int | None = None
 
     def __post_init__(self) -> None:
         whole(self.stages, "stages (one stage alone never reduces)", least=2)
         share(self.ratio, "ratio")
         checked_rounding(self.rounding)
-        whole(self.at_least, "at_least", least=0)
+        checked_floor(self.at_least)
 
     def stops(self, depth: int, progress: float = 1.0) -> tuple[Stop, ...]:
         """A stop at the input of every stage but the first."""

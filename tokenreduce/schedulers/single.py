@@ -8,12 +8,12 @@ from tokenreduce.scheduler import (
     Rounding,
     Scheduler,
     Stop,
+    checked_floor,
     checked_rounding,
     layer_at,
     place,
     schedulers,
     share,
-    whole,
 )
 
 
@@ -34,13 +34,13 @@ class Single(Scheduler):
     layer: int | float = 2
     keep: float = 0.5
     rounding: Rounding = "nearest"
-    at_least: int = 1
+    at_least: int | None = None
 
     def __post_init__(self) -> None:
         place(self.layer)
         share(self.keep, "keep")
         checked_rounding(self.rounding)
-        whole(self.at_least, "at_least", least=0)
+        checked_floor(self.at_least)
 
     def stops(self, depth: int, progress: float = 1.0) -> tuple[Stop, ...]:
         """The one stop."""
