@@ -49,7 +49,9 @@ def test_blocks_of_rows_are_all_rows_and_hold_no_more_keys_than_few_tokens_have(
     assert [i for part in parts for i in range(part.start, part.stop)] == list(range(700))
 
 
-@pytest.mark.parametrize(("family", "probe"), [("llama-gqa", Probe), ("llava_onevision", TowerProbe)])
+@pytest.mark.parametrize(
+    ("family", "probe"), [("llama-gqa", Probe), ("llava_onevision", TowerProbe)]
+)
 def test_blocks_say_the_same(family, probe, monkeypatch):
     model, given = FAMILIES[family].model("eager"), batch(FAMILIES[family], (1, 2), "left")
     whole, parts = probe(), probe()
