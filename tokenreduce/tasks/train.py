@@ -69,7 +69,8 @@ def train(config: DictConfig, output: Path) -> dict[str, Any]:
     settings = arguments(config, folder, data.measured is not None)
     check_same(folder, config)
     learned = isinstance(strategy, tr.LearnedStrategy)
-    found = newest_whole(folder, (FILE, WEIGHTS) if learned else ())
+    own = (FILE, WEIGHTS) if learned else ()
+    found = newest_whole(folder, own)
     weights = found if config.peft.name == "none" else None  # adapters are the trainer's to load
     loaded = load(config, weights, dtype_of(config))
     model = loaded.model
@@ -99,15 +100,13 @@ def train(config: DictConfig, output: Path) -> dict[str, Any]:
         else:
             trainer.state = ended
         seconds = time.monotonic() - started
-        best = best_of(trainer)
+        best = best_of(trainer, own)
         export_to = output / "checkpoint"
         # adapters of a training that has ended were never loaded
-        export(trainer, loaded.processor, best or (found if ended is not None else None), export_to)
+        weights_of = best or (found if ended is not None else None)
+        export(trainer, loaded.processor, weights_of, export_to)
         if first_process():
-            reduction.save(export_to)
-            if best is not None and learned:
-                for name in (FILE, WEIGHTS):
-                    shutil.copy2(best / name, export_to / name)
+            save_beside(reduction, best if learned else None, export_to)
     history = trainer.state.log_history
     if not first_process():
         return {}
@@ -127,6 +126,14 @@ def train(config: DictConfig, output: Path) -> dict[str, Any]:
     }
     Console().print(summary(told, f"{strategy}, {scheduler}"))
     return told
+
+
+def save_beside(reduction: tr.Reduction, best: Path | None, folder: Path) -> None:
+    """Writes the reduction beside exported weights; a learned one as it was when they were best."""
+    reduction.save(folder)
+    if best is not None:
+        for name in (FILE, WEIGHTS):
+            shutil.copy2(best / name, folder / name)
 
 
 @contextmanager
@@ -217,15 +224,16 @@ def measured_now(trainer: Trainer) -> bool:
     return trainer.state.global_step in steps
 
 
-def best_of(trainer: Trainer) -> Path | None:
+def best_of(trainer: Trainer, also: Sequence[str] = ()) -> Path | None:
     """The checkpoint with the least held-out loss; None where it is the last or none is known.
 
-    Warns of one whose files are cut short: the last weights are exported then.
+    Warns of one whose files, `also` among them, are missing or cut short: the last weights are
+    exported then.
     """
     name = trainer.state.best_model_checkpoint
     if name is None or not Path(name).is_dir():
         return None
-    if reason := fault(Path(name)):
+    if reason := fault(Path(name), also):
         if first_process():
             warnings.warn(
                 f"the best checkpoint, {name}, is not whole ({reason}): checkpoint/ gets the last "
