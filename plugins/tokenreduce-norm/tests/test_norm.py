@@ -4,6 +4,7 @@ import pytest
 import torch
 from tokenreduce_norm import Norm
 
+from tokenreduce.config import build_scheduler, build_strategy, compose
 from tokenreduce.testing import laws
 
 
@@ -15,6 +16,13 @@ def test_laws(case: laws.Case) -> None:
 @pytest.mark.parametrize("strategy", [Norm(), Norm(p=1), Norm(smallest=True)], ids=str)
 def test_choices(strategy: Norm) -> None:
     laws.check_choices(strategy)
+
+
+def test_the_option_is_the_class() -> None:
+    """The schedule and the options stand in the class and in the YAML file: they are the same."""
+    config = compose(["strategy=norm"])
+    assert build_strategy(config) == Norm()
+    assert build_scheduler(config) == Norm().scheduler()
 
 
 def test_the_longest_stay() -> None:
