@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     chosen = selected(options)
     print(f"{len(chosen)} of transformers to run, {chosen[0]} to {chosen[-1]}", flush=True)
-    commanded = " ".join(["python scripts/check_versions.py", *arguments])
+    commanded = " ".join(["python scripts/check_versions.py", *options.versions])
     failed = []
     with ThreadPoolExecutor(options.jobs) as pool:
         for row in pool.map(lambda version: checked(version, options.cache), chosen):
@@ -220,10 +220,13 @@ def properties(parent: ElementTree.Element | None) -> dict[str, str]:
 
 
 def outcome(test: ElementTree.Element) -> str:
-    """`passed`, the reason of a skip, or the first line of a failure."""
+    """`passed`, `failed: …` with its first line, or a skip: `absent: …` or `unable: …`.
+
+    absent: the release has no such model; unable: the plain model fails on this release.
+    """
     for child in test:
         if child.tag == "skipped":
-            return f"absent: {child.get('message', '')}"
+            return child.get("message", "")
         if child.tag in ("failure", "error"):
             return f"failed: {first_line(child)}"
     return "passed"
@@ -251,12 +254,16 @@ def troubles(row: Row) -> list[str]:
 def summary(row: Row) -> str:
     """One line on a release."""
     results = [r for of_family in row["families"].values() for r in of_family.values()]
-    passed = sum(result == "passed" for result in results)
+    passed, without = results.count("passed"), sum(map(skipped, results))
     gap = row["recorded"]["gap"]
-    return (
-        f"laws {passed}/{len(results)}, recorded {row['recorded']['passed']}"
-        f"{'' if gap is None else f' (within {gap:g})'}, {row['seconds']} s"
-    )
+    laws = f"laws {passed}/{len(results)}{f' ({without} cannot run)' if without else ''}"
+    near = "" if gap is None else f" (within {gap:g})"
+    return f"{laws}, recorded {row['recorded']['passed']}{near}, {row['seconds']} s"
+
+
+def skipped(result: str) -> bool:
+    """Whether a release has nothing to reduce: no such model, or one that fails by itself."""
+    return result.partition(":")[0] in ("absent", "unable")
 
 
 def say(version: Version, text: str) -> None:

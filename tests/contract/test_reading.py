@@ -23,7 +23,7 @@ REPORT = """<?xml version="1.0"?><testsuites><testsuite>
 <failure message="AssertionError: a law&#10;and more">...</failure></testcase>
 <testcase name="test_laws[b-fastv]"><properties><property name="family" value="b"/>
 <property name="strategy" value="fastv"/></properties>
-<skipped message="transformers 5.7.0 has no BConfig"/></testcase>
+<skipped message="absent: transformers 5.7.0 has no BConfig"/></testcase>
 <testcase name="test_generation[vtw]"><properties><property name="gap" value="2.16e-06"/>
 </properties></testcase>
 <testcase name="test_main_job_is_clean"><error message="stderr"/></testcase>
