@@ -132,7 +132,7 @@ class Report:
     Attributes:
         visual_tokens: per sample.
         stops: one entry per stop: `layer`, `keep` (share of the original), `kept` (per sample) and
-            `raised` (per sample, whether its share would have been none, and `at_least` stay).
+            where `at_least` has raised a share, `raised` (per sample).
         tokens_per_layer: per layer, per sample: text and visual tokens without padding.
         flops, flops_full: of the decoder layers in prefill, all samples.
         convention: how FLOPs are counted (`tokenreduce.cost`).
@@ -204,7 +204,8 @@ def _left(report: Report | EncoderReport, name: str) -> str:
 
 
 def _share(stop: dict[str, Any]) -> str:
-    raised = [k for k, more in zip(stop["kept"], stop["raised"], strict=True) if more]
+    pairs = zip(stop["kept"], stop.get("raised", ()), strict=False)
+    raised = [k for k, more in pairs if more]
     return f"{stop['keep']:.4g} of all" + (f", at least {min(raised)}" if raised else "")
 
 
@@ -238,7 +239,7 @@ def make_report(
                 "layer": i,
                 "keep": stops[i].keep,
                 "kept": list(kept),
-                "raised": _raised(stops[i], record.counts, kept),
+                **_raised(stops[i], record.counts, kept),
             }
             for i, kept in sorted(record.budgets.items())
         ],
@@ -257,10 +258,11 @@ def make_report(
     )
 
 
-def _raised(stop: Stop, counts: tuple[int, ...], kept: tuple[int, ...]) -> list[bool]:
-    """Per sample, whether more tokens stay than the rounded share, for `at_least` of the stop."""
+def _raised(stop: Stop, counts: tuple[int, ...], kept: tuple[int, ...]) -> dict[str, Any]:
+    """Per sample, whether more tokens stay than the rounded share; nothing where none has more."""
     pairs = zip(counts, kept, strict=True)
-    return [stop.rounded(n) < k <= stop.floor and k < n for n, k in pairs]
+    raised = [stop.rounded(n) < k <= stop.floor and k < n for n, k in pairs]
+    return {"raised": raised} if any(raised) else {}
 
 
 def _choosing(
