@@ -20,16 +20,17 @@ from typing import Any
 
 import leaderboard_tables
 import study_tables
+import version_tables
 from markdown import table
 
 import tokenreduce as tr
 
 ROOT = Path(__file__).resolve().parents[1]
-BLOCK = re.compile(r"(<!-- generated: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 DEPTH = 32
 """Layers that a schedule of many stops is shown for."""
 FEW = 6
 """Stops that a table writes out."""
+BLOCK = re.compile(r"(<!-- generated: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def main(arguments: list[str]) -> int:
@@ -99,7 +100,6 @@ def methods() -> str:
     )
 
 
-def schedulers() -> str:
 def method_options() -> str:
     """The schedule that a strategy brings, and its options."""
     return table(
@@ -111,6 +111,7 @@ def method_options() -> str:
     )
 
 
+def schedulers() -> str:
     """Name, effect and options of every scheduler."""
     return table(
         ("scheduler", "what it does", "options"),
@@ -255,8 +256,8 @@ def plugin(name: str, language: str) -> str:
 TABLES: Mapping[str, Callable[[], str]] = {
     "strategies": strategies,
     "methods": methods,
-    "schedulers": schedulers,
     "method-options": method_options,
+    "schedulers": schedulers,
     "adapters": adapters,
     "evidence": evidence,
     "conformance": conformance,
@@ -268,6 +269,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "plugin-option": lambda: plugin("tokenreduce_norm/conf/strategy/norm.yaml", "yaml"),
     **study_tables.TABLES,
     **leaderboard_tables.TABLES,
+    **version_tables.TABLES,
 }
 
 
