@@ -217,7 +217,7 @@ def test_a_refusal_is_one_line(
         (["positions=kep"], "did you mean 'keep'?"),
         (["logits=all"], "no logits 'all'"),
         (["strategy.name=needy"], "Needy needs tea"),
-        (["prompt=Is <image> like <image>"], "2 times '<image>' for 1 pictures"),
+        (["prompt=Is <image> like <image>"], "2 times '<image>' for 1 picture:"),
     ],
 )
 def test_what_the_model_cannot_do_is_one_line(

@@ -125,8 +125,9 @@ TABLES: dict[str, Callable[[Iterable[Entry]], str]] = {
 def task(record: dict[str, Any]) -> str:
     """What `task=benchmark` has measured: shares of the unreduced model."""
     head = (
-        "visual tokens | batch | strategy | kept | FLOPs ratio, causal | prefill time ratio (95 %) | "
-        "decoding step | tokens/s, unreduced and reduced | KV cache ratio | peak memory ratio"
+        "visual tokens | batch | strategy | kept | FLOPs ratio, causal | "
+        "prefill time ratio (95 %) | decoding step | tokens/s, unreduced and reduced | "
+        "KV cache ratio | peak memory ratio"
     )
     rows = []
     for e in record["rows"]:

@@ -364,7 +364,7 @@ def test_the_browser_draws_what_the_pictures_show(
 def test_slider_and_switch_work(dropped: Look, tmp_path: Path, opened: Open) -> None:
     moves = """<script>
     const slider = document.querySelector(".stop"), box = document.querySelector(".scores");
-    slider.stepUp(); slider.stepUp(); slider.dispatchEvent(new Event("input"));
+    slider.stepDown(); slider.dispatchEvent(new Event("input"));
     box.click();
     const area = document.querySelector(".mark").getBoundingClientRect();
     document.querySelector(".mark").dispatchEvent(new PointerEvent("pointermove",
@@ -385,7 +385,9 @@ def test_a_question_of_several_is_meant_alone(
     dropped: Look, merged: Look, tmp_path: Path, opened: Open
 ) -> None:
     path = write_page(tmp_path / "report.html", [dropped, merged])
-    for place, stops in (("#stop=2", ["2", "2"]), ("#question=2&stop=1", ["0", "1"])):
+    text, _ = opened(path, "")  # nothing asked for: each at its last stop
+    assert re.findall(r'data-stop="(\d)" data-mode', text)[0] == "3"
+    for place, stops in (("#stop=2", ["2", "2"]), ("#question=2&stop=1", ["3", "1"])):
         text, _ = opened(path, place)
         assert re.findall(r'data-stop="(\d)" data-mode', text) == stops
 

@@ -221,7 +221,7 @@ def test_a_prompt_in_chunks_shows_what_is_kept() -> None:
 
 
 def test_another_number_of_pictures_is_refused() -> None:
-    with pytest.raises(ValueError, match="has 1 pictures, but 2 were given"):
+    with pytest.raises(ValueError, match="has 1 picture, but 2 were given"):
         scenes(fake([], {}), [photo(10, 60)] * 2)
 
 

@@ -232,7 +232,8 @@ def request(
     count = prompt.count(image_token)
     if count != len(pictures) or not count:
         raise ValueError(
-            f"the prompt has {count} {image_token} for {len(pictures)} pictures: write one for each"
+            f"the prompt has {count} {image_token} for {len(pictures)} "
+            f"picture{'s' * (len(pictures) != 1)}: write one for each"
         )
     shapes = sorted({tuple(one.shape) for one in pictures})
     if len(shapes) > 1 or len(shapes[0]) != 2 or 0 in shapes[0]:

@@ -47,6 +47,7 @@ from tokenreduce.tasks.loading import load
 from tokenreduce.tasks.profiling.asked import asked
 from tokenreduce.tasks.profiling.picture import draw
 from tokenreduce.tasks.profiling.summary import layers_table, schedules_table, way
+from tokenreduce.viz.quantities import counted
 
 CELLS = "cells.jsonl"
 
@@ -197,8 +198,8 @@ def comments(config: DictConfig, numbers: dict[str, Any]) -> list[str]:
     return [
         f"Found by task=profile for {name}, strategy {config.strategy.name}: "
         f"{best['flops_share']:.4f} of the FLOPs ({numbers['convention']}).",
-        f"{numbers['prompts']} questions, JSD {best['jsd']:.4f} bits; {way(given['stops'])}: "
-        f"{given['jsd']:.4f} at {given['flops_share']:.4f}.",
+        f"{counted(numbers['prompts'], 'question')}, JSD {best['jsd']:.4f} bits; "
+        f"{way(given['stops'])}: {given['jsd']:.4f} at {given['flops_share']:.4f}.",
     ]
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from tokenreduce.data.transcripts import begins
 from tokenreduce.tasks.loading import Loaded
+from tokenreduce.viz.quantities import counted
 
 
 def image_token(loaded: Loaded) -> str:
@@ -58,8 +59,8 @@ def encode_all(
     for question, own in zip(questions, images, strict=True):
         if token in question and question.count(token) != len(own):
             raise ValueError(
-                f"the prompt has {question.count(token)} times {token!r} for {len(own)} pictures: "
-                "write it once for each, or leave it out"
+                f"the prompt has {question.count(token)} times {token!r} for "
+                f"{counted(len(own), 'picture')}: write it once for each, or leave it out"
             )
     padded = {"padding": True, "padding_side": "left"} if len(texts) > 1 else {}
     # nested by prompt: a flat list is several prompts of one picture each to some processors

@@ -22,7 +22,7 @@ from tokenreduce.data.images import in_rgb
 from tokenreduce.files import write_text
 from tokenreduce.viz.chart import Chart, chart
 from tokenreduce.viz.overlay import DARK, GLOW, HEAT, LINES, TINT, TURN, Stage, areas, ranks
-from tokenreduce.viz.quantities import quantity
+from tokenreduce.viz.quantities import counted, quantity
 from tokenreduce.viz.scene import Scene
 
 LEAST, MOST = 480, 960
@@ -147,9 +147,9 @@ def _caption(parts: Sequence[Stage]) -> str:
     if layer is None and groups:
         return f"merged in the vision tower: {', '.join(part.caption for part in parts)}"
     if layer is None:
-        return f"all {kept} visual tokens"
+        return f"all {counted(kept, 'visual token')}"
     how = ", some of them merged" if groups else ""
-    return f"from layer {layer} on: {kept} visual tokens{how}"
+    return f"from layer {layer} on: {counted(kept, 'visual token')}{how}"
 
 
 def _label(stage: Stage) -> str:
@@ -171,7 +171,9 @@ def _figures(scene: Scene, number: int, place: int) -> list[dict[str, Any]]:
             "tokens": (tokens + 1).tolist(),
             "stages": [_drawn(stage, tokens) for stage in scene.stages],
         }
-        of = f"{len(tokens)} of {len(scene.boxes)} tokens" if view else f"{len(tokens)} tokens"
+        of = (
+            f"{len(tokens)} of {len(scene.boxes)} tokens" if view else counted(len(tokens), "token")
+        )
         frames = f", {scene.frames} frames" if scene.frames > 1 else ""
         found.append(
             {

@@ -19,6 +19,7 @@ from tokenreduce.data.images import in_rgb
 from tokenreduce.geometry import Picture
 from tokenreduce.tokens import Plan
 from tokenreduce.viz.overlay import Boxes, Stage
+from tokenreduce.viz.quantities import counted
 
 if TYPE_CHECKING:
     from tokenreduce.reduction import Reduction
@@ -82,8 +83,8 @@ def scenes(
     found = reduction.places[sample]
     if len(found) != len(pictures):
         raise ValueError(
-            f"the sample has {len(found)} pictures, but {len(pictures)} were given to draw: give "
-            "every image or video of its prompt, in order"
+            f"the sample has {counted(len(found), 'picture')}, but {len(pictures)} were given to "
+            "draw: give every image or video of its prompt, in order"
         )
     whole = _whole(found, reduction, sample)
     drawn, start = [], 0

@@ -123,4 +123,4 @@ def interval(values: Sequence[float], level: float = LEVEL) -> Interval:
 
 def coverage(n: int) -> float:
     """How surely the extremes of n values have the median between them: 0 for one value."""
-    return max(0.0, 1 - 2 / 2**n)
+    return max(0.0, 1 - 2.0 ** (1 - n))

@@ -190,8 +190,8 @@ def label(row: Row, schedule: bool = True) -> str:
     if row["role"] == "full":
         return "full model"
     if row["role"] == "harmless":
-        few = row["questions"] < row["of_questions"]
-        return f"{row['change']}, {row['questions']} questions" if few else str(row["change"])
+        change, n = str(row["change"]), row["questions"]
+        return f"{change}, {counted(n, 'question')}" if n < row["of_questions"] else change
     name = spoken(row["strategy"])
     if len(row["seeds"]) > 1:
         name += f", {len(row['seeds'])} seeds"
