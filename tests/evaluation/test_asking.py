@@ -1,0 +1,52 @@
+"""A model whose logits are no numbers has no answer and no probabilities, and says so."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from tokenreduce.config import compose
+from tokenreduce.embedded.build import build_model, build_processor
+from tokenreduce.profiling.divergence import jensen_shannon, kullback_leibler
+from tokenreduce.tasks.evaluating.asking import Asking, ask
+from tokenreduce.tasks.evaluating.conditions import FULL
+from tokenreduce.tasks.evaluating.sources import questions
+from tokenreduce.tasks.loading import Loaded
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Loaded:
+    architecture: Any = OmegaConf.to_container(compose().model.architecture)
+    model = build_model(architecture, seed=0).eval()
+    return Loaded(model, build_processor(architecture["vision"]["patch_size"]), "here", True)
+
+
+def rows(loaded: Loaded) -> list[Any]:
+    items = questions(compose(["task=evaluate", "task.limit=2"]))
+    starts = {item.kind: {"yes": [3], "no": [4]} for item in items}
+    return list(ask(loaded, FULL, items, Asking(2, 2, "exact", starts)))
+
+
+def test_logits_that_are_no_numbers(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tokenreduce.tasks.evaluating.asking.is_right", lambda *given: True)
+    for row in rows(loaded):
+        assert row["correct"] is True
+        assert all(0 <= p <= 1 for p in row["probabilities"].values())
+    broken = copy.deepcopy(loaded.model)
+    with torch.no_grad():
+        broken.get_output_embeddings().weight[7] = float("nan")
+    for row in rows(Loaded(broken, loaded.processor, "here", True)):
+        assert row["correct"] is False  # whatever its answer happens to be
+        assert row["probabilities"] == {"yes": None, "no": None}
+
+
+@pytest.mark.parametrize("divergence", [jensen_shannon, kullback_leibler])
+def test_a_profile_takes_nan_for_no_agreement(divergence: Any) -> None:
+    sure = torch.tensor([0.5, 0.5, 0.0]).log()
+    assert divergence(sure, sure) == 0
+    assert divergence(sure, torch.full((3,), float("nan"))).isnan()
+    assert divergence(torch.full((3,), float("nan")), sure).isnan()
