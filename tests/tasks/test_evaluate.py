@@ -80,7 +80,7 @@ def test_one_run(whole: tuple[Path, dict[str, Any]]) -> None:
     assert stored["rows"] == json.loads(json.dumps(rows))
     assert "tiny" in stored["models"]
     assert len((folder / "table.csv").read_text().splitlines()) == 5
-    for name in ("pareto.png", "pareto_kinds.png"):
+    for name in ("accuracy.png", "accuracy_kinds.png"):  # all at one budget
         with Image.open(folder / name) as picture:
             assert picture.width > 400
 
