@@ -528,3 +528,19 @@ def test_one_question_is_looked_at_and_judged() -> None:
         stage.layer: list(stage.kept) for stage in scene.stages[1:]
     }
     assert seen.same == (seen.answers["full"] == seen.answers["reduced"])
+
+
+def test_a_page_says_what_to_do_where_no_time_is_saved(dropped: Look, tmp_path: Path) -> None:
+    times = {"full": [74.0], "reduced": [75.0]}
+    slow = replace(dropped, prefill_ms=times, prefill_ratio=75 / 74)
+    text = write_page(tmp_path / "slow.html", [slow]).read_text()
+    assert "says from how many on it pays" in text
+    fast = replace(slow, prefill_ratio=0.5)
+    assert "it pays" not in write_page(tmp_path / "fast.html", [fast]).read_text()
+
+
+def test_a_page_begins_with_its_summary(dropped: Look, tmp_path: Path) -> None:
+    lines = ["Full model: 90.0 % right.", "Shown below: 2 of 60 questions."]
+    path = write_page(tmp_path / "report.html", [dropped, dropped], summary=lines)
+    text = path.read_text()
+    assert 0 < text.index(lines[0]) < text.index(lines[1]) < text.index("Of those shown, ")

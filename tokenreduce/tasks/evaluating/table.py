@@ -262,7 +262,7 @@ def _lines(row: Row, schedule: bool) -> list[str]:
         low, high = (100 * bound for bound in found["interval"])
         same.append(f"{baseline} {100 * found['difference']:+.1f} [{low:+.1f},{high:+.1f}]")
     if same:
-        lines.append(f"{name} less a baseline of the same cost, points: {', '.join(same)}")
+        lines.append(f"{name} minus a baseline of the same cost, points: {', '.join(same)}")
     if other:
         lines.append(f"{name} is not compared with baselines of another cost: {', '.join(other)}")
     beyond = [
@@ -270,7 +270,7 @@ def _lines(row: Row, schedule: bool) -> list[str]:
         for change, found in row["beyond"].items()
     ]
     if beyond:
-        lines.append(f"{name}, JSD less that of a harmless change: {', '.join(beyond)}")
+        lines.append(f"{name}, JSD minus that of a harmless change: {', '.join(beyond)}")
     if row["following"]:
         lines.append(f"{name}, choice of tokens: {row['following']['verdict']}")
     return lines
