@@ -39,8 +39,8 @@ def whole(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> Path:
     """Writes `text` to `path`, whole or not at all; returns `path`.
 
-    A lone surrogate, which no UTF-8 file can hold, is written as its escape, `\\udc80`: in a name
-    of a file it stands for a byte that is no text.
+    A lone surrogate, which no UTF-8 file can hold, is written as its escape: in a name of a file it
+    stands for a byte that is no text.
     """
     with whole(path) as draft:
         draft.write_bytes(text.encode("utf-8", "backslashreplace"))

@@ -110,7 +110,8 @@ class Family:
         try:
             return self.make(attention)
         except AttributeError as missing:
-            if missing.obj is not transformers:
+            of: Any = missing.obj
+            if of is not transformers:
                 raise
             known = f"transformers {transformers.__version__} has no {missing.name}"
             raise AbsentError(f"{known}, which the tiny model {self.name} needs") from missing
