@@ -186,8 +186,14 @@ def pyramid(
         rotary = decoder.rotary_emb(x, positions, *_table(decoder, i))
         x = layer(x, attention_mask=mask, position_embeddings=rotary, position_ids=positions)
     logits = model.get_output_embeddings()(decoder.norm(x))[0]
-    cap = getattr(config, "final_logit_softcapping", None)
+    cap = _cap(model, config)
     return logits if cap is None else torch.tanh(logits / cap) * cap, at
+
+
+def _cap(model: Any, config: Any) -> float | None:
+    """The bound of the logits, where the head keeps to it: PaliGemma's since transformers 5.23."""
+    cap: float | None = getattr(config, "final_logit_softcapping", None)
+    return cap if "softcapping" in inspect.getsource(type(model).forward) else None
 
 
 def _table(decoder: Any, layer: int) -> tuple[str, ...]:
