@@ -27,7 +27,7 @@ def short() -> str:
     gaps = [row["recorded"]["gap"] for _, row in found if row["recorded"]["gap"] is not None]
     results = [result for _, row in found for result in cells(row)]
     return table(
-        ("`transformers`", "families", "laws hold", "recorded logits", "main job"),
+        ("`transformers`", "tiny models", "laws hold", "recorded logits", "main job"),
         [
             (
                 f"{found[0][0]} to {found[-1][0]} ({len(found)} minors)",

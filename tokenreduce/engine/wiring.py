@@ -320,6 +320,7 @@ class Wiring:
             return None
         cache = cache_of(output)
         contract.check_pass(self.setup, seq, cache)
+        seq.cache = None  # what is asked of the pass later must not keep it
         if seq.texts:
             self.remember(seq, cache)
         if seq.layout is None and state.rows is None:

@@ -171,7 +171,7 @@ def rule_of(config: DictConfig) -> tuple[str, dict[str, Any]]:
             f"(known: {', '.join(FREE)})"
         )
     options.pop(FREE[rule])
-    return rule, options
+    return rule, {name: value for name, value in options.items() if value is not None}
 
 
 def visual_tokens(config: DictConfig, sizes: Any) -> int:

@@ -81,19 +81,23 @@ def weights_of(loaded: Loaded) -> str:
     Of weights and of what makes inputs of a question: tokenizer, processor, chat template. Large
     files are read in part, see `skim`.
     """
-    sources = [loaded.source] if loaded.base is None else [loaded.source, loaded.base.name]
-    commit = str(getattr(loaded.model.config, "_commit_hash", None))
+    base = getattr(loaded, "base", None)
+    sources = [loaded.source] if base is None else [loaded.source, base.name]
     if not any(Path(source).is_dir() for source in sources):
-        return commit
+        return _commit(loaded)
     digest = hashlib.sha256()
     for folder in map(Path, sources):
         if not folder.is_dir():
-            digest.update(commit.encode())
+            digest.update(_commit(loaded).encode())
         for path in sorted({path for pattern in DECIDE for path in folder.glob(pattern)}):
             if path.is_file():
                 for block in skim(path):
                     digest.update(block)
     return digest.hexdigest()[:16]
+
+
+def _commit(loaded: Loaded) -> str:
+    return str(getattr(loaded.model.config, "_commit_hash", None))
 
 
 def _absolute(source: str) -> str:

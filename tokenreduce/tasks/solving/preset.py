@@ -62,4 +62,4 @@ def _text(value: Any) -> str:
     """A value as YAML and Hydra read it."""
     if isinstance(value, tuple | list):
         return f"[{','.join(map(_text, value))}]"
-    return str(value)
+    return "null" if value is None else str(value)
