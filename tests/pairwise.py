@@ -36,7 +36,19 @@ def in_turn(first: Iterable[Any], *others: Iterable[Any]) -> list[Any]:
 def pairs_of(rows: Iterable[tuple[Any, ...]]) -> list[Any]:
     """The same of rows that are not the whole of a product."""
     given = list(rows)
-    places = [{(i, j, str(a), str(b)) for (i, a), (j, b) in met(row)} for row in given]
+    return _fewest(
+        given, [{(i, j, str(a), str(b)) for (i, a), (j, b) in met(row)} for row in given]
+    )
+
+
+def values_of(rows: Iterable[tuple[Any, ...]]) -> list[Any]:
+    """With less by default still: every value of every parameter once."""
+    given = list(rows)
+    return _fewest(given, [{(i, str(a)) for i, a in enumerate(row)} for row in given])
+
+
+def _fewest(given: list[tuple[Any, ...]], places: list[set[Any]]) -> list[Any]:
+    """The rows, those without which every place is met still `full`."""
     left, kept = set().union(*places), set()
     while left:
         best = max(range(len(given)), key=lambda n: len(places[n] & left))

@@ -270,6 +270,7 @@ def test_a_fault_in_the_program_is_not_a_refusal(program: Program, fault: str) -
         del tasks._entries["faulty"]  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_a_plugin_that_fails_is_one_line_and_the_run_goes_on(tmp_path: Path) -> None:
     site = tmp_path / "site"
     (site / "plug-1.0.dist-info").mkdir(parents=True)
@@ -346,6 +347,7 @@ def test_runs_have_folders_of_their_own(program: Program, probe: list[Any], tmp_
     assert (folder / ".hydra" / "overrides.yaml").is_file()
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_every_choice(program: Program, probe: list[Any], tmp_path: Path) -> None:
     program("-m", "task.name=probe", "strategy=random,vtw", "seed=0,1")
     ran = [(config.strategy.name, config.scheduler.name, config.seed) for config in probe]
@@ -370,6 +372,7 @@ def test_only_the_first_of_several_processes_writes(
     assert not (tmp_path / "here" / "result.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="the start is read from /proc")
 def test_processes_of_one_launch_share_a_folder(tmp_path: Path) -> None:
     """However far apart they start."""
@@ -435,6 +438,7 @@ def test_the_main_task(
         assert drawn.width >= width
 
 
+@pytest.mark.slow
 def test_a_short_prompt_is_left_alone_and_the_table_says_so(
     program: Program, checkpoint: str, picture: str, tmp_path: Path
 ) -> None:
@@ -490,6 +494,7 @@ def test_a_sweep_outlives_a_refused_run(program: Program, probe: list[Any], tmp_
     assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == ["0", "2"]
 
 
+@pytest.mark.slow
 def test_a_sweep_outlives_a_fault(program: Program, ending: list[Any], tmp_path: Path) -> None:
     """Which keeps its traceback, and another exit code."""
     ending.append(lambda output: None if output.name == "0" else 1 / 0)

@@ -85,6 +85,7 @@ def test_most_pages_have_code() -> None:
     assert len(with_code()) >= 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arguments", "pages"), commands().items())
 def test_commands_compose(arguments: str, pages: list[str]) -> None:
     """Every documented command line is a configuration that exists."""

@@ -143,6 +143,7 @@ def test_it_answers_questions_it_never_saw(model: Any, processor: Any) -> None:
     assert sum(answers) / len(answers) > 0.8
 
 
+@pytest.mark.slow
 def test_it_needs_the_image_early_and_not_late(model: Any, processor: Any) -> None:
     """The reason for which it is shipped: early layers need every visual token."""
     samples = [sample(0, "heldout", UNSEEN + i, questions=9) for i in range(20)]

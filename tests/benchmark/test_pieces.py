@@ -134,6 +134,7 @@ def test_a_picture_of_noise_fits_its_model(name: str) -> None:
     assert report.applied == [True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "method"),
     in_turn(["llama-gqa", "llava", "qwen2_5_vl"], ["pyramid_drop", "vispruner"]),
@@ -166,6 +167,7 @@ def test_steps_of_a_round_count_once_in_an_interval() -> None:
     assert compared(ours, theirs)["interval"] == [1.0, 9.0]
 
 
+@pytest.mark.slow
 def test_everyone_leads_a_round() -> None:
     """The order moves on: nobody always follows the same."""
     model, order = FAMILIES["llama-gqa"].model(), []

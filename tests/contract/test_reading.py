@@ -75,6 +75,18 @@ def test_a_release_that_is_run_again_replaces_its_row(script: ModuleType, tmp_pa
     assert list(rows) == ["5.7", "5.10", "5.25-pre"]
 
 
+def test_only_what_the_table_does_not_say_is_news(script: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "report.xml").write_text(REPORT)
+    row = {"transformers": "5.7.0", **script.read(tmp_path / "report.xml")}
+    path = tmp_path / "versions.json"
+    assert script.news(row, path) == [
+        "5.7.0: a, pooling: failed: AssertionError: a law",
+        "5.7.0: main job: failed: stderr",
+    ]
+    script.write(path, "the command", {**row, "main_job": "passed"})
+    assert script.news(row, path) == ["5.7.0: main job: failed: stderr"]
+
+
 def test_a_minor_means_its_newest_patch(script: ModuleType) -> None:
     known = [Version(text) for text in ("5.10.1", "5.9.0", "5.10.4")]
     finals = script.newest_patches(known)

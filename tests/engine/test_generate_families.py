@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import tokenreduce as tr
-from tests.pairwise import pairs_of
+from tests.pairwise import values_of
 from tokenreduce.testing.batches import batch
 from tokenreduce.testing.models import FAMILIES, IMAGE, VIDEO
 from tokenreduce.testing.oracle import masked
@@ -45,7 +45,7 @@ def generate(model: Any, given: Any, way: str) -> Any:
     return model.generate(**given.inputs, **options | WAYS[way])
 
 
-CASES = pairs_of(
+CASES = values_of(
     (name, way, strategy)
     for name in MODELS
     for way in WAYS

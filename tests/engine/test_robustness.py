@@ -106,6 +106,7 @@ def test_an_exception_in_the_block_takes_the_hooks_off(llava, schedule):
     assert traces(llava) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["random", "pyramid_drop", "fastv"])
 def test_two_threads_generate_at_once(llava, schedule, name):
     prompts = [batch(LLAVA, (1, 2)), batch(LLAVA, (2,), seed=4), batch(LLAVA, (0, 1), seed=9)]

@@ -21,6 +21,7 @@ def batches(first, n, images=(1,) * 8):
     return [dict(batch(LLAVA, images, seed=first + i).inputs) for i in range(n)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [False, True])
 def test_what_is_distilled_agrees_better_on_prompts_never_seen(text):
     model, held_out = LLAVA.model(), batches(1000, 3)

@@ -54,6 +54,7 @@ def test_a_picture_gets_about_the_share_of_its_tokens(processor: Any, keep: floa
     assert [image.size for image in images] == [(160, 120), (96, 200)]
 
 
+@pytest.mark.slow
 def test_a_picture_beyond_the_processors_limit_is_made_smaller_than_it(processor: Any) -> None:
     """The processor itself makes it smaller: only a picture below that has fewer tokens."""
     large = picture(3000, 2000)
@@ -108,6 +109,7 @@ def run(output: Path, *overrides: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_the_command_line_compares_it_with_the_full_picture(
     folder: Path, processor: Any, tmp_path: Path
 ) -> None:

@@ -101,6 +101,7 @@ def test_a_record_says_how_it_was_made(record: dict[str, Any]) -> None:
     assert record["command"].startswith("tokenreduce ")
 
 
+@pytest.mark.slow
 def test_the_embedded_model_runs_its_tower_too(tmp_path: Path) -> None:
     found = run(tmp_path, *TINY, "task.visual=[20]", "strategy=fastervlm", "task.baselines=[]")
     whole, marked = found["rows"]
@@ -109,6 +110,7 @@ def test_the_embedded_model_runs_its_tower_too(tmp_path: Path) -> None:
     assert found["subject"]["weights"] == "stored"
 
 
+@pytest.mark.slow
 def test_break_even_and_pictures(tmp_path: Path) -> None:
     words = ["task.visual=[40]", "task.break_even=[8,40]", "task.plots=true"]
     found = run(tmp_path, *SHAPE, *QUICK, *words)
@@ -279,6 +281,7 @@ def test_what_is_slower_is_flagged(record: dict[str, Any]) -> None:
     )
 
 
+@pytest.mark.slow
 def test_runs_are_compared_from_the_command_line(record: dict[str, Any], tmp_path: Path) -> None:
     words = ["task.keeps=[0.5]", "task.visual=[40]", f"task.against={record['path']}"]
     with warnings.catch_warnings():

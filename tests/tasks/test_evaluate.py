@@ -107,6 +107,7 @@ def test_what_is_kept_of_every_question(whole: tuple[Path, dict[str, Any]]) -> N
     assert {"item", "image", "group", "question", "expected", "answer", "correct"} <= set(row)
 
 
+@pytest.mark.slow
 def test_keeping_everything_changes_nothing(tmp_path: Path) -> None:
     rows = run(
         tmp_path, "strategy=fastv", "scheduler.keep=1.0", "task.baselines=[]", "task.timed=0"
@@ -175,6 +176,7 @@ def test_other_questions_in_the_same_folder(
     assert all(p.read_bytes() == data for p, data in before.items())
 
 
+@pytest.mark.slow
 def test_questions_from_a_file(tmp_path: Path) -> None:
     rows = []
     for i in range(2):

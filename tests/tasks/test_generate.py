@@ -79,6 +79,7 @@ def test_likelihood_is_that_of_one_long_pass(loaded: Loaded, inputs: Any, length
     assert likelihood(loaded.model, inputs, answer) == pytest.approx(float(expected), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_likelihoods_of_all_answers_sum_to_one(loaded: Loaded, inputs: Any) -> None:
     size = loaded.model.config.text_config.vocab_size
     with tr.reduce(loaded.model, "pyramid_drop"):

@@ -66,6 +66,7 @@ def test_a_run_measures_searches_and_draws(whole: tuple[Path, dict[str, Any]]) -
     assert len(rows) == 1 + 1 + 6 + len(numbers["schedules"])  # head, whole model, stops
 
 
+@pytest.mark.slow
 def test_it_is_not_measured_again(
     whole: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,6 +199,7 @@ def test_another_family_on_rows_of_its_own(tmp_path: Path) -> None:
     assert max(c["jsd"] for c in numbers["sensitivity"]) > 0
 
 
+@pytest.mark.slow
 def test_questions_from_a_file(tmp_path: Path) -> None:
     """Questions about one file are about one picture, wherever they stand."""
     asked = ["what is in the red circle?", "how many objects are there?", "where is the 7?"]

@@ -35,6 +35,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of processors
 @pytest.mark.parametrize("name", KITS)
 def test_a_family_is_apart_from_itself_only_when_reduced(

@@ -101,6 +101,7 @@ def test_the_words_and_the_option_file_choose_what_was_found(run: Run, tmp_path:
     cli.main()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "visual"),
     [

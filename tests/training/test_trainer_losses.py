@@ -104,6 +104,7 @@ OUTSIDE = {
 ONE_OUTSIDE = ["compute_loss_func", pytest.param("label_smoothing_factor", marks=pytest.mark.slow)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ONE_OUTSIDE)
 def test_a_loss_outside_the_model(tmp_path, what):
     ours, theirs = both(tmp_path, parts=2, **OUTSIDE[what])
@@ -117,6 +118,7 @@ def test_a_loss_outside_the_model(tmp_path, what):
         assert abs(ours.losses[0] - inside.losses[0]) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ONE_OUTSIDE)
 def test_labels_that_the_trainer_keeps_are_told_to_the_strategy(tmp_path, what):
     """What is kept is what the same step keeps when the model sees the labels itself."""

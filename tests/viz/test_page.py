@@ -337,6 +337,7 @@ def test_a_page_opens_at_a_stop(dropped: Look, tmp_path: Path, opened: Open, sto
     assert set(on) == {str(dropped.scenes[0].stages[stop].layer or -1)}
 
 
+@pytest.mark.slow
 @browser
 @pytest.mark.parametrize("case", ["dropped", "merged", "scores"])
 def test_the_browser_draws_what_the_pictures_show(
@@ -380,6 +381,7 @@ def test_slider_and_switch_work(dropped: Look, tmp_path: Path, opened: Open) -> 
     assert re.search(r'class="here">token 1: (stays|dropped)', text)
 
 
+@pytest.mark.slow
 @browser
 def test_a_question_of_several_is_meant_alone(
     dropped: Look, merged: Look, tmp_path: Path, opened: Open
@@ -392,6 +394,7 @@ def test_a_question_of_several_is_meant_alone(
         assert re.findall(r'data-stop="(\d)" data-mode', text) == stops
 
 
+@pytest.mark.slow
 @browser
 def test_pictures_far_below_are_drawn_when_they_are_seen(
     dropped: Look, tmp_path: Path, opened: Open

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import tokenreduce.engine.call as spelled
 from tokenreduce.adapter import Adapter, adapters
 from tokenreduce.adapters.llava import clip_merging, clip_tower
 from tokenreduce.adapters.llava_next import packed_pictures
@@ -31,7 +32,7 @@ class LlavaNextVideo(Adapter):
         pooled = side // config.spatial_pool_stride
         seen = pooled * config.spatial_pool_stride / side
         found, first = [], 0
-        for video, features in zip(call["pixel_values_videos"], output.pooler_output, strict=True):
+        for video, features in zip(spelled.video_of(call), output.pooler_output, strict=True):
             grid = Picture.grid(pooled, pooled, frames=len(video), within=(0.0, 0.0, seen, seen))
             clip = grid.over(side, side, config.spatial_pool_stride, first)
             tokens = features.shape[:-1].numel()  # frame by frame before transformers 5.23

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
+import tokenreduce.engine.call as spelled
 from tokenreduce.adapter import Adapter, adapters
 from tokenreduce.adapters.anyres import tiles, traced
 from tokenreduce.adapters.llava import clip_merging, clip_tower
@@ -56,7 +57,7 @@ class LlavaOnevision(Adapter):
         whole = vision.image_size // vision.patch_size
         side = math.ceil(whole / 2)
         found, first = [], 0
-        for video, features in zip(call["pixel_values_videos"], output.pooler_output, strict=True):
+        for video, features in zip(spelled.video_of(call), output.pooler_output, strict=True):
             frames = Picture.grid(side, side, frames=len(video))
             clip = Picture.join([frames, _newline(frames)]).over(whole, whole, 2, first)
             found.append(clip if len(clip) == len(features) else Picture.unknown(len(features)))

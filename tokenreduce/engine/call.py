@@ -242,6 +242,12 @@ ROLES = {
 """The roles of a layer's arguments, and the names by which each is known."""
 
 
+def video_of(call: Mapping[str, Any]) -> Any:
+    """The raw videos that a video encoder is given; as `pixel_values` up to transformers 5.17."""
+    found = call.get(VIDEOS)
+    return call.get(IMAGES[0]) if found is None else found
+
+
 # -- a decoder, the multimodal module, the model ---------------------------------------------------
 
 

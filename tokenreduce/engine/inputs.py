@@ -194,19 +194,18 @@ def _pictures(
 
 
 def _restarts(positions: Tensor | None, real: Tensor | None, visual: Tensor) -> Tensor:
-    """(b,) how often the positions of a row fall: several prompts are packed into it.
+    """(b,) how often a row counts from its beginning again: several prompts are packed into it.
 
-    Of positions with axes the first counts on over a whole prompt (text, time).
+    Positions with axes do so where all of them are back; one axis may fall inside a picture.
     """
-    if positions is not None and positions.dim() > 2:
-        positions = positions[0]
     none = visual.new_zeros(visual.shape[0], dtype=torch.long)
-    if positions is None or positions.dim() != 2 or positions.shape[1] != visual.shape[1]:
+    if positions is None or positions.dim() < 2 or positions.shape[-1] != visual.shape[1]:
         return none
-    falls = positions.to(visual.device).diff(dim=1) < 0
-    if real is not None:
-        falls = falls & real[:, 1:] & real[:, :-1]
-    return falls.sum(1) + none
+    at = positions.to(visual.device).view(-1, *positions.shape[-2:]).expand(-1, len(visual), -1)
+    present = torch.ones_like(visual) if real is None else real
+    begin = present.long().argmax(dim=1)[None, :, None].expand(len(at), -1, 1)
+    back = (at <= at.gather(2, begin)).all(dim=0) & present
+    return (back.sum(1) - 1).clamp(min=0)
 
 
 def _runs(kind: Tensor, names: tuple[str, ...], of_kind: list[list[int]]) -> list[Runs]:
