@@ -40,8 +40,10 @@ Row = dict[str, Any]
 
 
 def main(arguments: list[str]) -> int:
-    """Run the suite on the releases that are asked for; returns the exit code, 1 if anything fails that was not
-    known to: the committed table says what does not work on which release.
+    """Run the suite on the releases that are asked for; returns the exit code.
+
+    It is 1 if anything fails and the committed table does not say so: what is known not to work on
+    a release stands there.
     """
     options = parser().parse_args(arguments)
     chosen = selected(options)

@@ -70,15 +70,28 @@ def families() -> str:
 
 def failures() -> str:
     """What does not hold: failures, families that a release lacks, models that it cannot run."""
-    found = {
-        (minor, f"`{family}`: {result}"): None
-        for minor, row in rows().items()
-        for family, results in row["families"].items()
-        for result in results.values()
-        if skipped(result)
-    }
-    failed = [(minor, what) for minor, row in rows().items() for what in troubles(row)]
-    return table(("minor", "what"), [*failed, *found]) if failed or found else "Nothing."
+    found: dict[str, list[str]] = {}
+    for minor, row in rows().items():
+        without = [
+            f"{family}: {result}"
+            for family, results in row["families"].items()
+            for result in dict.fromkeys(results.values())
+            if skipped(result)
+        ]
+        for what in [*troubles(row), *without]:
+            found.setdefault(what, []).append(minor)
+    if not found:
+        return "Nothing."
+    return table(("what", "on"), ((what, span(minors)) for what, minors in found.items()))
+
+
+def span(minors: list[str]) -> str:
+    """Minors, as a range where there is none between that is not among them."""
+    every = list(rows())
+    first, last = every.index(minors[0]), every.index(minors[-1])
+    if len(minors) < 3 or last - first + 1 != len(minors):
+        return ", ".join(minors)
+    return f"{minors[0]} to {minors[-1]}"
 
 
 def conditions() -> str:
