@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import transformers
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
@@ -203,9 +202,19 @@ def check_model(adapter: Adapter, model: nn.Module) -> None:
 def broken(model: str, says: str, found: str) -> ContractError:
     """The error for a clause that does not hold."""
     return ContractError(
-        f"transformers {transformers.__version__}, {model}: the engine needs that {says}, but "
+        f"transformers {installed()}, {model}: the engine needs that {says}, but "
         f"{found} ({known()})"
     )
+
+
+def installed() -> str:
+    """The version of transformers that is installed.
+
+    Asked anew: the module puts another in its own place while it is imported.
+    """
+    import transformers
+
+    return str(transformers.__version__)
 
 
 def known() -> str:
@@ -215,7 +224,7 @@ def known() -> str:
 
 def warn_of_version() -> None:
     """Says once, in one line, that this transformers was never measured."""
-    version = transformers.__version__
+    version = installed()
     number = tuple(int(part) for part in version.split(".")[:2])
     if OLDEST <= number <= NEWEST or version in _told:
         return
@@ -260,7 +269,7 @@ def strange_cache(cache: Any) -> ContractError:
     return ContractError(
         f"pictures cannot be reduced in a {type(cache).__name__}, which is no transformers Cache "
         "with `layers`: use a DynamicCache (the default of generate()), or remove the reduction; "
-        f"prompts of text alone pass (transformers {transformers.__version__})"
+        f"prompts of text alone pass (transformers {installed()})"
     )
 
 
