@@ -98,8 +98,8 @@ def _written(folder: Path, content: dict[str, Any], learned: LearnedStrategy | N
             os.replace(draft, weights)
         else:
             weights.unlink(missing_ok=True)  # of a learned strategy that was saved here before
-        for left in folder.glob(NEW_WEIGHTS):  # by saves that broke off
-            left.unlink(missing_ok=True)
+        for left in (*folder.glob(NEW_WEIGHTS), *folder.glob(f"{FILE}.*.part")):
+            left.unlink(missing_ok=True)  # by saves that broke off
         mine = path.read_text(encoding="utf-8") == text
         return not mine or learned is None or _digest(weights) == content["weights"]["sha256"]
     except FileNotFoundError:  # taken away by a save on another machine

@@ -395,4 +395,6 @@ def test_null_reducers_that_cost_something_else_are_not_compared(
     row = found["table"][-1]
     assert row["role"] == "tested"
     assert set(row["against"]["random"]) == {"flops_share"}
-    assert "random costs" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "not compared with baselines of another cost: " in said
+    assert "random (" in said
