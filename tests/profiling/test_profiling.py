@@ -466,6 +466,18 @@ def test_without_trials_the_starts_are_ranked() -> None:
         refine(lambda s: cell(s, 0), starts, FALLING, PRICES, 0.1)
 
 
+@pytest.mark.parametrize("also", [(), (((0, 0.5),),)], ids=["alone", "beside others"])
+def test_a_schedule_at_layers_that_were_not_measured_competes_and_is_not_searched_around(also):
+    """The paper's schedule stands beside a profile of a few layers, and may be the best."""
+    theirs = ((FALLING.layers[-1] + 1, 0.25),)
+    ranked = refine(
+        lambda way: cell(way, 0 if way == theirs else 0.5),
+        [theirs, *also], FALLING, PRICES, 1.0, trials=4,
+    )  # fmt: skip
+    assert ranked[0].stops == theirs
+    assert (len(ranked) > 1) == bool(also)
+
+
 def test_a_better_neighbour_is_where_the_search_goes_on() -> None:
     """A stop at layer 5 gets to layer 0 or 1, which takes more than one move of two layers."""
     start = topped(((5, 0.0),), FALLING, PRICES, 0.9)

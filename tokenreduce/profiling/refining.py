@@ -47,7 +47,11 @@ def refine(
     def loss(cell: Cell) -> tuple[float, float]:
         return cell.loss(by), prices.share(cell.stops)
 
-    best = min(tried.values(), key=loss)
+    # losses are predicted at measured layers alone: another schedule competes without neighbours
+    known = [cell for way, cell in tried.items() if {layer for layer, _ in way} <= {*found.layers}]
+    if not known:
+        return sorted(tried.values(), key=loss)
+    best = min(known, key=loss)
     for _ in range(trials):
         around = set(neighbours(best.stops, found, prices, budget, stops, step)) - set(tried)
         if not around:
