@@ -152,7 +152,7 @@ def test_every_rule_is_about_a_module() -> None:
         ("registry.py", "from tokenreduce import plugins"),
         ("reduction.py", "from tokenreduce.strategies.fastv import FastV"),
         ("reduction.py", "from tokenreduce.adapters.llava import Llava"),
-        ("engine/passes.py", "from tokenreduce.cli import main"),
+        ("engine/apply.py", "from tokenreduce.cli import main"),
         ("testing/models.py", "import hydra"),
     ],
 )

@@ -24,7 +24,7 @@ from tokenreduce.engine.contract import check_layers, check_model
 from tokenreduce.engine.hooks import owners_of, parameters
 from tokenreduce.engine.inside import Inside
 from tokenreduce.engine.sequence import Sequence
-from tokenreduce.engine.setup import Setup
+from tokenreduce.engine.spec import EngineConfig
 from tokenreduce.engine.wiring import Wiring
 from tokenreduce.errors import ReductionWarning
 from tokenreduce.fit import Logits, check_fit, check_options
@@ -57,38 +57,40 @@ class Reduction:
         core = unwrap(model)
         self.decoder = adapter.decoder(core)
         names = parameters(self.decoder.layers[0])
-        self._setup = Setup(
+        self._config = EngineConfig(
             adapter, self.decoder, strategy, {}, positions, seed, names, min_tokens=min_tokens
         )
+        self._progress = 1.0
+        self._config = replace(self._config, stops=self._stops_at(1.0))
         self._record: Record | None = None
         self._applied = False
-        self.progress = 1.0
         if isinstance(strategy, LearnedStrategy):
             strategy.begin(self.decoder, seed)
         self._inside: EncoderReduction | None = None
-        self._wiring: Wiring = self._apply()
+        self._wiring: Wiring
+        self._apply()
 
-    def _apply(self) -> Wiring:
+    def _apply(self) -> None:
         """Puts every hook on, or none: whatever goes wrong, the model stays as it was."""
         core = unwrap(self.model)
         roots = [self.model] if core is self.model else [self.model, core]
         base = self.adapter.base(core)
-        wiring = Wiring(roots, base, self._setup, self.logits == "text", self._remember, self)
+        only_text = self.logits == "text"
+        self._wiring = Wiring(roots, base, self._config, only_text, self._remember, self)
         strategy = self.strategy
         if isinstance(strategy, TowerStrategy) and strategy.tower is not None:
             try:
                 self._inside = self._shorten_tower(base, strategy)
             except BaseException:
-                wiring.remove()
+                self._wiring.remove()
                 raise
-        return wiring
 
     # -- what a caller reads -------------------------------------------------------------------
 
     @property
     def stops(self) -> tuple[Stop, ...]:
         """Where tokens are reduced, and to which share of the original."""
-        return tuple(self._setup.stops.values())
+        return tuple(self._config.stops.values())
 
     @property
     def progress(self) -> float:
@@ -97,18 +99,27 @@ class Reduction:
 
     @progress.setter
     def progress(self, value: float) -> None:
+        self._configure(stops=self._stops_at(value))
+        self._progress = value
+
+    def _stops_at(self, progress: float) -> dict[int, Stop]:
+        """The stops by layer, when so much of training is done."""
         depth = len(self.decoder.layers)
-        stops = self.scheduler.stops(depth, value) if self.strategy.reduces else ()
-        if self._setup.inside is not None:  # how many groups there are, the tower says
-            stops = (Stop(0, 1.0),) if self._setup.grouped else ()
+        stops = self.scheduler.stops(depth, progress) if self.strategy.reduces else ()
+        if self._config.inside is not None:  # how many groups there are, the tower says
+            stops = (Stop(0, 1.0),) if self._config.grouped else ()
         for stop in stops:
             if not 0 <= stop.layer < depth:
                 raise ValueError(
                     f"layer {stop.layer} is outside a decoder of {depth} layers: "
                     f"use 0 to {depth - 1}"
                 )
-        self._progress = value
-        self._setup.stops = {stop.layer: stop for stop in stops}
+        return {stop.layer: stop for stop in stops}
+
+    def _configure(self, **changes: Any) -> None:
+        """Changes what the engine is set to do, from the next pass on."""
+        self._config = replace(self._config, **changes)
+        self._wiring.config = self._config
 
     @property
     def report(self) -> Report:
@@ -116,11 +127,11 @@ class Reduction:
         # of the kind that keys and values have: quantised weights are bytes, which these never are
         value = next(p for p in self.decoder.parameters() if p.is_floating_point())
         shape = shape_of(self.decoder.config)
-        record, stops = self._latest(), dict(self._setup.stops)
-        if self._setup.grouped and any(record.counts):
+        record, stops = self._latest(), dict(self._config.stops)
+        if self._config.grouped and any(record.counts):
             share = sum(record.budgets.get(0, record.counts)) / sum(record.counts)
             stops = {0: Stop(0, share)}
-        needs = None if self._setup.grouped else self.strategy.needs
+        needs = None if self._config.grouped else self.strategy.needs
         report = make_report(record, stops, shape, value.element_size(), self.min_tokens, needs)
         inside = self._inside
         return report if inside is None or not inside.ran else replace(report, tower=inside.report)
@@ -166,7 +177,7 @@ class Reduction:
         """
         if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.dtype.is_floating_point:
             raise TypeError("the visual mask must be a bool tensor of shape (samples, sequence)")
-        with self._wiring.marked(mask.bool(), pictures or []):
+        with self._wiring.marks.marked(mask.bool(), pictures or []):
             yield self
 
     @contextmanager
@@ -185,7 +196,7 @@ class Reduction:
         """
         if not isinstance(labels, Tensor) or labels.dim() != 2 or labels.dtype.is_floating_point:
             raise TypeError("labels must be a tensor of ids of shape (samples, sequence)")
-        with self._wiring.labelled(labels):
+        with self._wiring.marks.labelled(labels):
             yield self
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -195,11 +206,11 @@ class Reduction:
 
     def remove(self) -> None:
         """Takes every hook off: the model is as it was. Warns when nothing was ever reduced."""
-        asked = any(stop.keep < 1 for stop in self._setup.stops.values())
+        asked = any(stop.keep < 1 for stop in self._config.stops.values())
         if self._inside is not None:
             self._inside.remove()
-            assert self._setup.inside is not None  # set with it
-            self._setup.inside.remove()
+            assert self._config.inside is not None  # set with it
+            self._config.inside.remove()
         if self._wiring.remove() and asked and not self._applied:
             warnings.warn(
                 "the reduction was removed without having reduced anything: no forward pass had "
@@ -211,7 +222,7 @@ class Reduction:
     def __enter__(self) -> Reduction:
         if not self._wiring.handles:  # removed before: a second block applies it again
             self._applied = False
-            self._wiring = self._apply()
+            self._apply()
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
@@ -248,23 +259,23 @@ class Reduction:
         except ValueError:
             within.remove()
             raise
-        self._setup.inside = within
+        self._configure(inside=within)
         self.progress = self._progress
         return found
 
     def _remember(self, seq: Sequence, cache: Any) -> None:
-        spared = self._setup.spared(seq.counts)
-        self._applied = self._applied or bool(seq.steps) or any(spared)  # or was asked not to
-        if seq.steps and (said := complaint(self.strategy, self.model.training)):
+        spared = self._config.spared(seq.counts)
+        self._applied = self._applied or seq.reduced or any(spared)  # or was asked not to
+        if seq.reduced and (said := complaint(self.strategy, self.model.training)):
             warnings.warn(said, ReductionWarning, stacklevel=2)
         blank = (0,) * seq.batch
         record = Record(
             seq.counts or blank,
             seq.texts,
-            {i: counts for i, (_, _, counts) in seq.kept.items()},
-            {i: (index, valid) for i, (index, valid, _) in seq.kept.items()},
-            dict(seq.plans),
-            seq.pictures or [[] for _ in seq.texts],
+            {stage.layer: stage.kept.counts for stage in seq.stops},
+            {stage.layer: (stage.kept.origin, stage.kept.visual_valid) for stage in seq.stops},
+            {stage.layer: stage.plan for stage in seq.stops if stage.plan is not None},
+            [[] for _ in seq.texts] if seq.prompt is None else seq.prompt.pictures,
             None if cache is None else weakref.ref(cache),
             tuple(n * left for n, left in zip(seq.counts, spared, strict=True)) or blank,
         )

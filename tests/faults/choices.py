@@ -9,7 +9,7 @@ import tokenreduce as tr
 from tests.faults import checks
 from tests.faults.checks import law
 from tests.faults.fault import Register, choice, row
-from tokenreduce.engine import passes
+from tokenreduce.engine.spec import EngineConfig
 from tokenreduce.testing import laws
 
 FAULTS = Register()
@@ -34,14 +34,12 @@ def rounding_up_where_down_was_asked(patch):
 @FAULTS.noticed_by(checks.BUDGET, row("pyramid_drop", "llama"))
 def shares_of_what_is_left(patch):
     """The budget compounds: a share of the tokens of the stop before."""
-    decide = passes._decide
+    budget = EngineConfig.budget
 
-    def compounding(setup, call, seq, cached):
-        counts, seq.counts = seq.counts, tuple(max(0, n - 1) for n in seq.counts)
-        decide(setup, call, seq, cached)
-        seq.counts = counts
+    def compounding(self, layer, counts, left):
+        return budget(self, layer, tuple(max(0, n - 1) for n in counts), left)
 
-    patch.setattr(passes, "_decide", compounding)
+    patch.setattr(EngineConfig, "budget", compounding)
 
 
 @FAULTS.noticed_by(law(laws.rows_stand_alone), row("pyramid_drop", "llama"))

@@ -10,7 +10,7 @@ from tests.faults.checks import law
 from tests.faults.fault import Register, row
 from tokenreduce.adapters import anyres, idefics3, llava_onevision
 from tokenreduce.adapters.tiles import whole
-from tokenreduce.engine import inputs
+from tokenreduce.engine import prompt
 from tokenreduce.testing import laws
 
 FAULTS = Register()
@@ -103,9 +103,9 @@ def the_frames_of_a_video_lie_below_each_other(patch):
 @FAULTS.noticed_by(positions("qwen2_vl-mixed"), by_positions("qwen2_vl-mixed"))
 def images_come_before_videos_whatever_the_order(patch):
     """A prompt holds both, in any order."""
-    assign = inputs.assign
+    assign = prompt.assign
     patch.setattr(
-        inputs,
+        prompt,
         "assign",
         lambda pictures, samples, used: assign(pictures, [sorted(runs) for runs in samples], used),
     )
@@ -127,4 +127,4 @@ def videos_are_looked_for_by_their_own_placeholder(patch):
 )
 def every_tile_is_a_picture_of_its_own(patch):
     """InternVL gives an image as a run of tiles."""
-    patch.setattr(inputs, "joined", lambda parts, stretches, join: list(parts))
+    patch.setattr(prompt, "joined", lambda parts, stretches, join: list(parts))

@@ -19,7 +19,7 @@ from tokenreduce.engine import call as spelled
 from tokenreduce.engine.cache import SHORTENED, ShortLayer
 from tokenreduce.engine.call import ModelCall, role
 from tokenreduce.engine.sequence import Sequence
-from tokenreduce.engine.setup import Setup
+from tokenreduce.engine.spec import EngineConfig
 from tokenreduce.engine.trial import FAILS, trial
 from tokenreduce.errors import ContractError, ReductionWarning
 from tokenreduce.tower import Part
@@ -300,29 +300,29 @@ def packed_rows() -> ContractError:
     )
 
 
-def check_continued(setup: Setup, given: ModelCall, seq: Sequence) -> None:
+def check_continued(config: EngineConfig, given: ModelCall, seq: Sequence) -> None:
     """Refuses a pass that goes on from earlier tokens, of which no cache can be found.
 
     Raises:
         ContractError: the attention mask covers more tokens than the pass and its cache have.
     """
     mask = given.mask
-    if not setup.stops or not isinstance(mask, Tensor) or mask.dim() != 2:
+    if not config.stops or not isinstance(mask, Tensor) or mask.dim() != 2:
         return
     if given.cache is None and mask.shape[1] > seq.length:
         raise _lost(
-            setup,
+            config,
             "a pass that goes on from cached tokens is given their cache",
             f"a pass of {seq.length} tokens came with a mask over {mask.shape[1]}, and none of "
             f"its arguments is a cache ({', '.join(sorted(given.given))})",
         )
 
 
-def check_pass(setup: Setup, seq: Sequence, returned: Any) -> None:
+def check_pass(config: EngineConfig, seq: Sequence, returned: Any) -> None:
     """Refuses the outcome of a pass that was not reduced as it was asked to be.
 
     Args:
-        setup: what the layers do.
+        config: what the engine is set to do.
         seq: the pass, after its last layer.
         returned: the cache that the decoder has returned, if any.
 
@@ -330,13 +330,13 @@ def check_pass(setup: Setup, seq: Sequence, returned: Any) -> None:
         ContractError: a stop that was not reached, a cache that no layer was given, or a cache
             layer behind a stop that is not a short one.
     """
-    if not setup.stops:
+    if not config.stops:
         return
-    if seq.visual is not None:
-        missed = sorted(set(setup.stops) - set(seq.layouts))
+    if seq.prompt is not None:
+        missed = sorted(set(config.stops) - {stage.layer for stage in seq.stages})
         if missed:
             raise _lost(
-                setup,
+                config,
                 "the decoder calls its layers in order and hands keyword arguments on to them",
                 f"the stop at layer {missed[0]} was never reached",
             )
@@ -344,29 +344,31 @@ def check_pass(setup: Setup, seq: Sequence, returned: Any) -> None:
             raise strange_cache(returned)
         if returned is not None and seq.cache is None:
             raise _lost(
-                setup,
+                config,
                 "a decoder layer is given the cache that the decoder returns",
                 "no layer was given one",
             )
     cache = seq.cache
     if cache is None:
         return
-    first = min(seq.steps, default=len(cache.layers))
+    first = min(
+        (stage.layer for stage in seq.stages if stage.step is not None), default=len(cache.layers)
+    )
     for i, layer in enumerate(cache.layers):
         short = isinstance(layer, ShortLayer)
         if short and layer.pending is not None:
             raise _lost(
-                setup,
+                config,
                 "every layer writes its keys and values into the cache",
                 f"layer {i} wrote none",
             )
         if i >= first and not short:
             raise _lost(
-                setup,
+                config,
                 "the cache of every layer behind a stop is shortened",
                 f"layer {i} of the cache is a plain {type(layer).__name__}",
             )
 
 
-def _lost(setup: Setup, says: str, found: str) -> ContractError:
-    return broken(type(setup.decoder).__name__, says, found)
+def _lost(config: EngineConfig, says: str, found: str) -> ContractError:
+    return broken(type(config.decoder).__name__, says, found)

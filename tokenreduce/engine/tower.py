@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenreduce.engine.view import in_this_thread, in_turn
+from tokenreduce.engine.attention import in_this_thread, in_turn
 from tokenreduce.geometry import Picture
 from tokenreduce.tokens import TOWER
 from tokenreduce.tower import Tower

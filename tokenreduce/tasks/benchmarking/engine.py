@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenreduce.engine.handover import Handover
+from tokenreduce.engine.capture import KeyReuse
 from tokenreduce.engine.hooks import Hook
 from tokenreduce.tasks.benchmarking.clock import Clock, Times
 
@@ -34,7 +34,7 @@ class Engine:
     @contextmanager
     def counting(self) -> Iterator[None]:
         """Counts inside the block."""
-        plain, made = Hook.__call__, Handover.__init__
+        plain, made = Hook.__call__, KeyReuse.__init__
 
         def timed(hook: Hook, *args: Any) -> Any:
             start = self.clock.now()
@@ -43,17 +43,17 @@ class Engine:
             finally:
                 self.seconds += self.clock.now() - start
 
-        def noted(handover: Handover, projection: nn.Module, keys: Tensor) -> None:
+        def noted(reuse: KeyReuse, projection: nn.Module, keys: Tensor) -> None:
             self.handed.append((projection, tuple(keys.shape)))
-            made(handover, projection, keys)
+            made(reuse, projection, keys)
 
         Hook.__call__ = timed  # type: ignore[method-assign, assignment]
-        Handover.__init__ = noted  # type: ignore[method-assign, assignment]
+        KeyReuse.__init__ = noted  # type: ignore[method-assign, assignment]
         try:
             yield
         finally:
             Hook.__call__ = plain  # type: ignore[method-assign]
-            Handover.__init__ = made  # type: ignore[method-assign]
+            KeyReuse.__init__ = made  # type: ignore[method-assign]
 
     @torch.inference_mode()
     def spared(self, rounds: int = 5) -> float:

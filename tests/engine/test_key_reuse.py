@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import tokenreduce as tr
-from tokenreduce.engine import passes
-from tokenreduce.engine.handover import Handover
+from tokenreduce.engine import decide
+from tokenreduce.engine.capture import KeyReuse
 from tokenreduce.testing.batches import batch
 from tokenreduce.testing.models import FAMILIES
 
@@ -20,12 +20,12 @@ def handed(monkeypatch):
     """The keys of every handover."""
     found = []
 
-    class Watched(Handover):
+    class Watched(KeyReuse):
         def __init__(self, projection, keys):
             found.append(keys)
             super().__init__(projection, keys)
 
-    monkeypatch.setattr(passes, "Handover", Watched)
+    monkeypatch.setattr(decide, "KeyReuse", Watched)
     return found
 
 

@@ -1,6 +1,6 @@
-"""What a forward pass says about its tokens: which are visual, real, asking; read once per prompt.
+"""What a forward pass says about its tokens: which are visual, real, queries; read once per prompt.
 
-Shapes: b samples, l sequence, r asking tokens.
+Shapes: b samples, l sequence, r query tokens.
 """
 
 from __future__ import annotations
@@ -15,8 +15,40 @@ from torch import Tensor, nn
 
 from tokenreduce.adapter import IMAGE, VIDEO, Adapter
 from tokenreduce.engine.call import ModelCall
-from tokenreduce.engine.sequence import Sequence
 from tokenreduce.geometry import Picture, Runs, assign, joined, places
+from tokenreduce.tokens import Places
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is known of the tokens of a pass that has visual ones.
+
+    Attributes:
+        visual: (b, l) True at visual tokens.
+        real: (b, l) False at padding; None when there is none.
+        query_index: (b, r) the query tokens, whose attention scores the visual ones, and
+            `query_valid` (b, r), False where a sample has fewer.
+        before_answer: (b, l) False from the sample's first answer on, which no choice may depend
+            on; None without labels.
+        counts: visual tokens per sample; `texts`: other real tokens per sample (host).
+        places: where the visual tokens stand; `pictures` the same per sample, on the host.
+        separators: the largest number of separator tokens in a sample (host).
+        restarts: whether the positions of a row fall, as those of packed prompts do (host).
+        text_first: whether every sample begins with a real text token (host).
+    """
+
+    visual: Tensor
+    real: Tensor | None
+    query_index: Tensor
+    query_valid: Tensor
+    before_answer: Tensor | None
+    counts: tuple[int, ...]
+    texts: tuple[int, ...]
+    places: Places
+    pictures: list[list[Picture]]
+    separators: int
+    restarts: bool
+    text_first: bool
 
 
 def merged_kinds(call: ModelCall) -> set[str]:
@@ -29,22 +61,22 @@ def merged_kinds(call: ModelCall) -> set[str]:
 
 
 @dataclass
-class Album:
-    """The pictures of the latest encoder calls by kind; `used` counts tokens already placed.
+class PictureQueue:
+    """The pictures of the latest encoder calls by kind; `consumed` counts tokens already placed.
 
     Where the encoder is given parts of pictures, `joined` makes a picture of those of a run, or
     `grouped` pictures of those of a sample, by its token ids.
     """
 
     pictures: dict[str, list[Picture]] = field(default_factory=dict)
-    used: dict[str, int] = field(default_factory=dict)
+    consumed: dict[str, int] = field(default_factory=dict)
     joined: Callable[[list[Picture]], Picture] | None = None
     grouped: Callable[[list[Picture], list[int], list[bool]], list[Picture]] | None = None
 
     def put(self, kind: str, pictures: list[Picture]) -> None:
         """Takes in what an encoder call was about; nothing of it has had its turn."""
         if self.pictures.get(kind) is not pictures:
-            self.pictures[kind], self.used[kind] = pictures, 0
+            self.pictures[kind], self.consumed[kind] = pictures, 0
 
 
 def placeholders(adapter: Adapter, base: nn.Module, call: ModelCall) -> Tensor | None:
@@ -121,75 +153,108 @@ class Given:
     positions: Tensor | None = None
 
 
-def lengths(seq: Sequence, real: Tensor | None) -> tuple[int, ...]:
+def lengths(batch: int, length: int, real: Tensor | None) -> tuple[int, ...]:
     """Real tokens per sample of a pass without visual tokens (sync: once per prompt)."""
     if real is None:
-        return (seq.length,) * seq.batch
+        return (length,) * batch
     return tuple(real.bool().sum(1).tolist())
 
 
-def describe(
-    seq: Sequence, kind: Tensor, names: tuple[str, ...], given: Given, album: Album
-) -> bool:
-    """Fills `seq` with what is known of its visual tokens; False when it has none after all.
+def read_prompt(
+    kind: Tensor, names: tuple[str, ...], given: Given, queue: PictureQueue
+) -> tuple[Prompt | None, tuple[int, ...]]:
+    """What is known of a pass with visual tokens, and its other real tokens per sample.
 
-    `kind` (b, l) is 0 for text, else the number of a kind of picture in `names`, counted from 1.
+    Args:
+        kind: (b, l) 0 for text, else the number of a kind of picture in `names`, counted from 1.
+        names: the kinds of pictures.
+        given: what else the call has told.
+        queue: the pictures that the encoders were given.
+
+    Returns:
+        The prompt, None where no token is visual after all; and the counts.
     """
     real = None if given.real is None else given.real.to(kind.device, torch.bool)
     if real is not None:
         kind = kind * real
-    visual = kind > 0
-    asks, labels = None, given.labels
-    if labels is not None and labels.shape == visual.shape:
-        asks = before_answers(labels.to(visual.device))
-        asks = asks if real is None else asks & real
-        answered = labels.to(visual.device) != -100
-        seq.question = answered.cumsum(dim=1) == 0
-    rows = [visual.sum(1)]
-    rows.append(rows[0].new_full(rows[0].shape, seq.length) if real is None else real.sum(1))
-    rows.append(rows[0].new_zeros(rows[0].shape) if asks is None else asks.sum(1))
-    text = ~visual[:, 0] if real is None else ~visual[:, 0] & real[:, 0]
-    rows.append(text.to(rows[0].dtype))
-    rows.append(_restarts(given.positions, real, visual))
-    rows += [(kind == number).sum(1) for number in range(1, len(names) + 1)]
+    visual, length = kind > 0, kind.shape[1]
+    starts, before_answer = _answers(given.labels, visual, real)
     # sync: once per prompt, so that every later count is known on the host
-    counts, present, answers, first, restarts, *of_kind = torch.stack(rows).tolist()
+    host = torch.stack(_to_count(kind, names, given.positions, real, starts)).tolist()
+    counts, present, answers, first, restarts, *of_kind = host
+    texts = tuple(n - v for n, v in zip(present, counts, strict=True))
     if not any(counts):
-        seq.texts = tuple(present)
-        return False
-    seq.visual, seq.counts, seq.text_first = visual, tuple(counts), all(first)
-    seq.restarts = any(restarts)
-    seq.real = None if real is None or all(n == seq.length for n in present) else real
-    seq.texts = tuple(n - v for n, v in zip(present, counts, strict=True))
-    seq.asking, seq.asking_valid = _asking(seq, asks, max(answers), given.drafts)
-    seq.pictures = _pictures(seq, kind, names, of_kind, album, given.ids)
-    seq.places = places(seq.pictures, seq.device)
-    seq.separators = max(
-        (sum(int(p.separator.sum()) for p in row) for row in seq.pictures), default=0
+        return None, texts
+    real = None if real is None or all(n == length for n in present) else real
+    pictures = _pictures(kind, names, of_kind, queue, given.ids)
+    prompt = Prompt(
+        visual,
+        real,
+        *_queries(real, visual, starts if max(answers) else None, max(answers), given.drafts),
+        before_answer,
+        tuple(counts),
+        texts,
+        places(pictures, kind.device),
+        pictures,
+        max((sum(int(p.separator.sum()) for p in row) for row in pictures), default=0),
+        any(restarts),
+        all(first),
     )
-    return True
+    return prompt, texts
+
+
+def _answers(
+    labels: Tensor | None, visual: Tensor, real: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """(b, l) True at every token right before an answer, and before the first; None unlabelled."""
+    if labels is None or labels.shape != visual.shape:
+        return None, None
+    labels = labels.to(visual.device)
+    starts = before_answers(labels)
+    starts = starts if real is None else starts & real
+    return starts, (labels != -100).cumsum(dim=1) == 0
+
+
+def _to_count(
+    kind: Tensor,
+    names: tuple[str, ...],
+    positions: Tensor | None,
+    real: Tensor | None,
+    starts: Tensor | None,
+) -> list[Tensor]:
+    """What the host has to know, (b,) whole numbers each: one copy fetches them all."""
+    visual = kind > 0
+    counts = visual.sum(1)
+    text = ~visual[:, 0] if real is None else ~visual[:, 0] & real[:, 0]
+    return [
+        counts,
+        counts.new_full(counts.shape, kind.shape[1]) if real is None else real.sum(1),
+        counts.new_zeros(counts.shape) if starts is None else starts.sum(1),
+        text.to(counts.dtype),
+        _restarts(positions, real, visual),
+        *((kind == number).sum(1) for number in range(1, len(names) + 1)),
+    ]
 
 
 def _pictures(
-    seq: Sequence,
     kind: Tensor,
     names: tuple[str, ...],
     of_kind: list[list[int]],
-    album: Album,
+    queue: PictureQueue,
     ids: Tensor | None,
 ) -> list[list[Picture]]:
     """Per sample, the pictures that its visual tokens stand for, of unknown shape where unknown."""
     visual = kind > 0
-    found = assign(album.pictures, _runs(kind, names, of_kind), album.used)
+    found = assign(queue.pictures, _runs(kind, names, of_kind), queue.consumed)
     for name, number in zip(names, map(sum, of_kind), strict=True):
-        album.used[name] = album.used.get(name, 0) + number
+        queue.consumed[name] = queue.consumed.get(name, 0) + number
     if found is None:
-        return [[Picture.unknown(n)] if n else [] for n in seq.counts]
-    if album.joined is not None:
-        return [joined(x, n, album.joined) for x, n in zip(found, _stretches(visual), strict=True)]
-    if album.grouped is not None and ids is not None:
+        return [[Picture.unknown(n)] if n else [] for n in map(sum, zip(*of_kind, strict=True))]
+    if queue.joined is not None:
+        return [joined(x, n, queue.joined) for x, n in zip(found, _stretches(visual), strict=True)]
+    if queue.grouped is not None and ids is not None:
         both = zip(ids.tolist(), visual.tolist(), strict=True)  # sync: once per prompt
-        return [album.grouped(x, *row) for x, row in zip(found, both, strict=True)]
+        return [queue.grouped(x, *row) for x, row in zip(found, both, strict=True)]
     return found
 
 
@@ -226,17 +291,20 @@ def _stretches(visual: Tensor) -> list[list[int]]:
     return [[sum(same) for yes, same in groupby(row) if yes] for row in visual.tolist()]
 
 
-def _asking(seq: Sequence, asks: Tensor | None, most: int, drafts: int) -> tuple[Tensor, Tensor]:
-    """(b, r) asking tokens: before every answer in training, else the last real token."""
-    position = torch.arange(seq.length, device=seq.device).expand(seq.batch, -1)
-    real = position >= 0 if seq.real is None else seq.real
+def _queries(
+    real: Tensor | None, visual: Tensor, starts: Tensor | None, most: int, drafts: int
+) -> tuple[Tensor, Tensor]:
+    """(b, r) the query tokens: before every answer in training, else the last real token."""
+    length = visual.shape[1]
+    position = torch.arange(length, device=visual.device).expand(len(visual), -1)
     # padding may follow the answers as well as precede them: drafts are the last positions
-    real = real & (position < seq.length - drafts)
-    last = torch.where(real, position, -1).amax(dim=1, keepdim=True).clamp(min=0)
-    if asks is None or not most:
+    eligible = position < length - drafts
+    eligible = eligible if real is None else real & eligible
+    last = torch.where(eligible, position, -1).amax(dim=1, keepdim=True).clamp(min=0)
+    if starts is None:
         return last, torch.ones_like(last, dtype=torch.bool)
-    index = torch.where(asks, position, seq.length).sort(dim=1).values[:, :most]
-    valid = index < seq.length
+    index = torch.where(starts, position, length).sort(dim=1).values[:, :most]
+    valid = index < length
     index = torch.where(valid, index, last)
     valid[:, 0] = True  # a sample without an answer asks with its last token
     return index, valid
