@@ -62,7 +62,7 @@ if TYPE_CHECKING:  # the same names for type checkers, documentation and editors
     from tokenreduce.strategies.vispruner import VisPruner
     from tokenreduce.strategies.vtw import VTW
     from tokenreduce.strategy import Scorer, Strategy, TowerStrategy, select, strategies
-    from tokenreduce.tokens import Places, Plan, Tokens
+    from tokenreduce.tokens import Gate, Merge, Mix, Places, Plan, Tokens
 
 __version__ = "0.1.0"
 
@@ -109,7 +109,7 @@ _HOMES = {
     "strategies.tome": ("ToMe",),
     "strategies.vtw": ("VTW",),
     "strategy": ("Scorer", "Strategy", "TowerStrategy", "select", "strategies"),
-    "tokens": ("Places", "Plan", "Tokens"),
+    "tokens": ("Gate", "Merge", "Mix", "Places", "Plan", "Tokens"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

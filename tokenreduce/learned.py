@@ -30,9 +30,9 @@ from tokenreduce.files import whole
 from tokenreduce.registry import did_you_mean
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.strategy import Strategy, select
-from tokenreduce.tokens import Plan, Tokens
+from tokenreduce.tokens import Gate, Plan, Tokens
 
-Gate = Literal["straight_through", "soft", "none"]
+GateKind = Literal["straight_through", "soft", "none"]
 
 HALVINGS = 40
 """Steps of the search for a threshold: more than fp32 can tell apart."""
@@ -251,14 +251,16 @@ class LearnedScorer(LearnedStrategy):
     tokens in training, the less the lower the `temperature`; `"none"` gives no gradient.
     """
 
-    gate: Gate = "straight_through"
+    gate: GateKind = "straight_through"
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.gate not in get_args(Gate):
-            hint = did_you_mean(self.gate, get_args(Gate))
-            raise ValueError(f"no gate {self.gate!r}{hint} (known: {', '.join(get_args(Gate))})")
+        if self.gate not in get_args(GateKind):
+            hint = did_you_mean(self.gate, get_args(GateKind))
+            raise ValueError(
+                f"no gate {self.gate!r}{hint} (known: {', '.join(get_args(GateKind))})"
+            )
         if not self.temperature > 0:
             raise ValueError(f"temperature must be above 0, not {self.temperature!r}")
 
@@ -290,7 +292,7 @@ def gated(
     plan: Plan,
     scores: Tensor,
     tokens: Tokens,
-    gate: Gate = "straight_through",
+    gate: GateKind = "straight_through",
     temperature: float = 1.0,
 ) -> Plan:
     """`plan` with a gate through which gradients reach `scores`.
@@ -310,8 +312,8 @@ def gated(
     chosen = (kept(plan, tokens) & among).sum(dim=1, keepdim=True)
     share = soft_top(scores, among, chosen, temperature).gather(1, plan.keep)
     value = share if gate == "soft" else (share - share.detach()) + 1
-    ground = among.float() / among.sum(dim=1, keepdim=True).clamp(min=1)
-    return replace(plan, gate=value, ground=ground)
+    fallback = among.float() / among.sum(dim=1, keepdim=True).clamp(min=1)
+    return replace(plan, gate=Gate(value, fallback))
 
 
 def soft_top(scores: Tensor, among: Tensor, k: Tensor, temperature: float = 1.0) -> Tensor:

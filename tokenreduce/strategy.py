@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.registry import Registry
-from tokenreduce.tokens import Plan, Tokens, keep_from_mask
+from tokenreduce.tokens import Plan, Tokens
 
 if TYPE_CHECKING:
     from tokenreduce.scheduler import Scheduler
@@ -116,7 +116,6 @@ def select(scores: Tensor, tokens: Tokens, budget: Sequence[int]) -> Plan:
     token of that row stays without its separator, so that the budget is met exactly.)
     """
     counts = [min(k, n) for k, n in zip(budget, tokens.counts, strict=True)]
-    width = max(counts, default=0)
     ranked = scores.detach().float().nan_to_num(nan=float("-inf"))
     ranked = ranked.masked_fill(~tokens.valid, float("-inf"))
     limit = torch.tensor(counts, device=scores.device)[:, None]
@@ -130,8 +129,7 @@ def select(scores: Tensor, tokens: Tokens, budget: Sequence[int]) -> Plan:
             1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
         )
         mask = rank < limit
-    keep, valid = keep_from_mask(mask & tokens.valid, width)
-    return Plan(keep, None if len(set(counts)) <= 1 else valid, score=scores.detach())
+    return Plan.of(mask, tokens, budget, score=scores)
 
 
 def _with_separators(order: Tensor, separator: Tensor, tokens: Tokens, limit: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ def padding_is_merged(patch):
         tr.Pooling,
         "plan",
         lambda self, tokens, budget: (
-            (p := plan(self, tokens, budget)) and replace(p, group=p.group.clamp(min=0))
+            (p := plan(self, tokens, budget)) and replace(p, content=tr.Merge(p.group.clamp(min=0)))
         ),
     )
 

@@ -213,7 +213,7 @@ def fake(kept: list[list[int]], plans: dict[int, tr.Plan]) -> Any:
 
 def test_a_prompt_in_chunks_shows_what_is_kept() -> None:
     """Its plans are about the last chunk alone: they are left aside."""
-    last = tr.Plan(torch.tensor([[0, 1]]), group=torch.tensor([[0, 1, 1]]))
+    last = tr.Plan(torch.tensor([[0, 1]]), content=tr.Merge(torch.tensor([[0, 1, 1]])))
     reduction = fake([[0, 2, 3, 4], [2, 4]], {0: last, 1: last})
     (scene,) = scenes(reduction, [photo(10, 60)])
     assert [list(stage.kept) for stage in scene.stages[1:]] == [[0, 2, 3, 4], [2, 4]]

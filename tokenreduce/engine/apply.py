@@ -161,7 +161,7 @@ def _brought(device: torch.device, seq: Sequence, call: LayerCall) -> LayerCall:
                 "or the layer in the device map"
             )
         changes["hidden"] = hidden.to(device)
-    seq.move(device)
+    seq.move(device, call.index)
     for what in ("mask", "rotary", "position_ids"):
         value = getattr(call, what)
         first = value[0] if isinstance(value, tuple) else value

@@ -162,7 +162,7 @@ def _at(
         "normed": lambda: rows_of(decoder.norm(view.hidden), at),
         "text_normed": lambda: words(decoder.norm(view.hidden)),
         "embedding": lambda: _embedding(seq, "visual"),
-        "embedding_valid": lambda: seq.stages[0].kept.visual_valid,
+        "embedding_valid": lambda: _embedding_rows(seq, "visual")[1],
         "text_embedding": lambda: _embedding(seq, "text"),
         **{name: lambda name=name: _of_tower(view, name) for name in TOWER},  # type: ignore[misc]
     }
@@ -191,13 +191,18 @@ def _embedding(seq: Sequence, kind: str) -> Tensor:
     Text is that of the question.
     """
     assert seq.embedded is not None  # kept where a strategy reads it
+    index, valid = _embedding_rows(seq, kind)
+    return rows_of(seq.embedded, index).masked_fill(~valid[..., None], 0.0)
+
+
+def _embedding_rows(seq: Sequence, kind: str) -> tuple[Tensor, Tensor]:
+    """(b, n) the index of these tokens at layer 0, and which entries count."""
     mask, counts = seq.visual.visual, seq.counts
     if kind == "text":
         mask, counts = ~mask, seq.texts
         for also in (seq.visual.real, seq.visual.before_answer):
             mask = mask if also is None else mask & also
-    index, valid = keep_from_mask(mask, max(max(counts), 1))
-    return rows_of(seq.embedded, index).masked_fill(~valid[..., None], 0.0)
+    return keep_from_mask(mask, max(max(counts), 1))
 
 
 def _of_tower(view: LayerView, name: str) -> Tensor:

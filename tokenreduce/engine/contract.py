@@ -333,7 +333,7 @@ def check_pass(config: EngineConfig, seq: Sequence, returned: Any) -> None:
     if not config.stops:
         return
     if seq.prompt is not None:
-        missed = sorted(set(config.stops) - {stage.layer for stage in seq.stages})
+        missed = sorted(set(config.stops) - {stage.layer for stage in seq.stops})
         if missed:
             raise _lost(
                 config,

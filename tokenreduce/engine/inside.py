@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tokenreduce.engine.hooks import Hook
 from tokenreduce.engine.merging import Merged
 from tokenreduce.geometry import Picture
-from tokenreduce.tokens import Plan
+from tokenreduce.tokens import Merge, Plan
 from tokenreduce.tower import Tower
 
 GROUP = "tower_group"
@@ -120,7 +120,7 @@ def plan(samples: Sequence[Sequence[Picture]], valid: Tensor) -> tuple[Plan, tup
     there = torch.arange(keep.shape[1]) < torch.tensor(counts)[:, None]
     even = len(set(counts)) <= 1
     group = torch.stack(groups).to(valid.device)
-    return Plan(keep, None if even else there.to(valid.device), group), counts
+    return Plan(keep, None if even else there.to(valid.device), Merge(group)), counts
 
 
 def _ranked(number: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from tokenreduce.engine.hooks import Hook, bind, parameters
 from tokenreduce.strategy import TowerStrategy
-from tokenreduce.tokens import Places, Plan, Tokens, gather
+from tokenreduce.tokens import Merge, Places, Plan, Tokens, gather
 from tokenreduce.tower import Part, Tower
 
 CARRIED = "tokenreduce_merged"
@@ -243,7 +243,7 @@ class Merging:
         plan, n = self.strategy.plan(tokens, budget), len(budget)
         uneven = plan.valid is None and len(set(budget)) > 1
         size = plan.keep.shape == (n, max(budget))
-        if uneven or not size or plan.group is None or plan.how != "mean":
+        if uneven or not size or not isinstance(plan.content, Merge) or plan.content.how != "mean":
             raise ValueError(
                 f"{type(self.strategy).__name__} kept {plan.keep.shape[1]} tokens in layer "
                 f"{tokens.layer} of the vision tower, where the budget was {max(budget)}: in a "

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tokenreduce.engine.hooks import Hook, bind
 from tokenreduce.engine.merging import CARRIED, Here, Merged, Merging
-from tokenreduce.tokens import Places, Plan, Tokens
+from tokenreduce.tokens import Merge, Places, Plan, Tokens
 from tokenreduce.tower import PackedTower
 
 
@@ -123,13 +123,14 @@ class PackedMerging(Merging):
             evidence={"keys": keys_of_rows},
         )
         plan = self._planned(tokens, left)
-        assert plan.group is not None  # `_planned` checks it
+        content = plan.content
+        assert isinstance(content, Merge)  # `_planned` checks it
         kept, slot, _ = (part.to(device, non_blocking=True) for part in _rows(left))
         start = torch.tensor([0, *accumulate(left)][:-1], device=device)
         keep = index[kept, plan.keep[kept, slot]]
-        group = plan.group[block, place] + start[block]
-        weight = None if plan.weight is None else plan.weight[block, place][None]
-        return Plan(keep[None], None, group[None], weight)
+        group = content.group[block, place] + start[block]
+        weight = None if content.weight is None else content.weight[block, place][None]
+        return Plan(keep[None], None, Merge(group[None], weight))
 
     def _carry(self, i: int, x: Tensor, merged: Merged) -> None:
         super()._carry(i, x, merged)

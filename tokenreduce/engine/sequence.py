@@ -77,10 +77,11 @@ class Stage:
     """The tokens from one stop to the next, and what all layers between them share.
 
     Attributes:
-        layer: at whose input it begins; `BEGINNING` for the first.
+        layer: at whose input it begins; `BEGINNING` for the first. Where a model lies on several
+            devices, the layers of another one go on with a copy, which begins there.
         order: (b, p) absolute logical index of every token, -1 for filler.
         layout: which tokens these are; None in a pass without visual tokens.
-        plan: what the strategy decided at the stop; None for the first stage.
+        plan: what the strategy decided at the stop; None for the first stage, and for a copy.
         step: what that does to hidden states; None where every token stayed.
         made: masks, rotary tables and other results that its layers share.
     """
@@ -109,9 +110,8 @@ class Stage:
         return self.layout
 
     def to(self, device: torch.device) -> Stage:
-        """The same on another device; what its layers shared stays where it was."""
-        order, layout = moved(self.order, device), moved(self.layout, device)
-        return Stage(self.layer, order, layout, self.plan, self.step)
+        """The tokens on another device; what its layers shared stays where it was."""
+        return Stage(self.layer, moved(self.order, device), moved(self.layout, device))
 
 
 @dataclass
@@ -160,7 +160,7 @@ class Sequence:
     @property
     def stops(self) -> list[Stage]:
         """The stages that a stop began."""
-        return self.stages[1:]
+        return [stage for stage in self.stages if stage.plan is not None]
 
     @property
     def reduced(self) -> bool:
@@ -188,14 +188,15 @@ class Sequence:
         self.stages.append(Stage(layer, order, layout, plan, step))
         return self.stages[-1]
 
-    def move(self, device: torch.device) -> None:
-        """Follows the layers to another device, with everything that later ones need."""
+    def move(self, device: torch.device, layer: int) -> None:
+        """Follows the layers from `layer` on to another device, with all that they need."""
         if device == self.device:
             return
         self.device = device
         self.prompt = moved(self.prompt, device)
         self.embedded = moved(self.embedded, device)
-        self.stages = [stage.to(device) for stage in self.stages]
+        if self.stages and layer >= self.reached:  # one that is called again has its stage there
+            self.stages.append(replace(self.stages[-1].to(device), layer=layer))
         self.made = Made()
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from tokenreduce.choice import Cosines, blocks, one_by_one
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
 from tokenreduce.strategy import Strategy, strategies
-from tokenreduce.tokens import Plan, Tokens, keep_from_mask
+from tokenreduce.tokens import Merge, Plan, Tokens, keep_from_mask
 
 
 @strategies.register("pact")
@@ -84,14 +84,12 @@ class PACT(Strategy):
 
         keep, valid = keep_from_mask(centre, max(*counts, 1))  # without a centre: filler
         width, nearest = _nearest(alike, keep, valid)
-        keep, valid = keep[:, : max(counts)], valid[:, : max(counts)]
         place = torch.arange(centre.shape[1], device=centre.device)
         nearest = torch.where(centre, place, nearest)
         joins = tokens.valid & ((width <= self.reach * self.cutoff) | centre)
         slot = centre.long().cumsum(dim=1) - 1
         group = torch.where(joins, slot.gather(1, nearest), -1)
-        even = len(set(counts)) <= 1
-        return Plan(keep, None if even else valid, group, score=score.detach())
+        return Plan.of(centre, tokens, counts, content=Merge(group), score=score)
 
     def centres(self, density: Tensor, alike: Cosines, among: Tensor, n: int) -> Tensor:
         """(b, v) scores that rank the first `n` centres in the order in which they are found."""

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
-from tokenreduce.choice import blocks, candidates, elsewhere, empty_mix, kept, packed
+from tokenreduce.choice import blocks, candidates, elsewhere, empty_mix, kept
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
 from tokenreduce.strategy import Strategy, select, strategies
-from tokenreduce.tokens import Plan, Tokens, gather
+from tokenreduce.tokens import Mix, Plan, Tokens, gather
 
 NEAR = 32
 """Neighbours whose contents a kept token takes in."""
@@ -68,7 +68,8 @@ class PruMerge(Strategy):
         spare = tokens.valid & ~picture & ~own & one & ~rest.any(dim=1, keepdim=True)
         spare = spare & (spare.cumsum(dim=1) == 1)
 
-        keep, valid = packed(own | total | spare, tokens, budget)
+        plan = Plan.of(own | total | spare, tokens, budget, score=weight)
+        keep = plan.keep
         merging = torch.tensor([k < n for k, n in counts], device=own.device)[:, None]
         alone, summed = gather(picture, keep) & merging, gather(total, keep)
         for slots in blocks(*mix.shape[1:]):
@@ -77,7 +78,7 @@ class PruMerge(Strategy):
             contents = contents + torch.where(alone[:, slots, None], around, 0.0)
             everything = (weight * rest)[:, None].expand_as(contents)
             mix[:, slots] = torch.where(summed[:, slots, None], everything, contents)
-        return Plan(keep, valid, mix=mix, score=weight)
+        return replace(plan, content=Mix(mix))
 
     def score(self, weight: Tensor, picture: Tensor, counts: Sequence[int]) -> Tensor:
         """(b, v) weights; with `plus`, the better half and evenly spaced tokens come first."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from tokenreduce.learned import Gate, LearnedScorer
+from tokenreduce.learned import GateKind, LearnedScorer
 from tokenreduce.strategy import strategies
 from tokenreduce.tokens import Tokens
 
@@ -24,7 +24,7 @@ class ScorerMLP(LearnedScorer):
     hidden: int = 256
     text: bool = False
     weights: str | None = None
-    gate: Gate = "straight_through"
+    gate: GateKind = "straight_through"
     temperature: float = 1.0
 
     def __post_init__(self) -> None:

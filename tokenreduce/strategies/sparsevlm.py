@@ -13,7 +13,7 @@ from tokenreduce.choice import blocks, dense
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.explicit import Explicit
 from tokenreduce.strategy import Positions, Strategy, select, strategies
-from tokenreduce.tokens import Plan, Tokens, gather, keep_from_mask
+from tokenreduce.tokens import Merge, Plan, Tokens, gather
 
 SHARE, MEMBERS, HEADS = 0.3, 10, 14
 """Of what is dropped this share is recycled, one cluster to so many tokens; heads of version 2."""
@@ -143,13 +143,12 @@ def _recycled(score: Tensor, tokens: Tokens, numbers: list[tuple[int, int, int]]
     centre, cluster = density_peaks(gather(tokens.hidden, index), there, merged)
     spare = torch.where(there, index, v)  # filler writes behind the tokens
     mask = _put(mask, spare, centre)
-    keep, valid = keep_from_mask(mask, max(sum(n[::2]) for n in numbers))
 
     slot = mask.long().cumsum(dim=1) - 1
     into = slot.gather(1, index.gather(1, cluster))
     group = _put(torch.where(mask, slot, -1), spare, into)
-    even = len({sum(n[::2]) for n in numbers}) <= 1
-    return Plan(keep, None if even else valid, group, score=score.detach())
+    left = [sum(n[::2]) for n in numbers]
+    return Plan.of(mask, tokens, left, content=Merge(group), score=score)
 
 
 def density_peaks(x: Tensor, there: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from tokenreduce.registry import did_you_mean
 from tokenreduce.scheduler import Scheduler, sequence, whole
 from tokenreduce.schedulers.single import Single
 from tokenreduce.strategy import Handed, TowerStrategy, strategies
-from tokenreduce.tokens import Plan, Tokens
+from tokenreduce.tokens import Merge, Plan, Tokens
 
 
 @strategies.register("tome")
@@ -98,7 +98,7 @@ class ToMe(TowerStrategy):
         if aim == have and v == max(have, default=0):
             return Plan(keep, None if len(set(aim)) <= 1 else tokens.valid)
         if not max(aim, default=0):
-            return Plan(keep[:, :0], None, torch.full_like(keep, -1))
+            return Plan(keep[:, :0], None, Merge(torch.full_like(keep, -1)))
         group, valid = keep, tokens.valid
         size = torch.ones_like(valid, dtype=torch.float) if tokens.size is None else tokens.size
         x = tokens["keys"].float().mean(dim=1)
@@ -131,8 +131,7 @@ class ToMe(TowerStrategy):
         return Plan(
             keep.masked_fill(~kept, 0)[:, :width],
             None if len(set(aim)) <= 1 else kept[:, :width],
-            group,
-            tokens.size,
+            Merge(group, tokens.size),
         )
 
 
@@ -181,7 +180,8 @@ def match(
     group = slot.gather(1, into.clamp(max=v - 1))
     width = max((n - m for n, m in zip(have, leaving, strict=True)), default=0)
     keep = line[:, :width]
-    return Plan(keep, None, torch.where(group < width, group, -1).masked_fill(~valid, -1))
+    group = torch.where(group < width, group, -1).masked_fill(~valid, -1)
+    return Plan(keep, None, Merge(group))
 
 
 def _most_alike(x: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:

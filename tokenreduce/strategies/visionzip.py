@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tokenreduce.choice import blocks, candidates, elsewhere, kept, packed
+from tokenreduce.choice import blocks, candidates, elsewhere, kept
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
 from tokenreduce.strategy import Positions, Strategy, select, strategies
-from tokenreduce.tokens import Plan, Tokens, gather, keep_from_mask
+from tokenreduce.tokens import Merge, Plan, Tokens, gather, keep_from_mask
 
 
 @strategies.register("visionzip")
@@ -74,10 +74,9 @@ class VisionZip(Strategy):
         home = torch.where(merged, self._home(tokens, target, max(share)), own)
         guests = torch.zeros_like(score).scatter_add(1, home, merged.to(score.dtype))
         weight = torch.where(merged, 1 / guests.gather(1, home).clamp(min=1), stays.to(score.dtype))
-        keep, valid = packed(stays, tokens, budget)
         slot = (stays.long().cumsum(dim=1) - 1).gather(1, home)
         group = torch.where(stays | merged, slot, -1)
-        return Plan(keep, valid, group, weight, how="sum", score=score.detach())
+        return Plan.of(stays, tokens, budget, content=Merge(group, weight, "sum"), score=score)
 
     def _home(self, tokens: Tokens, target: Tensor, most: int) -> Tensor:
         """(b, v) the target that each token is most like; of another picture's only if it must."""
