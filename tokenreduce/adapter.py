@@ -34,10 +34,6 @@ class Adapter:
     * `positions`: the position rules that are defined for it.
     * `encoders`: methods of the multimodal module that encode pictures, and the kind of picture;
       they are watched for the pictures' geometry.
-    * `runs`: whether a run of placeholders is one picture, whose parts (tiles) the encoder is given
-      one by one; `joined` makes it of them.
-    * `tagged`: whether the tokens around the placeholders say which pictures are tiles of one
-      image; `grouped` reads them.
     * `between`: methods of the decoder that add features to its visual tokens between two layers.
     * `interleaved`: whether the rotary embedding turns neighbours of a head, not its two halves.
     """
@@ -48,8 +44,6 @@ class Adapter:
     encoders: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"get_image_features": IMAGE, "get_video_features": VIDEO}
     )
-    runs: ClassVar[bool] = False
-    tagged: ClassVar[bool] = False
     between: ClassVar[tuple[str, ...]] = ()
     interleaved: ClassVar[bool] = False
 
@@ -102,19 +96,15 @@ class Adapter:
         """The same for the videos of one encoder call; each is one picture of several frames."""
         return self.pictures(base, call, output)
 
-    def joined(self, parts: Sequence[Picture]) -> Picture:
-        """The picture that a run of placeholders stands for, from its parts in order (`runs`)."""
-        return Picture.join(parts)
-
-    def grouped(
-        self, parts: Sequence[Picture], ids: Sequence[int], shown: Sequence[bool]
+    def assemble(
+        self, parts: Sequence[Picture], ids: Sequence[int] | None, visual: Sequence[bool]
     ) -> list[Picture]:
-        """The pictures of one sample, from its parts (tiles) and its own text (`tagged`).
+        """The pictures of one sample, where the encoder is given parts of them (tiles).
 
         Args:
-            parts: in reading order.
-            ids: the sample's token ids, padding included.
-            shown: which of them are placeholders.
+            parts: what the encoder was given for the sample, in reading order.
+            ids: the sample's token ids, padding included; None where it was given embeddings.
+            visual: which of its tokens are visual.
         """
         return list(parts)
 

@@ -9,6 +9,7 @@ import tokenreduce as tr
 from tests.faults import checks
 from tests.faults.checks import law
 from tests.faults.fault import Register, choice, row
+from tokenreduce import tokens
 from tokenreduce.engine.spec import EngineConfig
 from tokenreduce.testing import laws
 
@@ -17,13 +18,13 @@ FAULTS = Register()
 
 @FAULTS.noticed_by(checks.EXACT, choice("stride"))
 def kept_indices_unsorted(patch):
-    in_order = tr.select.__globals__["keep_from_mask"]
+    in_order = tokens.keep_from_mask
 
     def reversed_(mask, k):
         index, valid = in_order(mask, k)
         return index.flip(1), valid.flip(1)
 
-    patch.setitem(tr.select.__globals__, "keep_from_mask", reversed_)
+    patch.setattr(tokens, "keep_from_mask", reversed_)
 
 
 @FAULTS.noticed_by(checks.BUDGET, row("pyramid_drop", "llava_next"))

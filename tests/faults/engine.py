@@ -8,7 +8,7 @@ import tokenreduce as tr
 from tests.faults import checks
 from tests.faults.checks import law
 from tests.faults.fault import Register, choice, once, row
-from tokenreduce.engine import apply, cache, decide, positions, restore, wiring
+from tokenreduce.engine import apply, cache, decide, positions, prompt, restore
 from tokenreduce.testing import laws
 
 FAULTS = Register()
@@ -71,14 +71,14 @@ def keys_are_stored_twice(patch):
 
 @FAULTS.noticed_by(checks.BUDGET, row("pyramid_drop", "llama"))
 def padding_is_not_removed(patch):
-    read = wiring.prompt.read_prompt
+    read = prompt.read_prompt
 
     def padded(kind, *given):
         prompt, _ = read(kind, *given)
         texts = tuple(kind.shape[1] - n for n in prompt.counts)
         return replace(prompt, real=None, texts=texts), texts
 
-    patch.setattr(wiring.prompt, "read_prompt", padded)
+    patch.setattr(prompt, "read_prompt", padded)
 
 
 @FAULTS.noticed_by(checks.MASKING, row("pyramid_drop", "llama"))

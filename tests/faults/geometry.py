@@ -8,7 +8,7 @@ import tokenreduce as tr
 from tests.faults import checks
 from tests.faults.checks import law
 from tests.faults.fault import Register, row
-from tokenreduce.adapters import anyres, idefics3, llava_onevision
+from tokenreduce.adapters import anyres, idefics3, internvl, llava_onevision
 from tokenreduce.adapters.tiles import whole
 from tokenreduce.engine import prompt
 from tokenreduce.testing import laws
@@ -71,7 +71,7 @@ def tiles_are_joined_column_by_column(patch):
 )
 def the_first_tile_is_taken_for_the_thumbnail(patch):
     """InternVL's is the last one."""
-    patch.setattr(tr.adapters["internvl"], "joined", lambda self, parts: whole(parts, 0))
+    patch.setattr(internvl, "whole", lambda tiles, thumbnail: whole(tiles, 0))
 
 
 def grids(patch, change):
@@ -127,4 +127,4 @@ def videos_are_looked_for_by_their_own_placeholder(patch):
 )
 def every_tile_is_a_picture_of_its_own(patch):
     """InternVL gives an image as a run of tiles."""
-    patch.setattr(prompt, "joined", lambda parts, stretches, join: list(parts))
+    patch.setattr(internvl, "by_run", lambda parts, visual, join: list(parts))

@@ -102,7 +102,8 @@ def test_a_straight_through_gate_is_one_and_has_the_soft_gradient():
         assert torch.equal(hard.gate.value, torch.ones(plan.keep.shape))
         assert not torch.equal(soft.gate.value, hard.gate.value)
         weight = torch.randn(plan.keep.shape, generator=torch.Generator().manual_seed(4))
-        grads = [torch.autograd.grad((p.gate.value * weight).sum(), scores)[0] for p in (hard, soft)]
+        values = hard.gate.value, soft.gate.value
+        grads = [torch.autograd.grad((value * weight).sum(), scores)[0] for value in values]
         assert torch.equal(*grads)
         assert grads[0].abs().sum() > 0
         assert not grads[0][~tokens.valid].any()

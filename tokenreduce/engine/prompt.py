@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tokenreduce.adapter import IMAGE, VIDEO, Adapter
 from tokenreduce.engine.call import ModelCall
-from tokenreduce.geometry import Picture, Runs, assign, joined, places
+from tokenreduce.geometry import Picture, Runs, assign, places
 from tokenreduce.tokens import Places
 
 
@@ -60,18 +60,19 @@ def merged_kinds(call: ModelCall) -> set[str]:
     return encoded | {VIDEO if "video" in name else IMAGE for name in call.raw}
 
 
+Assemble = Callable[[list[Picture], list[int] | None, list[bool]], list[Picture]]
+
+
 @dataclass
 class PictureQueue:
     """The pictures of the latest encoder calls by kind; `consumed` counts tokens already placed.
 
-    Where the encoder is given parts of pictures, `joined` makes a picture of those of a run, or
-    `grouped` pictures of those of a sample, by its token ids.
+    Where the encoder is given parts of pictures, `assemble` makes those of a sample whole.
     """
 
     pictures: dict[str, list[Picture]] = field(default_factory=dict)
     consumed: dict[str, int] = field(default_factory=dict)
-    joined: Callable[[list[Picture]], Picture] | None = None
-    grouped: Callable[[list[Picture], list[int], list[bool]], list[Picture]] | None = None
+    assemble: Assemble | None = None
 
     def put(self, kind: str, pictures: list[Picture]) -> None:
         """Takes in what an encoder call was about; nothing of it has had its turn."""
@@ -250,12 +251,11 @@ def _pictures(
         queue.consumed[name] = queue.consumed.get(name, 0) + number
     if found is None:
         return [[Picture.unknown(n)] if n else [] for n in map(sum, zip(*of_kind, strict=True))]
-    if queue.joined is not None:
-        return [joined(x, n, queue.joined) for x, n in zip(found, _stretches(visual), strict=True)]
-    if queue.grouped is not None and ids is not None:
-        both = zip(ids.tolist(), visual.tolist(), strict=True)  # sync: once per prompt
-        return [queue.grouped(x, *row) for x, row in zip(found, both, strict=True)]
-    return found
+    if queue.assemble is None:
+        return found
+    # sync: once per prompt of a family whose pictures come in parts
+    shown, text = visual.tolist(), [None] * len(visual) if ids is None else ids.tolist()
+    return [queue.assemble(*row) for row in zip(found, text, shown, strict=True)]
 
 
 def _restarts(positions: Tensor | None, real: Tensor | None, visual: Tensor) -> Tensor:
@@ -284,11 +284,6 @@ def _runs(kind: Tensor, names: tuple[str, ...], of_kind: list[list[int]]) -> lis
         [(names[number - 1], len(list(same))) for number, same in groupby(filter(None, row))]
         for row in kind.tolist()
     ]
-
-
-def _stretches(visual: Tensor) -> list[list[int]]:
-    """Per sample, how many visual tokens follow each other (sync: once per prompt)."""
-    return [[sum(same) for yes, same in groupby(row) if yes] for row in visual.tolist()]
 
 
 def _queries(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenreduce.adapter import VIDEO
+from tokenreduce.adapter import VIDEO, Adapter
 from tokenreduce.engine import contract, prompt
 from tokenreduce.engine.call import SHIFTED, ModelCall, foreign
 from tokenreduce.engine.prompt import Given, PictureQueue, Prompt
@@ -59,10 +59,8 @@ class CallReader:
         """The pictures of this thread's latest encoder calls."""
         if not hasattr(self._local, "queue"):
             adapter = self.config.adapter
-            self._local.queue = PictureQueue(
-                joined=adapter.joined if adapter.runs else None,
-                grouped=adapter.grouped if adapter.tagged else None,
-            )
+            whole = type(adapter).assemble is Adapter.assemble  # the encoder is given whole ones
+            self._local.queue = PictureQueue(assemble=None if whole else adapter.assemble)
         queue: PictureQueue = self._local.queue
         return queue
 
