@@ -18,7 +18,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 NOWHERE = frozenset({"hydra", "omegaconf", "tokenreduce.config", "tokenreduce.cli"})
 """Only the program itself knows the configuration."""
-PROGRAM = ("config", "cli", "program", "tasks", "refusals", "__main__")
+PROGRAM = ("config", "cli", "program", "tasks", "__main__")
 """May import everything; nothing outside of them may import them."""
 ALIVE = frozenset({"transformers", "tokenreduce.reduction", "tokenreduce.engine", "timm"})
 HEAVY = frozenset({"torch", "numpy", "transformers", "timm", "torchvision"})

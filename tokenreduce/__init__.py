@@ -26,11 +26,11 @@ if TYPE_CHECKING:  # the same names for type checkers, documentation and editors
     from tokenreduce.downsample import Downsampled, downsample
     from tokenreduce.encoder import EncoderReduction
     from tokenreduce.engine.call import cache_of, with_cache
-    from tokenreduce.errors import ContractError, ReductionWarning
+    from tokenreduce.errors import ContractError, ReductionWarning, UnknownName
     from tokenreduce.geometry import Picture
     from tokenreduce.learned import LearnedScorer, LearnedStrategy
     from tokenreduce.reduction import Reduction, reduce, remove, unwrap
-    from tokenreduce.registry import Registry, UnknownName
+    from tokenreduce.registry import Registry
     from tokenreduce.scheduler import Scheduler, Stop, schedulers
     from tokenreduce.schedulers.cosine import Cosine
     from tokenreduce.schedulers.curriculum import Curriculum
@@ -73,11 +73,11 @@ _HOMES = {
     "downsample": ("Downsampled", "downsample"),
     "encoder": ("EncoderReduction",),
     "engine.call": ("cache_of", "with_cache"),
-    "errors": ("ContractError", "ReductionWarning"),
+    "errors": ("ContractError", "ReductionWarning", "UnknownName"),
     "geometry": ("Picture",),
     "learned": ("LearnedScorer", "LearnedStrategy"),
     "reduction": ("Reduction", "reduce", "remove", "unwrap"),
-    "registry": ("Registry", "UnknownName"),
+    "registry": ("Registry",),
     "scheduler": ("Scheduler", "Stop", "schedulers"),
     "schedulers.cosine": ("Cosine",),
     "schedulers.curriculum": ("Curriculum",),

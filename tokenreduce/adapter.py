@@ -16,6 +16,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
+from tokenreduce.errors import BadOption
 from tokenreduce.geometry import WHOLE, Box, Picture
 from tokenreduce.registry import Registry
 from tokenreduce.tokens import DECODER, TOWER
@@ -78,7 +79,7 @@ class Adapter:
         while not hasattr(found, "layers"):
             inner = found.get_decoder()
             if inner is found:
-                raise ValueError(f"{type(model).__name__} has no decoder with `layers`")
+                raise BadOption(f"{type(model).__name__} has no decoder with `layers`")
             found = inner
         return found
 
@@ -240,7 +241,7 @@ def adapter_for(model: Part) -> Adapter:
     if reason is None:
         return generic
     known = sorted(name for adapter in adapters.values() for name in adapter.families)
-    raise ValueError(
+    raise BadOption(
         f"no adapter reads the model family {kind!r} (supported: {', '.join(known)}), and the "
         f"generic one cannot: {reason}. To add one, subclass tokenreduce.Adapter, state its "
         "`families` and what differs, and register it with @tokenreduce.adapters.register(name); "

@@ -21,6 +21,7 @@ from torch import nn
 import tokenreduce
 from tokenreduce import plugins
 from tokenreduce.adapter import Adapter, adapters
+from tokenreduce.errors import BadOption, Missing
 from tokenreduce.files import parse_json, whole
 from tokenreduce.learned import LearnedStrategy
 from tokenreduce.registry import Registry, short
@@ -164,7 +165,7 @@ def _remade(model: nn.Module, path: Path) -> tuple[dict[str, Any], Strategy, Sch
         )
         adapter: Adapter = adapters.build(content["adapter"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} cannot be re-applied: {error}") from error
+        raise BadOption(f"{path} cannot be re-applied: {error}") from error
     _check(path, content["model"], model, adapter)
     if isinstance(strategy, LearnedStrategy):
         _restore(path, content, strategy, model, adapter)
@@ -183,17 +184,17 @@ def _restore(
 
     said = content.get("weights")
     if not isinstance(said, dict) or said.get("file") != WEIGHTS:
-        raise ValueError(f"{path} is broken (weights is {said!r}): save the reduction again")
+        raise BadOption(f"{path} is broken (weights is {said!r}): save the reduction again")
     found = [path.parent / WEIGHTS, *sorted(path.parent.glob(NEW_WEIGHTS))]
     found = [file for file in found if file.is_file()]
     if not found:
-        raise FileNotFoundError(
+        raise Missing(
             f"there is no {WEIGHTS} in {path.parent}, with the parameters of "
             f"{content['strategy']['name']!r}: copy it there too, or save the reduction again"
         )
     weights = next((file for file in found if _digest(file) == said.get("sha256")), None)
     if weights is None:
-        raise ValueError(
+        raise BadOption(
             f"{found[0]} is not the file that was saved with {FILE}: save the reduction again"
         )
     strategy.begin(adapter.decoder(unwrap(model)), content["seed"])
@@ -212,7 +213,7 @@ def _described(entry: object, registry: Registry[Any]) -> dict[str, Any]:
         options = {option: _plain(getattr(entry, option)) for option in known}
         options = json.loads(json.dumps(options, allow_nan=False))
     except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise BadOption(
             f"the options of {registry.kind} {name!r} cannot be saved ({error}): keep every "
             "option in an attribute of its name, as plain numbers, strings, lists or None"
         ) from error
@@ -241,7 +242,7 @@ def _name(entry: object, registry: Registry[Any]) -> str:
     except KeyError:
         kind = type(entry)
         plural = f"{registry.kind[:-1]}ies" if registry.kind.endswith("y") else f"{registry.kind}s"
-        raise ValueError(
+        raise BadOption(
             f"{kind.__module__}.{kind.__qualname__} is not a registered {registry.kind}, so that "
             "a saved file could not name it: register the class with "
             f"@tokenreduce.{plural}.register(name)"
@@ -279,7 +280,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_bytes()
     except FileNotFoundError:
-        raise FileNotFoundError(
+        raise Missing(
             f"there is no {FILE} in {path.parent}: save one with reduction.save(directory)"
         ) from None
     try:
@@ -287,9 +288,9 @@ def _read(path: Path) -> dict[str, Any]:
         version = content["format"]
         newer = version > FORMAT
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is broken ({error}): save the reduction again") from error
+        raise BadOption(f"{path} is broken ({error}): save the reduction again") from error
     if newer:
-        raise ValueError(
+        raise BadOption(
             f"{path} has format {version}, written by tokenreduce "
             f"{content.get('tokenreduce', '?')}; this is tokenreduce {tokenreduce.__version__}, "
             f"which reads up to format {FORMAT}: install a newer version"
@@ -300,7 +301,7 @@ def _read(path: Path) -> dict[str, Any]:
             entry = entry.get(key) if isinstance(entry, dict) else None
         fits = isinstance(entry, kind) and not isinstance(entry, bool)
         if not fits or (name == "seed" and entry not in SEEDS):
-            raise ValueError(
+            raise BadOption(
                 f"{path} is broken ({name} is {short(entry)}): save the reduction again"
             )
     return content  # type: ignore[no-any-return]
@@ -313,7 +314,7 @@ def _check(path: Path, saved: dict[str, Any], model: nn.Module, adapter: Adapter
     except (AttributeError, ValueError):
         found = {"family": type(model).__name__, "depth": 0}
     if found != saved:
-        raise ValueError(
+        raise BadOption(
             f"{path} was saved for a {saved['family']} model of {saved['depth']} layers, but this "
             f"is a {found['family']} model of {found['depth']}: reduce it with tokenreduce.reduce()"
         )

@@ -24,9 +24,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from tokenreduce import config as configuration
-from tokenreduce import plugins, refusals
+from tokenreduce import plugins
 from tokenreduce.errors import Refused
-from tokenreduce.program import arguments, ending, options
+from tokenreduce.program import arguments, ending, options, refusals
 from tokenreduce.program.arguments import quote_text, share_folder
 from tokenreduce.program.jobs import Jobs
 from tokenreduce.tasks import Task, first_process, result, tasks

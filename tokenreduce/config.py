@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.resolvers.oc import env as environment
 
 from tokenreduce import plugins
+from tokenreduce.errors import BadOption, Missing
 
 if TYPE_CHECKING:
     from hydra.core.config_search_path import ConfigSearchPath
@@ -40,7 +41,7 @@ def directory() -> Path:
     for folder in (here / "conf", here.parent / "conf"):
         if (folder / "config.yaml").is_file():
             return folder
-    raise FileNotFoundError(
+    raise Missing(
         f"no config.yaml in {here / 'conf'} or {here.parent / 'conf'}: reinstall tokenreduce"
     )
 
@@ -113,7 +114,7 @@ def build(registry: Registry[Any], node: Any) -> Any:
     entry = registry[name]
     for key, parameter in inspect.signature(entry).parameters.items():
         if key not in options and parameter.default is parameter.empty:
-            raise ValueError(f"{registry.kind} {name!r} needs {registry.kind}.{key}=...")
+            raise BadOption(f"{registry.kind} {name!r} needs {registry.kind}.{key}=...")
     return registry.build(name, **options)
 
 
@@ -121,7 +122,7 @@ def plain(node: Any) -> Mapping[str, Any]:
     """A config node as plain Python data, with interpolations resolved and lists as tuples."""
     data = OmegaConf.to_container(node, resolve=True)
     if not isinstance(data, dict):
-        raise ValueError(f"expected `name:` and options, not {data!r}")
+        raise BadOption(f"expected `name:` and options, not {data!r}")
     return {str(key): tuple(v) if isinstance(v, list) else v for key, v in data.items()}
 
 
@@ -155,7 +156,7 @@ def refuse_code(config: DictConfig) -> None:
         ValueError: `_target_` somewhere in it.
     """
     for place in _targets(OmegaConf.to_container(config, resolve=False), ""):
-        raise ValueError(
+        raise BadOption(
             f"{place} is refused: a config chooses registered names (`name: ...`) and their "
             "options, it cannot name code to run; register a class instead"
         )

@@ -26,7 +26,7 @@ from tokenreduce.engine.inside import Inside
 from tokenreduce.engine.sequence import Sequence
 from tokenreduce.engine.setup import Setup
 from tokenreduce.engine.wiring import Wiring
-from tokenreduce.errors import ReductionWarning
+from tokenreduce.errors import BadOption, Incompatible, ReductionWarning
 from tokenreduce.fit import Logits, check_fit, check_options
 from tokenreduce.geometry import Picture
 from tokenreduce.learned import LearnedStrategy, complaint
@@ -103,7 +103,7 @@ class Reduction:
             stops = (Stop(0, 1.0),) if self._setup.grouped else ()
         for stop in stops:
             if not 0 <= stop.layer < depth:
-                raise ValueError(
+                raise BadOption(
                     f"layer {stop.layer} is outside a decoder of {depth} layers: "
                     f"use 0 to {depth - 1}"
                 )
@@ -165,7 +165,7 @@ class Reduction:
             TypeError: a mask that is not a 2-D bool tensor.
         """
         if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.dtype.is_floating_point:
-            raise TypeError("the visual mask must be a bool tensor of shape (samples, sequence)")
+            raise Incompatible("the visual mask must be a bool tensor of shape (samples, sequence)")
         with self._wiring.marked(mask.bool(), pictures or []):
             yield self
 
@@ -184,7 +184,7 @@ class Reduction:
             TypeError: labels that are not a 2-D tensor of whole numbers.
         """
         if not isinstance(labels, Tensor) or labels.dim() != 2 or labels.dtype.is_floating_point:
-            raise TypeError("labels must be a tensor of ids of shape (samples, sequence)")
+            raise Incompatible("labels must be a tensor of ids of shape (samples, sequence)")
         with self._wiring.labelled(labels):
             yield self
 
@@ -319,7 +319,7 @@ def reduce(
             defined for the family, or a model that is already reduced.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(
+        raise Incompatible(
             f"reduce() takes a model that is loaded, not {model!r}: load it first, such as with "
             "transformers' AutoModelForImageTextToText.from_pretrained(...)"
         )
@@ -332,7 +332,7 @@ def reduce(
     if tower is not None:
         own = None if scheduler is None else schedule
         if positions is not None or logits != "full" or min_tokens:
-            raise ValueError(
+            raise BadOption(
                 "positions, logits and min_tokens are of a language model, which a plain vision "
                 "encoder does not have"
             )
@@ -367,9 +367,7 @@ def _reader(model: nn.Module, adapter: str | Adapter | None) -> Adapter:
     else:
         reader = _instance(adapter, adapters, Adapter)
         if reason := reader.unfit(model):
-            raise ValueError(
-                f"the {type(reader).__name__} adapter cannot read this model: {reason}"
-            )
+            raise BadOption(f"the {type(reader).__name__} adapter cannot read this model: {reason}")
     check_model(reader, model)
     return reader
 
@@ -393,7 +391,7 @@ def _instance(given: Any, registry: Any, kind: type) -> Any:
         return registry.build(given)
     if isinstance(given, kind):
         return given
-    raise TypeError(
+    raise Incompatible(
         f"a {registry.kind} is a registered name or an instance, not {given!r} "
         f"(known names: {', '.join(registry)})"
     )

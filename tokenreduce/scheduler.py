@@ -14,7 +14,8 @@ from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
-from tokenreduce.registry import Registry, did_you_mean, short
+from tokenreduce.errors import BadOption, did_you_mean
+from tokenreduce.registry import Registry, short
 
 Rounding = Literal["nearest", "floor", "ceil"]
 MOST = 10_000
@@ -96,7 +97,7 @@ def share(value: Any, name: str) -> float:
     """`value` as a share between 0 and 1, or a ValueError that says `name` and the value."""
     if isinstance(value, bool) or not isinstance(value, Real) or not _within(value, 1):
         said = f"{short(value)}{_kind(value)}"
-        raise ValueError(f"{name} must be a number between 0 and 1, not {said}")
+        raise BadOption(f"{name} must be a number between 0 and 1, not {said}")
     return float(value)
 
 
@@ -108,7 +109,7 @@ def _within(value: Any, most: float = math.inf) -> bool:
 def whole(value: Any, name: str, least: int) -> int:
     """`value` as a whole number of at least `least`, or a ValueError that says `name` and it."""
     if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
-        raise ValueError(
+        raise BadOption(
             f"{name} must be a whole number of at least {least}, not {short(value)}{_kind(value)}"
         )
     return int(value)
@@ -122,12 +123,12 @@ def sequence(value: Any, name: str) -> tuple[Any, ...]:
     """
     rows = None if isinstance(value, str | bytes) or not isinstance(value, Iterable) else value
     if rows is None or not (rows := tuple(rows)):
-        raise ValueError(
+        raise BadOption(
             f"{name} must be a list with at least one entry, written [a, b], "
             f"not {short(value)}{_kind(value)}"
         )
     if len(rows) > MOST:
-        raise ValueError(f"{name} has {len(rows):,} entries: no decoder has more than {MOST:,}")
+        raise BadOption(f"{name} has {len(rows):,} entries: no decoder has more than {MOST:,}")
     return rows
 
 
@@ -143,7 +144,7 @@ def checked_rounding(value: str) -> Rounding:
     for rule in rules:
         if value == rule:
             return rule
-    raise ValueError(
+    raise BadOption(
         f"no rounding rule {value!r}{did_you_mean(value, rules)} (known: {', '.join(rules)})"
     )
 
@@ -162,7 +163,7 @@ def place(value: Any, name: str = "layer") -> float:
             return number
         if number > 1 and number.is_integer():
             return int(number)  # 16.0, as a typed configuration hands over 16
-    raise ValueError(
+    raise BadOption(
         f"{name} must be a layer (a whole number counting from 0) or a share of the depth "
         f"(0.5: half-way; below 1), not {short(value)}{_kind(value)}"
     )
@@ -181,7 +182,7 @@ def layer_at(where: Any, depth: int, name: str = "layer") -> int:
     spot = place(where, name)
     layer = int(round(depth * spot, 9)) if isinstance(spot, float) else spot
     if layer >= depth:
-        raise ValueError(
+        raise BadOption(
             f"{name} {short(where)} is outside a decoder of {depth} layers: "
             f"use 0 to {depth - 1}, or a share of the depth such as 0.5"
         )
@@ -199,7 +200,7 @@ def between(first: Any, last: Any, every: int, depth: int) -> list[tuple[int, fl
     """
     start, end = layer_at(first, depth, "first"), layer_at(last, depth, "last")
     if start >= end:
-        raise ValueError(
+        raise BadOption(
             f"first must lie before last, but first={first!r} is layer {start} and last={last!r} "
             f"is layer {end} of {depth}: move them apart"
         )
@@ -216,12 +217,12 @@ def ordered(stops: Iterable[Stop]) -> tuple[Stop, ...]:
     rows = tuple(stops)
     for earlier, later in pairwise(rows):
         if later.layer <= earlier.layer:
-            raise ValueError(
+            raise BadOption(
                 f"stops must be at ascending layers, but layer {later.layer} follows "
                 f"layer {earlier.layer}"
             )
         if later.keep > earlier.keep:
-            raise ValueError(
+            raise BadOption(
                 f"dropped tokens do not come back: the share {later.keep:g} at layer "
                 f"{later.layer} is above {earlier.keep:g} at layer {earlier.layer}"
             )

@@ -11,7 +11,7 @@ from numbers import Real
 from typing import Any
 
 from tokenreduce.cost import average_tokens, cost, shape_of
-from tokenreduce.registry import did_you_mean
+from tokenreduce.errors import BadOption, did_you_mean
 from tokenreduce.scheduler import Scheduler, schedulers, sequence, whole
 from tokenreduce.schedulers import Explicit
 
@@ -82,7 +82,7 @@ def solve(
     if least > limit:
         layers = [str(stop.layer) for stop in build(0.0).stops(shape.layers)]
         where = ", ".join(layers if len(layers) < 6 else [*layers[:3], "...", layers[-1]])
-        raise ValueError(
+        raise BadOption(
             f"infeasible: the minimum is {_short(least)} {_UNITS[name]} with stops at layers "
             f"{where} of {shape.layers}, even with {FREE[rule]} at 0, and {_short(limit)} "
             "is asked for: stop at earlier layers, or raise the target"
@@ -114,11 +114,11 @@ def by_share(rule: str, options: Mapping[str, Any]) -> Callable[[float], Schedul
         ValueError: an unknown rule, or the share among the options.
     """
     if rule not in FREE:
-        raise ValueError(
+        raise BadOption(
             f"no rule {rule!r} to solve for{did_you_mean(rule, FREE)} (known: {', '.join(FREE)})"
         )
     if FREE[rule] in options:
-        raise ValueError(f"{FREE[rule]} is what solve finds for {rule!r}: leave it out")
+        raise BadOption(f"{FREE[rule]} is what solve finds for {rule!r}: leave it out")
 
     def build(share: float) -> Any:
         found: Any = share
@@ -134,7 +134,7 @@ def _only(targets: Mapping[str, Any]) -> tuple[str, Any]:
     """The name and value of the one target that is given."""
     given = [(name, value) for name, value in targets.items() if value is not None]
     if len(given) != 1:
-        raise ValueError(
+        raise BadOption(
             f"solve takes exactly one target out of {', '.join(targets)}, "
             f"not {' and '.join(name for name, _ in given) or 'none'}"
         )
@@ -146,7 +146,7 @@ def _limit(name: str, goal: Any, most: float) -> float:
     number = isinstance(goal, Real) and not isinstance(goal, bool)
     limit = goal * most if number and name == "kv_bytes" and goal <= 1 else goal
     if not number or not 0 <= limit <= most:
-        raise ValueError(
+        raise BadOption(
             f"{name} must be between 0 and {_short(most)} {_UNITS[name]} (no reduction), "
             f"not {goal!r}"
         )

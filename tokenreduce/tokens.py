@@ -13,6 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tokenreduce.errors import BadOption, UnknownName
+
 DECODER: Mapping[str, str] = {
     "attention": "(b, h, v) attention of the instruction's last token at the layer of the stop",
     "attention_before": "(b, h, v) the same row, one layer earlier",
@@ -155,7 +157,7 @@ class Tokens:
             compute = self.evidence[name]
         except KeyError:
             known = ", ".join(self.evidence) or "none"
-            raise KeyError(
+            raise UnknownName(
                 f"no evidence {name!r} here (at hand: {known}); "
                 "a strategy names what it reads in `needs`"
             ) from None
@@ -258,7 +260,7 @@ class Plan:
     def unmerge(self, x: Tensor) -> Tensor:
         """(b, k, ...) -> (b, v, ...): what every token's group contains, zero if dropped."""
         if self.group is None:
-            raise ValueError("only a plan with groups says of every token where it went")
+            raise BadOption("only a plan with groups says of every token where it went")
         gone = (self.group < 0).view(*self.group.shape, *[1] * (x.dim() - 2))
         return gather(x, self.group.clamp(min=0)).masked_fill(gone, 0)
 

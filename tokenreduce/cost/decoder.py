@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenreduce.cost.reading import read, size, unlike
-from tokenreduce.registry import did_you_mean
+from tokenreduce.errors import BadOption, did_you_mean
 from tokenreduce.scheduler import MOST, Scheduler, Stop, ordered, whole
 
 
@@ -104,7 +104,7 @@ def macs(shape: DecoderShape, tokens: Sequence[float], convention: str = "matmul
         ValueError: an unknown convention.
     """
     if convention not in CONVENTIONS:
-        raise ValueError(
+        raise BadOption(
             f"no FLOPs convention {convention!r}{did_you_mean(convention, CONVENTIONS)} "
             f"(known: {', '.join(CONVENTIONS)})"
         )
@@ -148,7 +148,7 @@ def tokens_per_layer(
     rows = [visual + text] * depth
     for stop in ordered(stops):
         if stop.layer >= depth:
-            raise ValueError(f"a stop at layer {stop.layer} is outside a decoder of {depth} layers")
+            raise BadOption(f"a stop at layer {stop.layer} is outside a decoder of {depth} layers")
         rows[stop.layer :] = [stop.count(visual) + text] * (depth - stop.layer)
     return tuple(rows)
 
@@ -254,7 +254,7 @@ def shape_of(config: Any) -> DecoderShape:
     hidden, heads = size(part, "hidden_size"), size(part, "num_attention_heads")
     layers = size(part, "num_hidden_layers")
     if layers > MOST:
-        raise ValueError(f"num_hidden_layers={layers}: no decoder has more than {MOST:,}")
+        raise BadOption(f"num_hidden_layers={layers}: no decoder has more than {MOST:,}")
     return DecoderShape(
         layers=layers,
         hidden=hidden,

@@ -10,6 +10,7 @@ from tokenreduce.cost.connector import connector_of
 from tokenreduce.cost.decoder import Cost, cost, head_macs, shape_of
 from tokenreduce.cost.memory import Activations, activations
 from tokenreduce.cost.tower import Grid, tower_macs, tower_of
+from tokenreduce.errors import BadOption
 from tokenreduce.scheduler import Scheduler, Stop, whole
 
 
@@ -115,7 +116,7 @@ def model_cost(
     if visual is None:
         visual = connector.tokens(grids)
     if visual is None:
-        raise ValueError(
+        raise BadOption(
             "visual is needed: how many tokens these tiles become depends on how they are "
             "arranged; count the image tokens that the processor made"
         )

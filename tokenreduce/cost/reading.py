@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tokenreduce.errors import BadOption
 from tokenreduce.scheduler import whole
 
 
@@ -17,7 +18,7 @@ def size(part: Any, *names: str) -> int:
     """The first entry of these names, a whole number."""
     value = next((v for v in (read(part, name) for name in names) if v is not None), None)
     if value is None:
-        raise ValueError(
+        raise BadOption(
             f"the configuration has no {names[0]!r}: a config.json leaves out what equals its "
             "class's default; load it with transformers.AutoConfig, or pass a shape"
         )

@@ -7,8 +7,8 @@ import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from tokenreduce.errors import BadOption, did_you_mean
 from tokenreduce.evaluation.items import Item
-from tokenreduce.registry import did_you_mean
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 TOLERANCE = 0.05
@@ -51,7 +51,7 @@ def is_right(item: Item, said: str, match: str = "exact") -> bool:
         ValueError: an unknown rule.
     """
     if match not in MATCHES:
-        raise ValueError(
+        raise BadOption(
             f"no rule {match!r} for right answers{did_you_mean(match, MATCHES)} "
             f"(known: {', '.join(MATCHES)})"
         )

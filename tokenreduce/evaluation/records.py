@@ -21,6 +21,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from tokenreduce.errors import BadOption
 from tokenreduce.files import whole
 
 HEAD = "evaluation.json"
@@ -51,7 +52,7 @@ class Store:
                 theirs = self.head["identity"]
                 for name in {**theirs, **ours}:
                     if theirs.get(name) != ours.get(name):
-                        raise ValueError(
+                        raise BadOption(
                             f"{self.folder} holds answers with {name} {_short(theirs.get(name))}, "
                             f"and this run has {_short(ours.get(name))}: give another "
                             "task.folder=..., or move that one away"

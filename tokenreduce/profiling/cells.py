@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tokenreduce.errors import BadOption
 from tokenreduce.files import whole
 from tokenreduce.profiling.prices import Stops
 
@@ -49,7 +50,7 @@ class Cell:
         """
         value = getattr(self, measure)
         if value is None:
-            raise ValueError(f"measure={measure} needs right answers: use jsd, kl or same")
+            raise BadOption(f"measure={measure} needs right answers: use jsd, kl or same")
         return 1 - float(value) if measure in BETTER_HIGH else float(value)
 
 
@@ -73,7 +74,7 @@ class Cells:
             before = rows[0]
             other = [k for k in {**before, **about} if before.get(k) != about.get(k)]
             if other:
-                raise ValueError(
+                raise BadOption(
                     f"{path} holds the profile of another {', '.join(other)}: use another "
                     "hydra.run.dir, or move it away"
                 )
@@ -120,4 +121,4 @@ class Cells:
         try:
             return [json.loads(line) for line in text.splitlines()]
         except json.JSONDecodeError as error:
-            raise ValueError(f"{self.path} holds something else than a profile: {error}") from error
+            raise BadOption(f"{self.path} holds something else than a profile: {error}") from error

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tokenreduce.adapter import adapter_for
 from tokenreduce.data.batching import Collator
+from tokenreduce.errors import BadOption
 from tokenreduce.profiling.cells import Cell
 from tokenreduce.profiling.divergence import jensen_shannon, kullback_leibler
 from tokenreduce.profiling.forcing import dictated, own_answers
@@ -93,7 +94,7 @@ class Meter:
         self._collate = Collator(processor, side="left")
         tower = isinstance(self.strategy, TowerStrategy) and self.strategy.tower is not None
         if not self.strategy.reduces or self.strategy.site == "pictures" or tower:
-            raise ValueError(
+            raise BadOption(
                 f"{type(self.strategy).__name__} drops no tokens at decoder layers: there is no "
                 "stop to profile"
             )
@@ -183,7 +184,7 @@ class Meter:
             for key, values in apart.items():
                 rows[key][i] = float(values[row, : len(answer)].mean())
             if np.isnan(rows["jsd"][i]):
-                raise ValueError(
+                raise BadOption(
                     f"the model's logits are no numbers (NaN) for prompt {i}: use model.dtype="
                     "float32, or look for what overflows"
                 )

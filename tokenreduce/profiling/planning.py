@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from math import floor
 
+from tokenreduce.errors import BadOption
 from tokenreduce.profiling.prices import Prices, Stops
 from tokenreduce.profiling.sensitivity import Sensitivity
 from tokenreduce.scheduler import whole
@@ -128,9 +129,9 @@ def _frontier(rows: list[Path], limit: float) -> list[Path]:
 def _check(found: Sensitivity, prices: Prices, budget: float) -> None:
     least = prices.share(((found.layers[0], found.keeps[0]),))
     if not 0 < budget < 1:
-        raise ValueError(f"budget must lie between 0 and 1 of the unreduced FLOPs, not {budget!r}")
+        raise BadOption(f"budget must lie between 0 and 1 of the unreduced FLOPs, not {budget!r}")
     if least > budget:
-        raise ValueError(
+        raise BadOption(
             f"infeasible: the minimum is {least:.4g} of the unreduced FLOPs with one stop to "
             f"{found.keeps[0]:g} at layer {found.layers[0]}, and {budget:.4g} is asked for: "
             "profile earlier layers or smaller shares, or raise the budget"

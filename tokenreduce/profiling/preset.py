@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from tokenreduce.errors import BadOption
 from tokenreduce.files import whole
 from tokenreduce.profiling.prices import Stops
 from tokenreduce.scheduler import Scheduler, schedulers
@@ -48,7 +49,7 @@ def check_name(name: str) -> None:
         ValueError: other than letters, digits and `_`.
     """
     if not name.isidentifier():
-        raise ValueError(f"preset={name!r} is no name for an option: use letters, digits and _")
+        raise BadOption(f"preset={name!r} is no name for an option: use letters, digits and _")
 
 
 def load_schedule(path: str | Path) -> Scheduler:
@@ -61,13 +62,9 @@ def load_schedule(path: str | Path) -> Scheduler:
     """
     file = Path(path)
     if not file.is_file():
-        raise ValueError(
-            f"no file {str(path)!r}: give the path of a schedule such as profiled.yaml"
-        )
+        raise BadOption(f"no file {str(path)!r}: give the path of a schedule such as profiled.yaml")
     options: Any = yaml.safe_load(file.read_text())
     if not isinstance(options, dict) or "name" not in options:
-        raise ValueError(
-            f"{str(path)!r} names no scheduler: it needs a line such as name: explicit"
-        )
+        raise BadOption(f"{str(path)!r} names no scheduler: it needs a line such as name: explicit")
     made: Scheduler = schedulers.build(options.pop("name"), **options)
     return made

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tokenreduce.data.packing import IGNORED
 from tokenreduce.data.rows import Conversation, Message, Unusable
+from tokenreduce.errors import BadOption
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,12 @@ def prompts_of(
         except Unusable as error:
             if bad == "skip":
                 continue
-            raise ValueError(
+            raise BadOption(
                 f"{conversation.name}: {error}; mend the row, or leave such rows out with bad=skip"
             ) from error
         found.append(_prompt(row, pictures.number(conversation.images), conversation.name))
     if not found:
-        raise ValueError("no conversation about a picture: there is nothing to measure on")
+        raise BadOption("no conversation about a picture: there is nothing to measure on")
     return found
 
 

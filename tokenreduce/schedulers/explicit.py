@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import groupby
 
+from tokenreduce.errors import BadOption
 from tokenreduce.scheduler import (
     Rounding,
     Scheduler,
@@ -45,7 +46,7 @@ class Explicit(Scheduler):
         layers = tuple(place(x, "each of layers") for x in sequence(self.layers, "layers"))
         keeps = tuple(share(x, "each of keeps") for x in sequence(self.keeps, "keeps"))
         if len(layers) != len(keeps):
-            raise ValueError(
+            raise BadOption(
                 f"layers={list(layers)} and keeps={list(keeps)} must be of one length, not "
                 f"{len(layers)} and {len(keeps)}: give one share for each layer"
             )

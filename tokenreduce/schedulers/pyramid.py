@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tokenreduce.errors import BadOption
 from tokenreduce.scheduler import (
     Rounding,
     Scheduler,
@@ -48,7 +49,7 @@ class Pyramid(Scheduler):
     def stops(self, depth: int, progress: float = 1.0) -> tuple[Stop, ...]:
         """A stop at the input of every stage but the first."""
         if self.stages > depth:
-            raise ValueError(
+            raise BadOption(
                 f"stages={self.stages} is more than the decoder has layers ({depth}): "
                 f"use at most {depth}"
             )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.choice import blocks
-from tokenreduce.registry import did_you_mean
+from tokenreduce.errors import did_you_mean
 from tokenreduce.scheduler import Scheduler, sequence, whole
 from tokenreduce.schedulers.single import Single
 from tokenreduce.strategy import Handed, TowerStrategy, strategies

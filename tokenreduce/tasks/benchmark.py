@@ -21,6 +21,7 @@ from rich.console import Console
 
 import tokenreduce as tr
 from tokenreduce.cost import shape_of
+from tokenreduce.errors import BadOption
 from tokenreduce.tasks import result, tasks
 from tokenreduce.tasks.benchmarking import against, plots, tables
 from tokenreduce.tasks.benchmarking.breakeven import find
@@ -94,9 +95,9 @@ def settled(config: DictConfig) -> None:
     for name, least in (("text", 1), ("rounds", 1), ("new_tokens", 0)):
         value = task[name]
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"task.{name} must be a whole number from {least} on, not {value!r}")
+            raise BadOption(f"task.{name} must be a whole number from {least} on, not {value!r}")
     if not isinstance(task.tolerance, int | float) or task.tolerance < 0:
-        raise ValueError(f"task.tolerance must be a share such as 0.05, not {task.tolerance!r}")
+        raise BadOption(f"task.tolerance must be a share such as 0.05, not {task.tolerance!r}")
 
 
 def broken_even(config: DictConfig, one: Subject) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from tokenreduce.adapter import adapter_for
 from tokenreduce.config import build_scheduler, build_strategy
 from tokenreduce.data.images import load_image
 from tokenreduce.embedded import checkpoint_dir
+from tokenreduce.errors import BadOption
 from tokenreduce.files import whole
 from tokenreduce.tasks import tasks
 from tokenreduce.tasks.loading import Loaded, load
@@ -55,7 +56,7 @@ def generate(config: DictConfig, output: Path) -> dict[str, Any]:
     small = None
     if strategy.site == "pictures":  # smaller ones; in the model nothing is left to do
         if config.min_tokens:
-            raise ValueError(
+            raise BadOption(
                 f"min_tokens={config.min_tokens} is decided in the model, and "
                 f"strategy={config.strategy.name} acts before it: leave one of them out"
             )
@@ -127,7 +128,7 @@ def only_share(scheduler: tr.Scheduler, loaded: Loaded) -> float:
     model = tr.unwrap(loaded.model)
     stops = scheduler.stops(len(adapter_for(model).decoder(model).layers))
     if len(stops) != 1 or stops[0].layer != 0:
-        raise ValueError(
+        raise BadOption(
             "smaller pictures have fewer tokens from layer 0 on, but the schedule stops at layers "
             f"{[stop.layer for stop in stops]}: use scheduler=input scheduler.keep=..."
         )
@@ -149,8 +150,8 @@ def read_question(config: DictConfig) -> Question:
             return Question(example["question"], picture, example["answer"])
         return Question(str(config.prompt), picture)
     if config.image is None:
-        raise ValueError("a prompt needs a picture: add image=path/to/picture.png")
+        raise BadOption("a prompt needs a picture: add image=path/to/picture.png")
     if config.prompt is None:
-        raise ValueError('a picture needs a question: add prompt="What is this?"')
+        raise BadOption('a picture needs a question: add prompt="What is this?"')
     names = config.image if isinstance(config.image, ListConfig) else [config.image]
     return Question(str(config.prompt), tuple(str(name) for name in names))

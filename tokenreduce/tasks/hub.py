@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+from tokenreduce.errors import BadOption
+
 SECONDS = 10
 """How long the hub may take to answer."""
 
@@ -36,7 +38,7 @@ def asked_once(name: str, revision: str | None) -> dict[str, bool]:
         else:
             return {}
     if not isinstance(cached, str):
-        raise ValueError(
+        raise BadOption(
             f"model.id={name} is not on this disk, and {why}: connect, or give "
             "model.id=path/to/folder of a downloaded checkpoint"
         )

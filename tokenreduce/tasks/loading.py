@@ -21,8 +21,9 @@ from torch import Tensor
 from tokenreduce.adapter import adapter_for
 from tokenreduce.config import known
 from tokenreduce.embedded import checkpoint_dir
+from tokenreduce.errors import BadOption, did_you_mean
 from tokenreduce.files import named
-from tokenreduce.registry import did_you_mean, short
+from tokenreduce.registry import short
 from tokenreduce.scheduler import MOST
 from tokenreduce.tasks.hub import asked_once
 from tokenreduce.tasks.lora import Base, base_of, holds_adapters, merged
@@ -152,7 +153,7 @@ def read_sizes(config: DictConfig) -> tuple[Any, str]:
     try:
         return _attempt(lambda: AutoConfig.from_pretrained(source, **options), source), source
     except ValueError as error:
-        raise ValueError(
+        raise BadOption(
             f"{error} Without it, name a file with model.id=path/to/config.json, or give the "
             "sizes: +model.shape={model_type: llama, hidden_size: ...}"
         ) from error
@@ -162,7 +163,7 @@ def _check_depth(sizes: Any, place: str) -> None:
     """Refuses a number of layers that would take minutes to write out, wherever it stands."""
     for key, value in sizes.items() if isinstance(sizes, dict) else ():
         if key == "num_hidden_layers" and isinstance(value, int) and value > MOST:
-            raise ValueError(f"{place}.{key}={short(value)}: no model has more than {MOST:,}")
+            raise BadOption(f"{place}.{key}={short(value)}: no model has more than {MOST:,}")
         _check_depth(value, f"{place}.{key}")
 
 
@@ -175,14 +176,14 @@ def model_source(config: DictConfig) -> str:
     """
     name = config.model.get("id")
     if name is None and config.model.get("shape") is not None:
-        raise ValueError(
+        raise BadOption(
             f"model={config.model.name} is a shape without weights, for task=benchmark: "
             "choose a model that has some, or give model.id=..."
         )
     if name is None:
         folder = checkpoint_dir()
         if not (folder / "config.json").is_file():
-            raise ValueError(
+            raise BadOption(
                 f"the embedded checkpoint is missing ({folder}): build it with "
                 "`tokenreduce task=pretrain model=tiny`, or name another with model.id=..."
             )
@@ -190,7 +191,7 @@ def model_source(config: DictConfig) -> str:
     path = named(str(name), "model.id")
     looks_local = path.is_absolute() or str(name).startswith((".", "~")) or path.is_dir()
     if looks_local and not ((path / "config.json").is_file() or holds_adapters(path)):
-        raise ValueError(
+        raise BadOption(
             f"model.id={name} holds no config.json: give the folder of a checkpoint saved with "
             "`save_pretrained`, or a hub id such as llava-hf/llava-1.5-7b-hf"
         )
@@ -220,7 +221,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(
+        raise BadOption(
             f"device={name} cannot be used here ({str(error).splitlines()[0]}): "
             "use auto, cpu, cuda, cuda:1 or mps"
         ) from None
@@ -239,7 +240,7 @@ def _whole(source: str, model: DictConfig) -> tuple[Base | None, str, dict[str, 
 def _hub_options(model: DictConfig) -> dict[str, Any]:
     trust, revision = bool(model.get("trust_remote_code", False)), model.get("revision")
     if trust and revision is None:
-        raise ValueError(
+        raise BadOption(
             "model.trust_remote_code=true runs code from the hub: pin it with "
             "model.revision=<commit> that you have read"
         )
@@ -250,7 +251,7 @@ def _hub_options(model: DictConfig) -> dict[str, Any]:
 
 def _known(value: Any, names: tuple[str, ...], option: str) -> str:
     if value not in names:
-        raise ValueError(
+        raise BadOption(
             f"{option}={value} is unknown{did_you_mean(str(value), names)} "
             f"(known: {', '.join(names)})"
         )
@@ -264,11 +265,11 @@ def _attempt(read: Callable[[], T], source: str) -> T:
     except (OSError, ImportError, ValueError, KeyError) as error:
         missing = _missing(error)
         if missing is not None:
-            raise ValueError(
+            raise BadOption(
                 f'loading {source!r} needs {missing}: pip install "tokenreduce[{EXTRAS[missing]}]"'
             ) from error
         reason = " ".join(str(error).split("\n\n")[0].split())
-        raise ValueError(f"cannot load {source!r}: {reason}") from error
+        raise BadOption(f"cannot load {source!r}: {reason}") from error
 
 
 def _missing(error: Exception) -> str | None:

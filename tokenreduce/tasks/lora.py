@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig
 
+from tokenreduce.errors import BadOption
 from tokenreduce.files import parse_json
 
 CONFIG = "adapter_config.json"
@@ -47,9 +48,9 @@ def base_of(source: str, model: DictConfig) -> Base | None:
     if not holds_adapters(folder):
         return None
     if not (folder / WEIGHTS).is_file():
-        raise ValueError(f"model.id={source} has {CONFIG}, but no {WEIGHTS}: save it again")
+        raise BadOption(f"model.id={source} has {CONFIG}, but no {WEIGHTS}: save it again")
     if model.get("trust_remote_code", False):
-        raise ValueError(
+        raise BadOption(
             f"model.trust_remote_code=true is of no use for the adapters in {source}: no code of "
             "the model under them is run; merge them into it, and give that"
         )
@@ -57,13 +58,13 @@ def base_of(source: str, model: DictConfig) -> Base | None:
         said = parse_json((folder / CONFIG).read_bytes())
         named, trained_on = said["base_model_name_or_path"], said.get("revision")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / CONFIG} is broken ({error!r})") from None
+        raise BadOption(f"{folder / CONFIG} is broken ({error!r})") from None
     base = str(model.get("base") or named or "")
     path = Path(base).expanduser()
     if (path / "config.json").is_file():
         return Base(str(path))
     if not base or path.is_absolute() or base.startswith((".", "~")) or path.is_dir():
-        raise ValueError(
+        raise BadOption(
             f"model.id={source} holds adapters of the model {base!r}, which has no config.json "
             "here: name that model with +model.base=path (or a hub id)"
         )
@@ -80,7 +81,7 @@ def merged(model: Any, folder: str) -> Any:
     try:
         from peft import PeftModel
     except ImportError:
-        raise ValueError(
+        raise BadOption(
             f'model.id={folder} holds adapters, which need peft: pip install "tokenreduce[train]"'
         ) from None
     with warnings.catch_warnings():
@@ -95,7 +96,7 @@ def _fitting(read: Callable[[], T], folder: str) -> T:
         return read()
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, UserWarning) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(
+        raise BadOption(
             f"the adapters in {folder} do not fit the model that they name ({reason}): name the "
             "right one with +model.base=path (or a hub id)"
         ) from error

@@ -25,6 +25,7 @@ from rich.console import Console
 from tqdm.auto import tqdm
 
 from tokenreduce.config import build_scheduler, build_strategy, public
+from tokenreduce.errors import BadOption, did_you_mean
 from tokenreduce.evaluation.intervals import clustered
 from tokenreduce.profiling import (
     Cell,
@@ -40,7 +41,6 @@ from tokenreduce.profiling import (
 )
 from tokenreduce.profiling.cells import MEASURES
 from tokenreduce.profiling.preset import check_name
-from tokenreduce.registry import did_you_mean
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.tasks import tasks
 from tokenreduce.tasks.loading import load
@@ -227,7 +227,7 @@ def _ranks(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def _measure(name: str) -> str:
     if name not in MEASURES:
-        raise ValueError(
+        raise BadOption(
             f"task.measure={name} is unknown{did_you_mean(name, MEASURES)} "
             f"(known: {', '.join(MEASURES)})"
         )

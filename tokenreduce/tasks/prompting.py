@@ -8,6 +8,7 @@ from typing import Any
 from PIL import Image
 
 from tokenreduce.data.transcripts import begins
+from tokenreduce.errors import BadOption
 from tokenreduce.tasks.loading import Loaded
 from tokenreduce.viz.quantities import counted
 
@@ -58,7 +59,7 @@ def encode_all(
     token = image_token(loaded)
     for question, own in zip(questions, images, strict=True):
         if token in question and question.count(token) != len(own):
-            raise ValueError(
+            raise BadOption(
                 f"the prompt has {question.count(token)} times {token!r} for "
                 f"{counted(len(own), 'picture')}: write it once for each, or leave it out"
             )

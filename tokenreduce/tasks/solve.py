@@ -33,7 +33,7 @@ from tokenreduce.cost import (
     shape_of,
     tower_of,
 )
-from tokenreduce.registry import did_you_mean
+from tokenreduce.errors import BadOption, did_you_mean
 from tokenreduce.scheduler import whole
 from tokenreduce.solve import FREE, by_share
 from tokenreduce.tasks import tasks
@@ -140,14 +140,14 @@ def only_target(config: DictConfig) -> tuple[str, Any]:
     """
     given = {name: config.target[name] for name in TARGETS if config.target[name] is not None}
     if len(given) != 1:
-        raise ValueError(
+        raise BadOption(
             f"task=solve takes exactly one of {', '.join(f'target.{name}=...' for name in TARGETS)}"
             f", not {' and '.join(given) or 'none'}"
         )
     ((name, goal),) = given.items()
     number = isinstance(goal, int | float) and not isinstance(goal, bool)
     if name == "ms" and not (number and goal > 0):
-        raise ValueError(f"target.ms must be a number of milliseconds above 0, not {goal!r}")
+        raise BadOption(f"target.ms must be a number of milliseconds above 0, not {goal!r}")
     return name, goal
 
 
@@ -159,14 +159,14 @@ def rule_of(config: DictConfig) -> tuple[str, dict[str, Any]]:
     """
     strategy = build_strategy(config)
     if strategy.site == "pictures" or not strategy.reduces:
-        raise ValueError(
+        raise BadOption(
             f"strategy={config.strategy.name} reduces nothing inside the model, so that there is "
             "nothing to solve: choose another"
         )
     options = dict(plain(config.scheduler))
     rule = str(options.pop("name"))
     if rule not in FREE:
-        raise ValueError(
+        raise BadOption(
             f"scheduler={rule} has no share to solve for{did_you_mean(rule, FREE)} "
             f"(known: {', '.join(FREE)})"
         )
@@ -188,9 +188,9 @@ def visual_tokens(config: DictConfig, sizes: Any) -> int:
             tower.grids(pictures(config))
         )
     except ValueError as error:
-        raise ValueError(f"task.visual=... is needed, visual tokens of a prompt: {error}") from None
+        raise BadOption(f"task.visual=... is needed, visual tokens of a prompt: {error}") from None
     if not found:
-        raise ValueError(
+        raise BadOption(
             "task.visual=... is needed, visual tokens of a prompt: how many these pictures become "
             "depends on how their tiles are arranged"
         )
@@ -209,7 +209,7 @@ def pictures(config: DictConfig) -> int | list[Grid]:
     rows = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else []
     sides = [list(row) for row in rows if isinstance(row, Sequence) and len(row) in (2, 3)]
     if not rows or len(sides) < len(rows):
-        raise ValueError(
+        raise BadOption(
             "task.pictures must be a whole number, or patches as [[rows, columns]] or "
             f"[[frames, rows, columns]], not {given!r}"
         )

@@ -31,6 +31,7 @@ import tokenreduce as tr
 from tokenreduce.checkpoint import FILE, WEIGHTS
 from tokenreduce.config import build_scheduler, build_strategy
 from tokenreduce.data.encoding import Collator, EncodedDataset, Encoder
+from tokenreduce.errors import BadOption
 from tokenreduce.files import finite, write_text
 from tokenreduce.fit import Logits
 from tokenreduce.integrations.trainer import PREFIX, follow
@@ -153,7 +154,7 @@ def logits_of(config: DictConfig) -> Logits:
     """
     smoothed = float(config.trainer.label_smoothing_factor or 0) > 0
     if smoothed and config.logits == "text":
-        raise ValueError(
+        raise BadOption(
             "trainer.label_smoothing_factor compares every position's logits with its label: "
             "use logits=full"
         )

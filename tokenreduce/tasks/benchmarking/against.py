@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from tokenreduce.errors import BadOption
 from tokenreduce.files import named, parse_json
 
 Row = Mapping[str, Any]
@@ -26,7 +27,7 @@ def read(path: str, identity: Mapping[str, Any]) -> dict[str, Any]:
         before = dict(record["subject"])
         list(record["rows"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise BadOption(
             f"task.against={path} is not the result.json of a task=benchmark "
             f"({type(error).__name__}): give the file that such a run has written"
         ) from None
@@ -36,7 +37,7 @@ def read(path: str, identity: Mapping[str, Any]) -> dict[str, Any]:
         if before.get(name) != value
     ]
     if other:
-        raise ValueError(
+        raise BadOption(
             f"task.against={path} is of another model ({'; '.join(other)}): "
             "times of different models are not compared"
         )
@@ -79,7 +80,7 @@ def compare(
                 continue
             found.append(_compared(name, row, old, tolerance))  # type: ignore[arg-type]
     if not found:
-        raise ValueError(
+        raise BadOption(
             "task.against: the two runs have no measurement in common (strategy, stops, visual "
             "tokens, batch): repeat the command of the earlier one"
         )

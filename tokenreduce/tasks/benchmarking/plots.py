@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenreduce.errors import BadOption
 from tokenreduce.files import whole
 
 Row = Mapping[str, Any]
@@ -20,7 +21,7 @@ def wanted(choice: bool | None) -> bool:
     """
     there = importlib.util.find_spec("matplotlib") is not None
     if choice and not there:
-        raise ValueError(
+        raise BadOption(
             "task.plots=true needs matplotlib: pip install 'tokenreduce[bench]', or leave it out"
         )
     return there if choice is None else bool(choice)

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 import tokenreduce as tr
 from tokenreduce.config import build_scheduler, build_strategy, known, plain
 from tokenreduce.cost import DecoderShape
+from tokenreduce.errors import BadOption
 from tokenreduce.solve import FREE, solve
 from tokenreduce.tasks.benchmarking.rounds import Candidate
 
@@ -24,7 +25,7 @@ def candidates(config: DictConfig, shape: DecoderShape, visual: int) -> list[Can
     """
     own, options = build_strategy(config), {"positions": config.positions, "seed": config.seed}
     if own.site == "pictures" or not own.reduces:
-        raise ValueError(
+        raise BadOption(
             f"strategy={config.strategy.name} leaves the model's own work as it is, so that there "
             "is nothing to measure: choose another"
         )
@@ -51,7 +52,7 @@ def schedules(
     options: dict[str, Any] = dict(plain(config.scheduler))
     rule = options.pop("name")
     if rule not in FREE:
-        raise ValueError(
+        raise BadOption(
             f"task.keeps needs a rule whose share can be found, which {rule!r} is not: choose "
             f"scheduler={'|'.join(FREE)}, or task.keeps=null for the schedule as it is"
         )
@@ -59,7 +60,7 @@ def schedules(
     found: list[tuple[float | None, tr.Scheduler]] = []
     for share in config.task.keeps:
         if not isinstance(share, int | float) or not 0 < share < 1:
-            raise ValueError(f"task.keeps: a share lies between 0 and 1, not {share!r}")
+            raise BadOption(f"task.keeps: a share lies between 0 and 1, not {share!r}")
         made = solve(shape, visual=visual, average=float(share) * visual, rule=rule, **options)
         found.append((float(share), made))
     return found
@@ -74,5 +75,5 @@ def whole_numbers(values: Any, option: str) -> list[int]:
     listed = list(values) if isinstance(values, Sequence) and not isinstance(values, str) else []
     whole = [n for n in listed if isinstance(n, int) and not isinstance(n, bool) and n > 0]
     if not listed or len(whole) < len(listed):
-        raise ValueError(f"{option} must be a list of whole numbers such as [1,4], not {values!r}")
+        raise BadOption(f"{option} must be a list of whole numbers such as [1,4], not {values!r}")
     return whole

@@ -13,6 +13,7 @@ from tokenreduce.adapter import adapter_for
 from tokenreduce.cost import shape_of
 from tokenreduce.data.images import load_image
 from tokenreduce.embedded import checkpoint_dir
+from tokenreduce.errors import BadOption
 from tokenreduce.tasks.benchmarking.pixels import noise
 from tokenreduce.tasks.benchmarking.prompts import Prompt, Seen
 from tokenreduce.tasks.loading import load, load_random
@@ -75,7 +76,7 @@ def subject(config: DictConfig) -> Subject:
     """
     wanted, shape = config.task.weights, config.model.get("shape")
     if wanted not in (None, "stored", "random"):
-        raise ValueError(f"task.weights={wanted} is unknown (known: stored, random, or null)")
+        raise BadOption(f"task.weights={wanted} is unknown (known: stored, random, or null)")
     if wanted == "random" or (wanted is None and shape is not None and config.model.id is None):
         model = load_random(config)
         picture = noise(model, int(config.task.text), int(config.seed))

@@ -17,10 +17,10 @@ from torch import Tensor
 
 import tokenreduce as tr
 from tokenreduce.cost import cost_of, shape_of
+from tokenreduce.errors import BadOption, is_refused
 from tokenreduce.evaluation.answering import is_right
 from tokenreduce.evaluation.items import Item
 from tokenreduce.evaluation.records import Row, pack
-from tokenreduce.refusals import is_refusal
 from tokenreduce.tasks.evaluating.conditions import Condition
 from tokenreduce.tasks.generate import only_share
 from tokenreduce.tasks.loading import Loaded
@@ -70,9 +70,9 @@ def _picture(item: Item) -> Image.Image:
     try:
         return item.picture()
     except ValueError as error:
-        if not is_refusal(error):
+        if not is_refused(error):
             raise
-        raise ValueError(f"question {item.name!r}: {error}") from None
+        raise BadOption(f"question {item.name!r}: {error}") from None
 
 
 @torch.inference_mode()

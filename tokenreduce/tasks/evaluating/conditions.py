@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 import tokenreduce as tr
 from tokenreduce.adapter import adapter_for
 from tokenreduce.config import build_scheduler, build_strategy, known, plain
+from tokenreduce.errors import BadOption
 from tokenreduce.evaluation.items import Item
 from tokenreduce.evaluation.perturbation import perturbations
 from tokenreduce.strategy import Positions
@@ -122,7 +123,7 @@ def chosen(config: Any, loaded: Loaded, schedule: Options | None = None) -> Cond
     )
     own = made.build()[0]
     if own.site == "pictures" and made.min_tokens:
-        raise ValueError(
+        raise BadOption(
             f"min_tokens={made.min_tokens} is decided in the model, and "
             f"strategy={strategy['name']} acts before it: leave one of them out"
         )

@@ -8,9 +8,9 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
+from tokenreduce.errors import BadOption, did_you_mean
 from tokenreduce.evaluation.perturbation import perturbations
 from tokenreduce.files import named
-from tokenreduce.registry import did_you_mean
 from tokenreduce.tasks.evaluating.conditions import BASELINES
 
 COUNTS = {
@@ -49,28 +49,28 @@ def check(config: DictConfig) -> None:
         value = task[name]
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not 0 < value < 1 or math.isnan(value):
-            raise ValueError(f"task.{name}={value!r}: {meaning}, above 0 and below 1")
+            raise BadOption(f"task.{name}={value!r}: {meaning}, above 0 and below 1")
     for name in _names("task.baselines", task.baselines, BASELINES):
         if name not in BASELINES:
-            raise ValueError(
+            raise BadOption(
                 f"task.baselines: {name!r} reads the model or is unknown"
                 f"{did_you_mean(name, BASELINES)} (known: {', '.join(BASELINES)})"
             )
     for name in _names("task.changes", task.changes, list(perturbations)):
         perturbations[name]  # an unknown one is refused
     if task.progress not in (None, True, False):
-        raise ValueError(f"task.progress={task.progress!r}: true, false, or null where it fits")
+        raise BadOption(f"task.progress={task.progress!r}: true, false, or null where it fits")
     _folder(task.folder)
 
 
 def _count(option: str, value: Any, least: int, meaning: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{option}={value!r}: a whole number of {least} or more, {meaning}")
+        raise BadOption(f"{option}={value!r}: a whole number of {least} or more, {meaning}")
 
 
 def _names(option: str, value: Any, known: Sequence[str]) -> list[str]:
     if not isinstance(value, ListConfig | list | tuple):
-        raise ValueError(
+        raise BadOption(
             f"{option}={value!r} is no list: give some of [{', '.join(known)}], or [] for none"
         )
     return [str(name) for name in value]
@@ -82,4 +82,4 @@ def _folder(value: Any) -> None:
     folder = named(str(value), "task.folder")
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
-        raise ValueError(f"task.folder={value}: {there} is a file: give a folder for the answers")
+        raise BadOption(f"task.folder={value}: {there} is a file: give a folder for the answers")

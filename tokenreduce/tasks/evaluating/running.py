@@ -10,9 +10,9 @@ from typing import Any
 
 import tokenreduce as tr
 from tokenreduce.cost import shape_of
+from tokenreduce.errors import BadOption, in_one_line, is_refused
 from tokenreduce.evaluation.items import Item
 from tokenreduce.evaluation.records import Row, Store
-from tokenreduce.refusals import is_refusal, one_line
 from tokenreduce.tasks.evaluating.asking import Asking, ask, batches, inputs_of
 from tokenreduce.tasks.evaluating.bars import Bars
 from tokenreduce.tasks.evaluating.conditions import Condition, smaller_pictures
@@ -62,7 +62,7 @@ class Runner:
             with self._alone(condition.key):
                 reason = self._all(condition, items)
         if reason is not None and needed:
-            raise ValueError(reason)
+            raise BadOption(reason)
         if reason is not None:
             self.impossible[condition.key] = reason
         return reason is None
@@ -75,9 +75,9 @@ class Runner:
         try:
             self._answer(condition, items)
         except (ValueError, TypeError, KeyError) as error:  # of one picture among many
-            if not is_refusal(error):
+            if not is_refused(error):
                 raise
-            self.store.note(condition.key, impossible=one_line(error))
+            self.store.note(condition.key, impossible=in_one_line(error))
         self.shard.wait()
         reason = self._refused(condition)
         if reason is None and self.shard.first:
@@ -102,9 +102,9 @@ class Runner:
                 layer=0,
             )
         except ValueError as error:
-            if not is_refusal(error):
+            if not is_refused(error):
                 raise
-            return one_line(error)
+            return in_one_line(error)
         condition = smaller_pictures(round(made.keep, 4))
         return None if self.run(condition) else self.impossible.pop(condition.key)
 
@@ -124,9 +124,9 @@ class Runner:
             with condition.reduction(self.loaded)():
                 prefill(self.loaded.model, inputs)
         except (ValueError, TypeError, KeyError) as error:
-            if not is_refusal(error):
+            if not is_refused(error):
                 raise
-            return one_line(error)
+            return in_one_line(error)
         return None
 
     def shares(self, condition: Condition) -> list[tuple[int, float]]:

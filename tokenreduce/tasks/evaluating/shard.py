@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from tokenreduce.errors import BadOption
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -27,7 +29,7 @@ class Shard:
         try:
             from accelerate import PartialState
         except ImportError:
-            raise ValueError(
+            raise BadOption(
                 "several processes need accelerate: pip install 'tokenreduce[train]'"
             ) from None
         state = PartialState(cpu=device == "cpu")

@@ -9,8 +9,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from tokenreduce.data.conversations import read_folder, read_llava
+from tokenreduce.errors import BadOption, did_you_mean
 from tokenreduce.evaluation.items import Item, first_questions, heldout, read_questions
-from tokenreduce.registry import did_you_mean
 
 
 def questions(config: DictConfig) -> list[Item]:
@@ -21,7 +21,7 @@ def questions(config: DictConfig) -> list[Item]:
     """
     name, limit = str(config.data.name), config.task.limit
     if name not in SOURCES:
-        raise ValueError(
+        raise BadOption(
             f"no data {name!r} to evaluate on{did_you_mean(name, SOURCES)} "
             f"(known: {', '.join(SOURCES)})"
         )
@@ -31,9 +31,9 @@ def questions(config: DictConfig) -> list[Item]:
 
 def _shapes(config: DictConfig) -> list[Item]:
     if config.task.limit is None:
-        raise ValueError("the rendered questions do not end: give task.limit=...")
+        raise BadOption("the rendered questions do not end: give task.limit=...")
     if config.data.questions < 1:
-        raise ValueError(f"data.questions={config.data.questions}: 1 or more about each scene")
+        raise BadOption(f"data.questions={config.data.questions}: 1 or more about each scene")
     images = math.ceil(config.task.limit / config.data.questions)
     return heldout(
         config.task.draw, images, config.data.questions, difficulty=config.data.difficulty
@@ -56,7 +56,7 @@ def _folder(config: DictConfig) -> list[Item]:
 
 def _path(config: DictConfig) -> str:
     if config.data.path is None:
-        raise ValueError(f"data={config.data.name} needs a path: add data.path=...")
+        raise BadOption(f"data={config.data.name} needs a path: add data.path=...")
     return str(config.data.path)
 
 

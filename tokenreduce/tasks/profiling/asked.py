@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from tokenreduce.data.conversations import Conversations, shapes_conversations
 from tokenreduce.data.encoding import Encoder
 from tokenreduce.data.rows import Conversation
+from tokenreduce.errors import BadOption
 from tokenreduce.evaluation.items import Item
 from tokenreduce.profiling import Prompt, alone, prompts_of
 from tokenreduce.tasks.evaluating.sources import SOURCES
@@ -32,7 +33,7 @@ def asked(config: DictConfig, processor: Any) -> list[Prompt]:
     encoder = Encoder(processor, data.get("max_length"), data.get("prompt", "chat"))
     limit = int(config.task.samples)
     if limit < 1:
-        raise ValueError(f"task.samples={limit} must be at least 1")
+        raise BadOption(f"task.samples={limit} must be at least 1")
     return prompts_of(_questions(config, limit), encoder, limit, data.get("bad", "error"))
 
 

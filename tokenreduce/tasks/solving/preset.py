@@ -9,6 +9,7 @@ from typing import Any
 
 import tokenreduce as tr
 from tokenreduce.config import directory
+from tokenreduce.errors import BadOption
 from tokenreduce.files import whole
 
 
@@ -37,9 +38,9 @@ def check_name(name: str) -> None:
         ValueError: other characters than letters, digits, `_` and `-`, or an option that ships.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-        raise ValueError(f"task.save={name!r} must be made of letters, digits, _ and -")
+        raise BadOption(f"task.save={name!r} must be made of letters, digits, _ and -")
     if (directory() / "scheduler" / f"{name}.yaml").exists():
-        raise ValueError(
+        raise BadOption(
             f"task.save={name} is an option that ships, which would be chosen instead: take "
             "another name"
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from tokenreduce.errors import BadOption
+
 Measure = Callable[[Sequence[float]], list[float]]
 """Milliseconds of a prefill with each of these shares, all taken in turn."""
 NEAR = 0.1
@@ -57,7 +59,7 @@ def find(
     points = dict(points)
     least = min(points)
     if points[least] > target:
-        raise ValueError(
+        raise BadOption(
             f"infeasible: the minimum is {points[least]:.4g} ms with {least:g} as the share, of "
             f"{unreduced:.4g} ms unreduced, and {target:.4g} ms is asked for: stop at earlier "
             "layers, or raise the target"

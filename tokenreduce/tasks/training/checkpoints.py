@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import Trainer, TrainerState
 
 from tokenreduce.config import public
+from tokenreduce.errors import BadOption
 from tokenreduce.files import parse_json, whole
 from tokenreduce.tasks import first_process
 from tokenreduce.tasks.naming import name_as_published
@@ -133,7 +134,7 @@ def check_same(folder: Path, config: DictConfig) -> None:
     note = folder / ASKED
     if any(folder.glob("checkpoint-*")):
         if not config.task.resume:
-            raise ValueError(
+            raise BadOption(
                 f"{folder} holds checkpoints: use another hydra.run.dir, or task.resume=true to go "
                 "on from them"
             )
@@ -141,7 +142,7 @@ def check_same(folder: Path, config: DictConfig) -> None:
             before = {"min_tokens": 0, **json.loads(note.read_text())}
             other = [name for name in SAME if before.get(name) != asked[name]]
             if other:
-                raise ValueError(
+                raise BadOption(
                     f"{folder} holds checkpoints of a training with another {', '.join(other)}: "
                     "use another hydra.run.dir"
                 )

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from tokenreduce.adapter import adapter_for
-from tokenreduce.registry import did_you_mean
+from tokenreduce.errors import BadOption, did_you_mean
 from tokenreduce.tasks.lora import holds_adapters
 
 OURS = ("name", "activation_checkpointing", "label_smoothing_factor")
@@ -54,9 +54,9 @@ def arguments(config: DictConfig, folder: Path, measured: bool) -> TrainingArgum
     known = {field.name for field in dataclasses.fields(TrainingArguments)}
     for name in given:
         if name in FIXED:
-            raise ValueError(f"trainer.{name} is what {FIXED[name]} stands for: leave it out")
+            raise BadOption(f"trainer.{name} is what {FIXED[name]} stands for: leave it out")
         if name not in known and name not in OURS:
-            raise ValueError(
+            raise BadOption(
                 f"no option trainer.{name}{did_you_mean(name, known)}: the options are those of "
                 "transformers.TrainingArguments"
             )
@@ -87,7 +87,7 @@ def arguments(config: DictConfig, folder: Path, measured: bool) -> TrainingArgum
             **given,
         )
     except (ValueError, TypeError) as error:
-        raise ValueError(f"the trainer refuses its options: {error}") from error
+        raise BadOption(f"the trainer refuses its options: {error}") from error
     _check_device(str(config.device), found)
     return found
 
@@ -99,12 +99,12 @@ def _check_device(name: str, settings: TrainingArguments) -> None:
         ValueError: one of several GPUs, or several without a process for each.
     """
     if name.startswith("cuda:") and name != "cuda:0":
-        raise ValueError(
+        raise BadOption(
             f"device={name}: the trainer takes the first GPU that it sees; set "
             f"CUDA_VISIBLE_DEVICES={name.partition(':')[2]} and leave device out"
         )
     if settings.n_gpu > 1:
-        raise ValueError(
+        raise BadOption(
             f"{settings.n_gpu} GPUs and one process: start one for each with torchrun "
             "--nproc-per-node, or set CUDA_VISIBLE_DEVICES to one of them"
         )
@@ -120,14 +120,14 @@ def freeze(model: nn.Module, parts: list[str]) -> None:
         found = [p for name, p in model.named_parameters() if part in name]
         if not found:
             names = sorted({name.split(".")[1] for name, _ in model.named_parameters()})
-            raise ValueError(
+            raise BadOption(
                 f"task.frozen={part}: no parameter has that in its name"
                 f"{did_you_mean(part, names)} (there are {', '.join(names)})"
             )
         for parameter in found:
             parameter.requires_grad_(False)
     if not any(p.requires_grad for p in model.parameters()):
-        raise ValueError("task.frozen leaves nothing to train")
+        raise BadOption("task.frozen leaves nothing to train")
 
 
 def adapted(model: nn.Module, peft: DictConfig, revision: str | None = None) -> Any:
@@ -141,11 +141,11 @@ def adapted(model: nn.Module, peft: DictConfig, revision: str | None = None) -> 
     if peft.name == "none":
         return model
     if peft.name != "lora":
-        raise ValueError(f"no peft {peft.name!r} (known: lora, none)")
+        raise BadOption(f"no peft {peft.name!r} (known: lora, none)")
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise ValueError('peft=lora needs peft: pip install "tokenreduce[train]"') from error
+        raise BadOption('peft=lora needs peft: pip install "tokenreduce[train]"') from error
     config = LoraConfig(
         r=peft.rank,
         lora_alpha=peft.alpha,
@@ -159,7 +159,7 @@ def adapted(model: nn.Module, peft: DictConfig, revision: str | None = None) -> 
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
             found = get_peft_model(model, config, revision=revision)
     except ValueError as error:
-        raise ValueError(f"peft.targets={peft.targets}: {error}") from error
+        raise BadOption(f"peft.targets={peft.targets}: {error}") from error
     base = config.base_model_name_or_path
     if base is not None and os.path.isdir(base):  # it is read from another folder later
         config.base_model_name_or_path = os.path.abspath(base)
@@ -175,7 +175,7 @@ def check_peft(peft: DictConfig, source: str) -> None:
         ValueError: `source` holds adapters, and `peft` names new ones.
     """
     if peft.name != "none" and holds_adapters(Path(source)):
-        raise ValueError(
+        raise BadOption(
             f"model.id={source} holds adapters already, which peft={peft.name} would leave out of "
             "what it saves: use peft=none, which trains and saves the merged model"
         )
@@ -189,7 +189,7 @@ def _named(model: nn.Module, names: list[str]) -> list[str]:
     """
     for name in names:
         if not any(f".{found}".endswith(f".{name}") for found, _ in model.named_modules()):
-            raise ValueError(f"peft.also={name}: no module has that name")
+            raise BadOption(f"peft.also={name}: no module has that name")
     return names
 
 

@@ -15,7 +15,7 @@ from tokenreduce.data.conversations import (
     read_llava,
     shapes_conversations,
 )
-from tokenreduce.registry import did_you_mean
+from tokenreduce.errors import BadOption, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def conversations(config: DictConfig) -> Data:
     """
     name = str(config.data.name)
     if name not in SOURCES:
-        raise ValueError(
+        raise BadOption(
             f"no data {name!r} to train on{did_you_mean(name, SOURCES)} "
             f"(known: {', '.join(SOURCES)})"
         )
@@ -70,7 +70,7 @@ def _parted(rows: Conversations, share: float, seed: int) -> Data:
 
 def _path(data: DictConfig) -> str:
     if data.path is None:
-        raise ValueError(f"data={data.name} needs a path: add data.path=...")
+        raise BadOption(f"data={data.name} needs a path: add data.path=...")
     return str(data.path)
 
 

@@ -2,41 +2,26 @@
 
 from __future__ import annotations
 
-import dis
-from types import TracebackType
-
 import yaml
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from tokenreduce import plugins
 from tokenreduce.config import option_files
-from tokenreduce.errors import Refused
+from tokenreduce.errors import Refused, did_you_mean, in_one_line, is_refused
 from tokenreduce.program import ending
-from tokenreduce.registry import did_you_mean
 
 ABOUT_FILES = HydraException | OmegaConfBaseException | yaml.YAMLError
 """What Hydra raises about the words of the command line and about option files."""
-ON_PURPOSE = ValueError | TypeError | KeyError | FileNotFoundError | ImportError
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether `error` speaks about the user's input: raised on purpose, by us or by Hydra.
+    """Whether `error` speaks about the user's input, as we, a method's author or Hydra say it.
 
-    One of `ON_PURPOSE` counts when a `raise` statement of tokenreduce or of a plug-in made it. The
-    same class out of torch, or out of a slip such as `None + 1`, is a fault, and a fault needs its
-    traceback. A full disk and a folder that may not be written are nobody's fault in the program.
+    A full disk and a folder that may not be written are nobody's fault in the program.
     """
-    if isinstance(error, Refused | ABOUT_FILES) or ending.of_the_disk(error):
-        return True
-    if not isinstance(error, ON_PURPOSE) or error.__traceback__ is None:
-        return False
-    last = _last(error.__traceback__)
-    module = str(last.tb_frame.f_globals.get("__name__", ""))
-    ours = {"tokenreduce", "hydra", *(m.__name__.partition(".")[0] for m in plugins.load())}
-    raised = dis.opname[last.tb_frame.f_code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
-    return raised and module.partition(".")[0] in ours
+    about = isinstance(error, ABOUT_FILES) or is_refused(error, also=("hydra",))
+    return about or ending.of_the_disk(error) is not None
 
 
 def one_line(error: BaseException) -> str:
@@ -51,8 +36,7 @@ def one_line(error: BaseException) -> str:
             return _no_option(str(cause.full_key), str(cause.key), parent)
     if not isinstance(error, Refused) and (said := ending.of_the_disk(error)):
         return said
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(text.split())
+    return in_one_line(error)
 
 
 def _no_option(full: str, key: str, parent: DictConfig) -> str:
@@ -83,9 +67,3 @@ def _having(group: str, key: str) -> list[str]:
 
 def _unknown(kind: str, name: str, known: list[str]) -> str:
     return f"no {kind} {name!r}{did_you_mean(name, known)} (known: {', '.join(sorted(known))})"
-
-
-def _last(traceback: TracebackType) -> TracebackType:
-    while traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return traceback
