@@ -39,7 +39,7 @@ if TYPE_CHECKING:  # the same names for type checkers, documentation and editors
     from tokenreduce.schedulers.pyramid import Pyramid
     from tokenreduce.schedulers.single import Single
     from tokenreduce.schedulers.stochastic import Stochastic
-    from tokenreduce.solve import solve
+    from tokenreduce.solving.search import solve
     from tokenreduce.strategies.cdpruner import CDPruner
     from tokenreduce.strategies.dart import DART
     from tokenreduce.strategies.divprune import DivPrune
@@ -86,7 +86,7 @@ _HOMES = {
     "schedulers.pyramid": ("Pyramid",),
     "schedulers.single": ("Single",),
     "schedulers.stochastic": ("Stochastic",),
-    "solve": ("solve",),
+    "solving.search": ("solve",),
     "strategies.cdpruner": ("CDPruner",),
     "strategies.dart": ("DART",),
     "strategies.divprune": ("DivPrune",),

@@ -22,6 +22,7 @@ from omegaconf.resolvers.oc import env as environment
 
 from tokenreduce import plugins
 from tokenreduce.errors import BadOption, Missing
+from tokenreduce.inference.spec import ModelSpec
 
 if TYPE_CHECKING:
     from hydra.core.config_search_path import ConfigSearchPath
@@ -52,6 +53,19 @@ def option_files() -> Iterator[tuple[str, str, Path]]:
         for path in sorted(folder.glob("*/*.yaml")):
             if path.parent.name != "hydra":
                 yield path.parent.name, path.stem, path
+
+
+def refuse_shipped(group: str, name: str, option: str) -> None:
+    """Refuses the name of an option that is there already, for a file that a run is to write.
+
+    Raises:
+        ValueError: it would be chosen instead of that file.
+    """
+    if any((group, name) == (known, one) for known, one, _ in option_files()):
+        raise BadOption(
+            f"{option}={name} is an option that ships, which would be chosen instead: take "
+            "another name"
+        )
 
 
 class PluginConfigs(SearchPathPlugin):  # type: ignore[misc]  # hydra has no types
@@ -91,6 +105,26 @@ def build_scheduler(config: DictConfig) -> Scheduler:
     """The scheduler that `config.scheduler` names, with its options."""
     scheduler: Scheduler = build(known("scheduler"), config.scheduler)
     return scheduler
+
+
+def model_spec(config: DictConfig) -> ModelSpec:
+    """The model that `config.model` names, with the device, the attention and the seed of a run."""
+    model = config.model
+    name, shape = model.get("id"), model.get("shape")
+    revision, base = model.get("revision"), model.get("base")
+    sizes: Any = None if shape is None else OmegaConf.to_container(shape, resolve=True)
+    return ModelSpec(
+        None if name is None else str(name),
+        str(model.get("name", "tiny")),
+        sizes,
+        dtype=str(model.get("dtype", "auto")),
+        attention=str(config.attention),
+        device=str(config.device),
+        revision=None if revision is None else str(revision),
+        trust_remote_code=bool(model.get("trust_remote_code", False)),
+        base=None if base is None else str(base),
+        seed=int(config.get("seed", 0)),
+    )
 
 
 def known(kind: str) -> Registry[Any]:

@@ -151,3 +151,8 @@ def skim(path: Path) -> Iterator[bytes]:
         for start in (*range(0, size, STRIDE), size - BLOCK):
             file.seek(start)
             yield file.read(BLOCK)
+
+
+def first_process() -> bool:
+    """Whether this is the one of several processes that writes files and speaks."""
+    return os.environ.get("RANK", "0") == "0"

@@ -17,8 +17,8 @@ import tokenreduce as tr
 from tests.quiet import quiet_transformers
 from tokenreduce.config import compose
 from tokenreduce.profiling import Cell, Meter, load_schedule
+from tokenreduce.profiling.table import way
 from tokenreduce.tasks import profile as task
-from tokenreduce.tasks.profiling.summary import way
 from tokenreduce.testing.checkpoints import write
 
 SMALL = [

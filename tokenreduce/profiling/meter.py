@@ -20,10 +20,10 @@ from torch import Tensor
 from tokenreduce.adapter import adapter_for
 from tokenreduce.data.batching import Collator
 from tokenreduce.errors import BadOption
+from tokenreduce.presets import schedule_of
 from tokenreduce.profiling.cells import Cell
 from tokenreduce.profiling.divergence import jensen_shannon, kullback_leibler
 from tokenreduce.profiling.forcing import dictated, own_answers
-from tokenreduce.profiling.preset import schedule_of
 from tokenreduce.profiling.prices import Prices, Stops
 from tokenreduce.profiling.prompts import Prompt
 from tokenreduce.reduction import reduce, unwrap

@@ -13,6 +13,7 @@ from torch import Tensor
 from tokenreduce.data.packing import IGNORED
 from tokenreduce.data.rows import Conversation, Message, Unusable
 from tokenreduce.errors import BadOption
+from tokenreduce.evaluation.items import Item
 
 
 @dataclass(frozen=True)
@@ -135,3 +136,15 @@ def _prompt(row: Mapping[str, Tensor], picture: int, name: str) -> Prompt:
         if key != "labels"
     }
     return Prompt(inputs, tuple(labels[start:stop]), picture, name)
+
+
+def conversation(item: Item) -> Conversation:
+    """A question and its right answer as a turn each."""
+    asked = [{"type": "image"}, {"type": "text", "text": item.question}]
+    said = [{"type": "text", "text": item.answer}]
+    picture = item.pixels if isinstance(item.pixels, Path) else item.picture()
+    return Conversation(
+        item.name,
+        (picture,),
+        ({"role": "user", "content": asked}, {"role": "assistant", "content": said}),
+    )

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from tokenreduce.config import known, option_files
 from tokenreduce.errors import Refused, did_you_mean
-from tokenreduce.tasks.result import versions
+from tokenreduce.program.result import versions
 
 KINDS = {
     "strategy": "strategies",

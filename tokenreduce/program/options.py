@@ -16,7 +16,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from tokenreduce.config import build_scheduler, build_strategy
 from tokenreduce.errors import BadOption, did_you_mean
-from tokenreduce.tasks import result
+from tokenreduce.program import result
 
 LEAST: Mapping[str, Mapping[str, int]] = {
     "": {"seed": 0, "max_new_tokens": 1, "min_tokens": 0},

@@ -19,16 +19,17 @@ from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 
 import tokenreduce as tr
-from tokenreduce.adapter import adapter_for
-from tokenreduce.config import build_scheduler, build_strategy
+from tokenreduce.config import build_scheduler, build_strategy, model_spec
 from tokenreduce.data.images import load_image
 from tokenreduce.embedded import checkpoint_dir
 from tokenreduce.errors import BadOption
 from tokenreduce.files import whole
+from tokenreduce.inference.loaded import Loaded, load
+from tokenreduce.inference.look import look
+from tokenreduce.inference.prompt import only_share
+from tokenreduce.inference.table import comparison
+from tokenreduce.program.pages import write_report
 from tokenreduce.tasks import tasks
-from tokenreduce.tasks.loading import Loaded, load
-from tokenreduce.tasks.looking import look, write_report
-from tokenreduce.tasks.table import comparison
 from tokenreduce.viz import Look, checked_size, stack, strip, write_panels
 
 
@@ -52,7 +53,7 @@ def generate(config: DictConfig, output: Path) -> dict[str, Any]:
         checked_size(size)
     images = [load_image(path) for path in question.paths]
     strategy, scheduler = build_strategy(config), build_scheduler(config)
-    loaded = load(config)
+    loaded = load(model_spec(config))
     small = None
     if strategy.site == "pictures":  # smaller ones; in the model nothing is left to do
         if config.min_tokens:
@@ -117,22 +118,6 @@ def draw(seen: Look, config: DictConfig, loaded: Loaded, output: Path) -> dict[s
         title = f"{config.strategy.name}, {config.scheduler.name}"
         found["page"] = str(write_report(output, [seen], config, loaded, title))
     return found
-
-
-def only_share(scheduler: tr.Scheduler, loaded: Loaded) -> float:
-    """The share of the tokens that a schedule lets into the language model.
-
-    Raises:
-        ValueError: a schedule that reduces elsewhere than before the first layer.
-    """
-    model = tr.unwrap(loaded.model)
-    stops = scheduler.stops(len(adapter_for(model).decoder(model).layers))
-    if len(stops) != 1 or stops[0].layer != 0:
-        raise BadOption(
-            "smaller pictures have fewer tokens from layer 0 on, but the schedule stops at layers "
-            f"{[stop.layer for stop in stops]}: use scheduler=input scheduler.keep=..."
-        )
-    return stops[0].keep
 
 
 def read_question(config: DictConfig) -> Question:
