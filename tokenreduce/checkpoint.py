@@ -22,7 +22,7 @@ import tokenreduce
 from tokenreduce import plugins
 from tokenreduce.adapter import Adapter, adapters
 from tokenreduce.errors import BadOption, Missing
-from tokenreduce.files import parse_json, whole
+from tokenreduce.files import atomic, parse_json
 from tokenreduce.learned import LearnedStrategy
 from tokenreduce.registry import Registry, short
 from tokenreduce.scheduler import Scheduler, schedulers
@@ -88,7 +88,7 @@ def _written(folder: Path, content: dict[str, Any], learned: LearnedStrategy | N
         content = {**content, "weights": {"file": WEIGHTS, "sha256": _digest(draft)}}
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     try:
-        with whole(path) as new:
+        with atomic(path) as new:
             new.write_text(text, encoding="utf-8")
     except BaseException:
         draft.unlink(missing_ok=True)

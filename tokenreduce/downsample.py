@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tokenreduce.checks import share
 from tokenreduce.data.images import in_rgb
 from tokenreduce.errors import BadOption
 from tokenreduce.report import Report
-from tokenreduce.scheduler import share
 
 LEAST = 8
 """Pixels of the shorter side of the smallest picture that is tried."""

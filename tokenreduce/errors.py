@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 from tokenreduce import plugins
 
@@ -54,6 +55,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The hint `; did you mean 'x'?` for the known name closest to `name`, or an empty string."""
     close = difflib.get_close_matches(str(name), list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def short(value: Any) -> str:
+    """What stands for a value in a message: never a screen full of it."""
+    try:
+        said = repr(value)
+    except ValueError:  # more digits than Python writes
+        return "a number of thousands of digits"
+    return said if len(said) < 80 else f"{said[:60]}..."
 
 
 def is_refused(error: BaseException, also: Iterable[str] = ()) -> bool:

@@ -17,7 +17,7 @@ STRIDE = 2**22
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic(path: Path) -> Iterator[Path]:
     """A draft beside `path`, which takes its place where the block ends well: never half a file.
 
     What stood there before is untouched until then. Each draft has a name of its own, so that
@@ -44,7 +44,7 @@ def write_text(path: Path, text: str) -> Path:
     A lone surrogate, which no UTF-8 file can hold, is written as its escape: in a name of a file it
     stands for a byte that is no text.
     """
-    with whole(path) as draft:
+    with atomic(path) as draft:
         draft.write_bytes(text.encode("utf-8", "backslashreplace"))
     return path
 

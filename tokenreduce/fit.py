@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 from tokenreduce.adapter import Adapter
-from tokenreduce.errors import BadOption, Incompatible, did_you_mean
-from tokenreduce.scheduler import whole
+from tokenreduce.checks import integer, one_of
+from tokenreduce.errors import BadOption, Incompatible
 from tokenreduce.strategy import Positions, Strategy, TowerStrategy
 from tokenreduce.tower import Part
 
@@ -50,15 +50,13 @@ def check_options(
     own: Positions = strategy.positions if strategy.positions in reader.positions else "keep"
     rule = own if positions is None else positions
     for name, value, known in (("positions", rule, Positions), ("logits", logits, Logits)):
-        if value not in get_args(known):
-            hint = did_you_mean(value, get_args(known))
-            raise BadOption(f"no {name} {value!r}{hint} (known: {', '.join(get_args(known))})")
+        one_of(value, get_args(known), name)
     if rule not in reader.positions:
         raise BadOption(
             f"positions={rule!r} is not defined for {type(reader).__name__} models, whose tokens "
             f"have no single position number: use positions={min(reader.positions)!r}"
         )
-    whole(min_tokens, "min_tokens", least=0)
+    integer(min_tokens, "min_tokens", least=0)
     if min_tokens and isinstance(strategy, TowerStrategy) and strategy.tower is not None:
         raise BadOption(
             f"min_tokens={min_tokens} is decided at decoder layers, and tower={strategy.tower!r} "

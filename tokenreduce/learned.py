@@ -26,7 +26,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from tokenreduce.choice import candidates, kept
 from tokenreduce.errors import BadOption, Incompatible, Missing, ReductionWarning, did_you_mean
-from tokenreduce.files import whole
+from tokenreduce.files import atomic
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.strategy import Strategy, select
 from tokenreduce.tokens import Plan, Tokens
@@ -190,7 +190,7 @@ class LearnedStrategy(Strategy, nn.Module):
                 stacklevel=2,
             )
             break
-        with whole(path) as draft:
+        with atomic(path) as draft:
             save_file(tensors, draft)
         return path
 

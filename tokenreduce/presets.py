@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from tokenreduce.errors import BadOption
-from tokenreduce.files import whole
+from tokenreduce.files import atomic
 from tokenreduce.scheduler import Scheduler, schedulers
 from tokenreduce.schedulers import Explicit
 
@@ -76,8 +76,8 @@ def write_preset(
     path = folder / "scheduler" / f"{name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [f"# {' '.join(line.split())}" for line in comments]
-    rows += [f"{key}: {_text(value)}" for key, value in options_of(scheduler).items()]
-    with whole(path) as draft:
+    rows += [f"{key}: {_text(value, ', ')}" for key, value in options_of(scheduler).items()]
+    with atomic(path) as draft:
         draft.write_text("\n".join(rows) + "\n", encoding="utf-8")
     return path
 
@@ -100,8 +100,8 @@ def load_schedule(path: str | Path) -> Scheduler:
     return made
 
 
-def _text(value: Any) -> str:
-    """A value as YAML and Hydra read it."""
+def _text(value: Any, between: str = ",") -> str:
+    """A value as YAML and Hydra read it; a word of the command line has no space in it."""
     if isinstance(value, tuple | list):
-        return f"[{','.join(map(_text, value))}]"
+        return f"[{between.join(_text(one, between) for one in value)}]"
     return "null" if value is None else str(value)

@@ -18,6 +18,7 @@ from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
 from tokenreduce.errors import BadOption, Incompatible
 from tokenreduce.errors import UnknownName as UnknownName
 from tokenreduce.errors import did_you_mean as did_you_mean
+from tokenreduce.errors import short as short
 
 T = TypeVar("T")
 
@@ -186,12 +187,3 @@ def _word(kind: Any) -> str:
         return f"a list of {_noun(get_args(kind)[0]).split()[-1]}s" if get_args(kind) else "a list"
     plain: Any = origin or kind
     return NOUNS.get(plain, getattr(plain, "__name__", str(kind)))
-
-
-def short(value: Any) -> str:
-    """What stands for a value in a message: never a screen full of it."""
-    try:
-        said = repr(value)
-    except ValueError:  # more digits than Python writes
-        return "a number of thousands of digits"
-    return said if len(said) < 80 else f"{said[:60]}..."

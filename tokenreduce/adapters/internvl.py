@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from tokenreduce.adapter import Adapter, adapters
 from tokenreduce.adapters.llava import feature_layer
-from tokenreduce.adapters.tiles import tile, whole
+from tokenreduce.adapters.tiles import from_tiles, tile
 from tokenreduce.geometry import Picture
 from tokenreduce.tokens import TOWER
 from tokenreduce.tower import Part, Tower
@@ -71,4 +71,4 @@ class InternVL(Adapter):
 
     def joined(self, parts: Sequence[Picture]) -> Picture:
         """The image that a run of tiles is of, laid out as its thumbnail shows."""
-        return whole(parts, -1)
+        return from_tiles(parts, -1)

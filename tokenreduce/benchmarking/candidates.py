@@ -75,16 +75,3 @@ def schedules_at(
         made = solve(shape, visual=visual, average=float(share) * visual, rule=rule, **options)
         found.append((float(share), made))
     return found
-
-
-def whole_numbers(values: Any, option: str) -> list[int]:
-    """A list of positive whole numbers as the command line gives it.
-
-    Raises:
-        ValueError: anything else.
-    """
-    listed = list(values) if isinstance(values, Sequence) and not isinstance(values, str) else []
-    whole = [n for n in listed if isinstance(n, int) and not isinstance(n, bool) and n > 0]
-    if not listed or len(whole) < len(listed):
-        raise BadOption(f"{option} must be a list of whole numbers such as [1,4], not {values!r}")
-    return whole

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenreduce.errors import BadOption
-from tokenreduce.files import whole
+from tokenreduce.files import atomic
 
 Row = Mapping[str, Any]
 
@@ -67,7 +67,7 @@ def _cell(rows: Sequence[Row], title: str, path: Path) -> None:
         axis.grid(alpha=0.25)
         axis.legend(fontsize=8)
     figure.suptitle(title, fontsize=10)
-    with whole(path) as draft:
+    with atomic(path) as draft:
         figure.savefig(draft, format="png", dpi=110)
     plt.close(figure)
 
@@ -125,7 +125,7 @@ def _break_even(found: Mapping[str, Any], title: str, path: Path) -> None:
     axis.set_title(f"{title}: {found['strategy']}", fontsize=10)
     axis.grid(alpha=0.25)
     axis.legend(fontsize=8)
-    with whole(path) as draft:
+    with atomic(path) as draft:
         figure.savefig(draft, format="png", dpi=110)
     plt.close(figure)
 

@@ -20,9 +20,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tokenreduce.checks import MOST, integer
 from tokenreduce.cost.reading import read, size, unlike
 from tokenreduce.errors import BadOption, did_you_mean
-from tokenreduce.scheduler import MOST, Scheduler, Stop, ordered, whole
+from tokenreduce.scheduler import Scheduler, Stop, ordered
 
 
 @dataclass(frozen=True)
@@ -143,8 +144,8 @@ def tokens_per_layer(
     Raises:
         ValueError: a stop beyond the depth, stops out of order, counts below 0.
     """
-    whole(visual, "visual", least=0)
-    whole(text, "text", least=0)
+    integer(visual, "visual", least=0)
+    integer(text, "text", least=0)
     rows = [visual + text] * depth
     for stop in ordered(stops):
         if stop.layer >= depth:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tokenreduce.checks import integer
 from tokenreduce.errors import BadOption
-from tokenreduce.scheduler import whole
 
 
 def read(part: Any, name: str) -> Any:
@@ -22,7 +22,7 @@ def size(part: Any, *names: str) -> int:
             f"the configuration has no {names[0]!r}: a config.json leaves out what equals its "
             "class's default; load it with transformers.AutoConfig, or pass a shape"
         )
-    return whole(value, names[0], least=1)
+    return integer(value, names[0], least=1)
 
 
 def unlike(part: Any, what: str) -> ValueError:

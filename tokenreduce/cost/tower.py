@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tokenreduce.checks import integer
 from tokenreduce.cost.reading import read, size
 from tokenreduce.errors import BadOption, did_you_mean
 from tokenreduce.registry import Registry
-from tokenreduce.scheduler import whole
 
 Sight = Literal["frame", "call"]
 
@@ -38,7 +38,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         for name in ("rows", "columns", "frames"):
-            whole(getattr(self, name), f"a grid's {name}", least=1)
+            integer(getattr(self, name), f"a grid's {name}", least=1)
 
     @property
     def patches(self) -> int:
@@ -100,7 +100,7 @@ class TowerShape:
         """
         if isinstance(pictures, Sequence):
             return tuple(pictures)
-        whole(pictures, "pictures", least=0)
+        integer(pictures, "pictures", least=0)
         if self.side is None:
             raise BadOption(
                 f"pictures={pictures} does not say how large they are, and this vision tower takes "

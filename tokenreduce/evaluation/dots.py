@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenreduce.evaluation.table import label
-from tokenreduce.files import whole
+from tokenreduce.files import atomic
 
 Row = Mapping[str, Any]
 COLOURS = {"full": "0.3", "harmless": "0.6", "baseline": "C0", "tested": "C3"}
@@ -83,7 +83,7 @@ def _legend(figure: Any, rows: Sequence[Row]) -> None:
 
 def saved(plt: Any, figure: Any, path: Path) -> Path:
     """The path of the picture that a figure becomes, whole or not at all."""
-    with whole(path) as draft:
+    with atomic(path) as draft:
         figure.savefig(draft, format="png", dpi=110, metadata={"Software": None})
     plt.close(figure)
     return path

@@ -22,7 +22,7 @@ from typing import Any
 from filelock import FileLock
 
 from tokenreduce.errors import BadOption
-from tokenreduce.files import whole
+from tokenreduce.files import atomic
 
 HEAD = "evaluation.json"
 Row = dict[str, Any]
@@ -58,7 +58,7 @@ class Store:
                             "task.folder=..., or move that one away"
                         )
                 return
-            with whole(path) as draft:
+            with atomic(path) as draft:
                 draft.write_text(json.dumps({"identity": ours, **notes}, indent=1, default=str))
 
     @property
@@ -84,7 +84,7 @@ class Store:
         with self.locked("conditions"):
             known = json.loads(path.read_text()) if path.is_file() else {}
             known.setdefault("number", len(list(path.parent.glob("*.json"))))
-            with whole(path) as draft:
+            with atomic(path) as draft:
                 draft.write_text(json.dumps({**known, **more}, indent=1, default=str) + "\n")
 
     def answers(self, key: str) -> dict[str, Row]:
@@ -123,7 +123,7 @@ class Store:
             )
         path = self._file(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as draft:
+        with atomic(path) as draft:
             draft.write_text(
                 "".join(json.dumps(found[n], ensure_ascii=False) + "\n" for n in names),
                 encoding="utf-8",

@@ -18,7 +18,7 @@ from rich.text import Text
 from tokenreduce.evaluation.comparing import Level, compare
 from tokenreduce.evaluation.conditions import FULL, Condition
 from tokenreduce.evaluation.records import HEAD, Store
-from tokenreduce.files import whole
+from tokenreduce.files import atomic
 from tokenreduce.viz.quantities import counted
 
 Row = Mapping[str, Any]
@@ -82,9 +82,9 @@ def write(root: Path, rows: Sequence[Row], level: Level, notes: Notes) -> list[P
         "rows": list(rows),
     }
     paths = [root / "table.json", root / "table.csv"]
-    with whole(paths[0]) as draft:
+    with atomic(paths[0]) as draft:
         draft.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    with whole(paths[1]) as draft, draft.open("w", newline="", encoding="utf-8") as file:
+    with atomic(paths[1]) as draft, draft.open("w", newline="", encoding="utf-8") as file:
         out = csv.DictWriter(file, CSV)
         out.writeheader()
         out.writerows(_flat(row) for row in rows)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tokenreduce import plugins
 from tokenreduce.adapter import adapter_for
+from tokenreduce.checks import MOST
 from tokenreduce.embedded import checkpoint_dir
 from tokenreduce.errors import BadOption, did_you_mean
 from tokenreduce.files import named
@@ -23,7 +24,6 @@ from tokenreduce.inference.hub import asked_once
 from tokenreduce.inference.lora import Base, base_of, holds_adapters, merged
 from tokenreduce.inference.spec import ModelSpec
 from tokenreduce.registry import short
-from tokenreduce.scheduler import MOST
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 EXTRAS = {"num2words": "smolvlm", "peft": "train", "accelerate": "train"}

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from tokenreduce import plugins
+from tokenreduce.checks import share
 from tokenreduce.data.images import in_rgb
 from tokenreduce.errors import BadOption, Incompatible, Missing, ReductionWarning, did_you_mean
-from tokenreduce.files import whole
+from tokenreduce.files import atomic
 from tokenreduce.learned import complaint
 from tokenreduce.reduction import reduce, unwrap
-from tokenreduce.scheduler import share
 from tokenreduce.schedulers.single import Single
 from tokenreduce.strategy import Strategy, TowerStrategy, strategies
 from tokenreduce.tokens import TOWER
@@ -254,7 +254,7 @@ def save_rows(path: str | Path, rows: Sequence[Tensor], **note: Any) -> None:
     from safetensors.torch import save_file
 
     tensors = {str(number): one.contiguous() for number, one in enumerate(rows)}
-    with whole(Path(path)) as draft:
+    with atomic(Path(path)) as draft:
         save_file(tensors, draft, {name: str(value) for name, value in note.items()})
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenreduce.errors import BadOption
-from tokenreduce.files import whole
+from tokenreduce.files import atomic
 from tokenreduce.profiling.prices import Stops
 
 MEASURES = ("jsd", "kl", "same", "right", "nll")
@@ -83,7 +83,7 @@ class Cells:
                 self._cells[row["stops"]] = Cell(**row)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as draft:
+        with atomic(path) as draft:
             draft.write_text(json.dumps(about) + "\n")
 
     def __contains__(self, stops: Stops) -> bool:
@@ -116,7 +116,7 @@ class Cells:
         text = self.path.read_text()
         if not text.endswith("\n"):
             text = text[: text.rfind("\n") + 1]
-            with whole(self.path) as draft:
+            with atomic(self.path) as draft:
                 draft.write_text(text)
         try:
             return [json.loads(line) for line in text.splitlines()]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.adapter import adapter_for
+from tokenreduce.checks import integer
 from tokenreduce.data.batching import Collator
 from tokenreduce.errors import BadOption
 from tokenreduce.presets import schedule_of
@@ -27,7 +28,6 @@ from tokenreduce.profiling.forcing import dictated, own_answers
 from tokenreduce.profiling.prices import Prices, Stops
 from tokenreduce.profiling.prompts import Prompt
 from tokenreduce.reduction import reduce, unwrap
-from tokenreduce.scheduler import whole
 from tokenreduce.schedulers import Single
 from tokenreduce.strategies.stride import Stride
 from tokenreduce.strategy import Positions, Strategy, TowerStrategy, strategies
@@ -88,9 +88,12 @@ class Meter:
             strategies.build(strategy) if isinstance(strategy, str) else strategy
         )
         self.positions, self.seed, self.convention = positions, seed, convention
-        self.draws = whole(draws, "draws", least=1)
+        self.draws = integer(draws, "draws", least=1)
         self.min_tokens = min_tokens
-        self.tokens, self.batch = whole(tokens, "tokens", least=1), whole(batch, "batch", least=1)
+        self.tokens, self.batch = (
+            integer(tokens, "tokens", least=1),
+            integer(batch, "batch", least=1),
+        )
         self._collate = Collator(processor, side="left")
         tower = isinstance(self.strategy, TowerStrategy) and self.strategy.tower is not None
         if not self.strategy.reduces or self.strategy.site == "pictures" or tower:

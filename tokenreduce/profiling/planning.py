@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from math import floor
 
+from tokenreduce.checks import integer
 from tokenreduce.errors import BadOption
 from tokenreduce.profiling.prices import Prices, Stops
 from tokenreduce.profiling.sensitivity import Sensitivity
-from tokenreduce.scheduler import whole
 
 Path = tuple[int, float, Stops]
 """MACs so far, loss so far, stops so far."""
@@ -36,8 +36,8 @@ def candidates(
     Raises:
         ValueError: a budget that even one early stop to the smallest share does not meet.
     """
-    whole(stops, "stops", least=1)
-    whole(grid, "grid", least=1)
+    integer(stops, "stops", least=1)
+    integer(grid, "grid", least=1)
     limit = budget * prices.full
     _check(found, prices, budget)
     least = found.keeps[0]

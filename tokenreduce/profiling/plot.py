@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenreduce.files import whole
+from tokenreduce.files import atomic
 
 
 def draw(numbers: Mapping[str, Any], path: Path) -> Path | None:
@@ -56,7 +56,7 @@ def draw(numbers: Mapping[str, Any], path: Path) -> Path | None:
     below.set(xlabel="layer", ylabel="share of the visual tokens", ylim=(-0.03, 1.05))
     below.grid(alpha=0.25)
     below.legend()
-    with whole(path) as draft:
+    with atomic(path) as draft:
         figure.savefig(draft, format="png", dpi=120)
     plt.close(figure)
     return path

@@ -15,10 +15,10 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from tokenreduce.checks import share
 from tokenreduce.errors import BadOption
 from tokenreduce.profiling.cells import Cell
 from tokenreduce.profiling.prices import Stops
-from tokenreduce.scheduler import share
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from tokenreduce.checks import integer, one_of
 from tokenreduce.config import build_scheduler, build_strategy
-from tokenreduce.errors import BadOption, did_you_mean
+from tokenreduce.errors import BadOption
 from tokenreduce.program import result
 
 LEAST: Mapping[str, Mapping[str, int]] = {
@@ -61,12 +62,11 @@ def check(config: DictConfig) -> None:
     task = str(config.task.name)
     for name, place in (("", config), (task, config.task)):
         for option, least in LEAST.get(name, {}).items():
-            _whole(f"{'task.' if name else ''}{option}", place.get(option, least), least)
+            integer(place.get(option, least), f"{'task.' if name else ''}{option}", least)
     for option, words in WORDS.items():
         value = config.get(option)
-        if value is not None and value not in words:
-            hint = did_you_mean(str(value), words)
-            raise BadOption(f"no {option} {value!r}{hint} (known: {', '.join(words)})")
+        if value is not None:
+            one_of(value, words, option)
     for option, value, usual in given():
         _of_kind(option, value if value is None else OmegaConf.select(config, option), usual)
     build_strategy(config)
@@ -103,11 +103,6 @@ def given() -> Iterator[tuple[str, Any, Any]]:
 
 def _name(word: str) -> str:
     return word.partition("=")[0].lstrip("+~")
-
-
-def _whole(option: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise BadOption(f"{option} must be a whole number of at least {least}, not {value!r}")
 
 
 def _of_kind(option: str, value: Any, usual: Any) -> None:

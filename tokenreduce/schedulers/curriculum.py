@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from tokenreduce.checks import share
 from tokenreduce.errors import BadOption, did_you_mean
-from tokenreduce.scheduler import Scheduler, Stop, schedulers, share
+from tokenreduce.scheduler import Scheduler, Stop, schedulers
 from tokenreduce.schedulers.wrapped import TARGET, named, towards
 
 Shape = Literal["linear", "cosine"]

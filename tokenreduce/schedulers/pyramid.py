@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tokenreduce.checks import integer, share
 from tokenreduce.errors import BadOption
 from tokenreduce.scheduler import (
     Rounding,
@@ -12,8 +13,6 @@ from tokenreduce.scheduler import (
     checked_floor,
     checked_rounding,
     schedulers,
-    share,
-    whole,
 )
 
 
@@ -41,7 +40,7 @@ class Pyramid(Scheduler):
     at_least: int | None = None
 
     def __post_init__(self) -> None:
-        whole(self.stages, "stages (one stage alone never reduces)", least=2)
+        integer(self.stages, "stages (one stage alone never reduces)", least=2)
         share(self.ratio, "ratio")
         checked_rounding(self.rounding)
         checked_floor(self.at_least)

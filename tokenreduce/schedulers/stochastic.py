@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tokenreduce.checks import integer, share
 from tokenreduce.errors import BadOption
-from tokenreduce.scheduler import Scheduler, Stop, schedulers, share, whole
+from tokenreduce.scheduler import Scheduler, Stop, schedulers
 from tokenreduce.schedulers.wrapped import TARGET, named, towards
 
 
@@ -41,7 +42,7 @@ class Stochastic(Scheduler):
         object.__setattr__(self, "target", named(self.target))
         if share(self.least, "least") > share(self.most, "most"):
             raise BadOption(f"least={self.least!r} is above most={self.most!r}: swap them")
-        whole(self.seed, "seed", least=0)
+        integer(self.seed, "seed", least=0)
 
     def stops(self, depth: int, progress: float = 1.0) -> tuple[Stop, ...]:
         """The target's stops, at the part of the way that this step draws."""

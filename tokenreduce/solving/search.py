@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
 
+from tokenreduce.checks import integer, sequence
 from tokenreduce.cost import average_tokens, cost, shape_of
 from tokenreduce.errors import BadOption, did_you_mean
-from tokenreduce.scheduler import Scheduler, schedulers, sequence, whole
+from tokenreduce.scheduler import Scheduler, schedulers
 from tokenreduce.schedulers import Explicit
 
 FREE: Mapping[str, str] = {
@@ -65,7 +66,7 @@ def solve(
         TypeError: an option that the rule does not have.
     """
     shape = shape_of(config)
-    whole(visual, "visual", least=1)
+    integer(visual, "visual", least=1)
     build = by_share(rule, options)
     name, goal = _only({"average": average, "flops": flops, "kv_bytes": kv_bytes})
     full = cost(shape, (), visual, text, convention, bytes_per_value)

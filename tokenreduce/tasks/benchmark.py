@@ -24,11 +24,12 @@ from tokenreduce.benchmarking import against
 from tokenreduce.benchmarking import plot as plots
 from tokenreduce.benchmarking import table as tables
 from tokenreduce.benchmarking.breakeven import find
-from tokenreduce.benchmarking.candidates import candidates, schedules_at, whole_numbers
+from tokenreduce.benchmarking.candidates import candidates, schedules_at
 from tokenreduce.benchmarking.peers import peer
 from tokenreduce.benchmarking.rounds import Candidate, Race
 from tokenreduce.benchmarking.subjects import Subject, subject
 from tokenreduce.benchmarking.synthetic import MarkedPrompt
+from tokenreduce.checks import integer, integers
 from tokenreduce.config import build_scheduler, build_strategy, known, model_spec, plain
 from tokenreduce.cost import DecoderShape, shape_of
 from tokenreduce.errors import BadOption
@@ -112,11 +113,9 @@ def settled(config: DictConfig) -> None:
     task = config.task
     for name in ("visual", "batches", "break_even"):
         if task[name] is not None or name == "batches":
-            whole_numbers(task[name], f"task.{name}")
+            integers(task[name], f"task.{name}")
     for name, least in (("text", 1), ("rounds", 1), ("new_tokens", 0)):
-        value = task[name]
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise BadOption(f"task.{name} must be a whole number from {least} on, not {value!r}")
+        integer(task[name], f"task.{name}", least)
     if not isinstance(task.tolerance, int | float) or task.tolerance < 0:
         raise BadOption(f"task.tolerance must be a share such as 0.05, not {task.tolerance!r}")
 
@@ -139,7 +138,7 @@ def broken_even(config: DictConfig, one: Subject) -> dict[str, Any]:
             "unreduced_ms": row["prefill"]["unreduced"]["median_ms"],
         }
 
-    found = find(whole_numbers(config.task.break_even, "task.break_even"), measure)
+    found = find(integers(config.task.break_even, "task.break_even"), measure)
     return {
         "strategy": str(config.strategy.name),
         "reduction": next(iter(measured.values()))["reduction"],

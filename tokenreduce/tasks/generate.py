@@ -23,7 +23,7 @@ from tokenreduce.config import build_scheduler, build_strategy, model_spec
 from tokenreduce.data.images import load_image
 from tokenreduce.embedded import checkpoint_dir
 from tokenreduce.errors import BadOption
-from tokenreduce.files import whole
+from tokenreduce.files import atomic
 from tokenreduce.inference.loaded import Loaded, load
 from tokenreduce.inference.look import look
 from tokenreduce.inference.prompt import only_share
@@ -108,7 +108,7 @@ def draw(seen: Look, config: DictConfig, loaded: Loaded, output: Path) -> dict[s
     """Write `kept.png`, and the page and the panels where asked for; returns where they are."""
     task = config.task
     strips = [strip(s.image, s.boxes, s.stages, bool(task.scores)) for s in seen.scenes]
-    with whole(output / "kept.png") as draft:
+    with atomic(output / "kept.png") as draft:
         stack(strips).save(draft, "PNG")
     found: dict[str, Any] = {"picture": str(output / "kept.png")}
     if task.panels is not None:

@@ -27,7 +27,7 @@ from tokenreduce.data import sample
 from tokenreduce.data.packing import Packer
 from tokenreduce.embedded.build import build_model, build_processor
 from tokenreduce.errors import BadOption
-from tokenreduce.files import first_process, whole, write_json
+from tokenreduce.files import atomic, first_process, write_json
 from tokenreduce.tasks import tasks
 from tokenreduce.tasks.pretraining import align, language, tower
 from tokenreduce.tasks.pretraining.assess import assess
@@ -65,7 +65,7 @@ def pretrain(config: DictConfig, output: Path) -> dict[str, Any]:
         model.requires_grad_(True)
         if first_process():
             weights = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}  # tied
-            with whole(done) as draft:
+            with atomic(done) as draft:
                 save_file(weights, draft)
         _wait()
     result: dict[str, Any] = {"log": str(output / "log.jsonl")}

@@ -20,6 +20,7 @@ from rich.console import Console
 
 import tokenreduce as tr
 from tokenreduce import presets
+from tokenreduce.checks import integer
 from tokenreduce.config import build_strategy, model_spec, refuse_shipped
 from tokenreduce.cost import (
     Cost,
@@ -37,7 +38,6 @@ from tokenreduce.cost import (
 from tokenreduce.errors import BadOption
 from tokenreduce.inference.loaded import read_sizes
 from tokenreduce.program.rules import chosen, rule_of
-from tokenreduce.scheduler import whole
 from tokenreduce.solving import fallback, table, timing
 from tokenreduce.solving.search import by_share
 from tokenreduce.tasks import tasks
@@ -163,7 +163,7 @@ def visual_tokens(config: DictConfig, sizes: Any) -> int:
         ValueError: the model's sizes do not tell.
     """
     if config.task.visual is not None:
-        return whole(config.task.visual, "task.visual", least=1)
+        return integer(config.task.visual, "task.visual", least=1)
     try:
         tower = tower_of(sizes)
         found = connector_of(sizes, tower, shape_of(sizes).hidden).tokens(
@@ -187,7 +187,7 @@ def pictures(config: DictConfig) -> int | list[Grid]:
     """
     given = config.task.pictures
     if isinstance(given, int) and not isinstance(given, bool):
-        return whole(given, "task.pictures", least=0)
+        return integer(given, "task.pictures", least=0)
     rows = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else []
     sides = [list(row) for row in rows if isinstance(row, Sequence) and len(row) in (2, 3)]
     if not rows or len(sides) < len(rows):
@@ -263,7 +263,7 @@ def by_time(
     build = by_share(rule, options)
     sizes = tr.unwrap(one.model).config
     asked = config.task.visual
-    visual = None if asked is None else [whole(asked, "task.visual", least=1)]
+    visual = None if asked is None else [integer(asked, "task.visual", least=1)]
     # a picture runs the vision tower as well, but has the tokens that the family gives it
     prompt = one.prompts(visual, int(config.task.text), [1], int(config.seed))[-1 if asked else 0]
     strategy, first = build_strategy(config), []

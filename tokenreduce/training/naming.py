@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tokenreduce.files import parse_json, whole, write_json
+from tokenreduce.files import atomic, parse_json, write_json
 
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 OWN, PUBLISHED = "vision_tower.", "vision_tower.vision_model."
@@ -45,7 +45,7 @@ def rename(path: Path, named: Callable[[str], str]) -> None:
             return
         head = json.dumps(other).encode()
         head += b" " * (-len(head) % 8)  # tensors begin at a multiple of eight bytes
-        with whole(path) as draft, draft.open("wb") as copy:
+        with atomic(path) as draft, draft.open("wb") as copy:
             copy.write(len(head).to_bytes(8, "little") + head)
             shutil.copyfileobj(file, copy)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenreduce.files import whole
+from tokenreduce.files import atomic
 from tokenreduce.integrations.trainer import PREFIX
 
 
@@ -37,7 +37,7 @@ def draw(history: Sequence[Mapping[str, Any]], path: Path) -> Path | None:
         other.plot(*zip(*rows, strict=True), ":", color="grey", linewidth=1.2)
         other.set(ylabel="kept share of the visual tokens (dotted)", ylim=(0, 1.05))
     axes.legend()
-    with whole(path) as draft:
+    with atomic(path) as draft:
         figure.savefig(draft, format="png", dpi=120)
     plt.close(figure)
     return path

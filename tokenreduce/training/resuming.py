@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import Trainer, TrainerState
 
 from tokenreduce.errors import BadOption
-from tokenreduce.files import first_process, parse_json, whole
+from tokenreduce.files import atomic, first_process, parse_json
 from tokenreduce.training.naming import name_as_published
 
 STATE = "trainer_state.json"
@@ -150,7 +150,7 @@ def check_same(folder: Path, parts: Mapping[str, Any], resume: bool = True) -> N
     if not first_process():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with whole(note) as draft:
+    with atomic(note) as draft:
         draft.write_text(json.dumps(asked, indent=1) + "\n")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tokenreduce.errors import BadOption
-from tokenreduce.files import whole
+from tokenreduce.files import atomic
 from tokenreduce.viz.overlay import fitted, heat, overlay
 from tokenreduce.viz.scene import Scene
 
@@ -40,7 +40,7 @@ def write_panels(
             if heated and stage.score is not None:
                 panels[f"{i}_scores.png"] = heat(shown, scene.boxes, stage.score)
             for name, panel in panels.items():
-                with whole(place / name) as draft:
+                with atomic(place / name) as draft:
                     panel.save(draft, "PNG")
                 written.append(place / name)
     return written
