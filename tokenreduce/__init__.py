@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names for type checkers, documentation and editors
     from tokenreduce import cost
-    from tokenreduce.adapter import Adapter, adapters
-    from tokenreduce.checkpoint import load
+    from tokenreduce.adapter import Adapter, adapters, unwrap
     from tokenreduce.distillation import agreement, distill
     from tokenreduce.downsample import Downsampled, downsample
     from tokenreduce.encoder import EncoderReduction
@@ -29,7 +28,7 @@ if TYPE_CHECKING:  # the same names for type checkers, documentation and editors
     from tokenreduce.errors import ContractError, ReductionWarning, UnknownName
     from tokenreduce.geometry import Picture
     from tokenreduce.learned import LearnedScorer, LearnedStrategy
-    from tokenreduce.reduction import Reduction, reduce, remove, unwrap
+    from tokenreduce.reduction import Reduction, load, reduce, remove
     from tokenreduce.registry import Registry
     from tokenreduce.scheduler import Scheduler, Stop, schedulers
     from tokenreduce.schedulers.cosine import Cosine
@@ -67,8 +66,7 @@ if TYPE_CHECKING:  # the same names for type checkers, documentation and editors
 __version__ = "0.1.0"
 
 _HOMES = {
-    "adapter": ("Adapter", "adapters"),
-    "checkpoint": ("load",),
+    "adapter": ("Adapter", "adapters", "unwrap"),
     "distillation": ("agreement", "distill"),
     "downsample": ("Downsampled", "downsample"),
     "encoder": ("EncoderReduction",),
@@ -76,7 +74,7 @@ _HOMES = {
     "errors": ("ContractError", "ReductionWarning", "UnknownName"),
     "geometry": ("Picture",),
     "learned": ("LearnedScorer", "LearnedStrategy"),
-    "reduction": ("Reduction", "reduce", "remove", "unwrap"),
+    "reduction": ("Reduction", "load", "reduce", "remove"),
     "registry": ("Registry",),
     "scheduler": ("Scheduler", "Stop", "schedulers"),
     "schedulers.cosine": ("Cosine",),

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokenreduce.errors import BadOption
 from tokenreduce.geometry import WHOLE, Box, Picture
@@ -260,3 +260,17 @@ def _heads(x: Tensor, attention: Any, norm: str) -> Tensor:
     if hasattr(attention, norm):
         x = getattr(attention, norm)(x)
     return x.transpose(1, 2)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The transformers model inside PEFT and data-parallel wrappers."""
+    found: Any = model
+    while True:
+        if hasattr(found, "get_base_model"):
+            found = found.get_base_model()
+        elif isinstance(getattr(found, "module", None), nn.Module) and (
+            "module" in getattr(found, "_modules", ()) or not hasattr(found, "config")
+        ):  # DDP, DeepSpeed's engine
+            found = found.module
+        else:
+            return found  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""A reduction beside a model's checkpoint: a small JSON file, written by `save`, read by `load`.
+"""A reduction beside a model's checkpoint: a small JSON file, written by `save`, read by `read`.
 
 The file names the strategy and the scheduler as the registries know them, with their options, and
 the model that they were made for. The parameters of a learned strategy lie beside it, in a
@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 import tokenreduce
-from tokenreduce import plugins
-from tokenreduce.adapter import Adapter, adapters
+from tokenreduce.adapter import Adapter, adapters, unwrap
 from tokenreduce.errors import BadOption, Missing
 from tokenreduce.files import atomic, parse_json
 from tokenreduce.learned import LearnedStrategy
@@ -129,30 +128,24 @@ def _alone(folder: Path, writes: bool = False) -> Iterator[None]:
             os.close(handle)
 
 
-def load(model: nn.Module, directory: str | os.PathLike[str]) -> Reduction:
-    """Applies the reduction that was saved in `directory` to `model`, as `reduce()` does.
+def read(model: nn.Module, directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """The reduction that was saved in `directory`, as the arguments of `reduce()` beside the model.
 
     Raises:
         FileNotFoundError: the folder holds no such file, or not the weights that it tells of.
-        ValueError: a broken or newer file, a name that nobody has registered, a model of another
-            family or depth than the reduction was made for, or weights that are not those that
-            were saved with it or do not fit the model.
+        ValueError: as `tokenreduce.load`.
     """
-    from tokenreduce.reduction import reduce
-
-    plugins.load()
     with _alone(Path(directory)):
         content, strategy, scheduler, adapter = _remade(model, Path(directory) / FILE)
-    return reduce(
-        model,
-        strategy,
-        scheduler,
-        adapter=adapter,
-        positions=content["positions"],
-        logits=content["logits"],
-        seed=content["seed"],
-        min_tokens=content.get("min_tokens", 0),
-    )
+    return {
+        "strategy": strategy,
+        "scheduler": scheduler,
+        "adapter": adapter,
+        "positions": content["positions"],
+        "logits": content["logits"],
+        "seed": content["seed"],
+        "min_tokens": content.get("min_tokens", 0),
+    }
 
 
 def _remade(model: nn.Module, path: Path) -> tuple[dict[str, Any], Strategy, Scheduler, Adapter]:
@@ -180,8 +173,6 @@ def _restore(
     adapter: Adapter,
 ) -> None:
     """Gives a learned strategy the parameters that were saved with it."""
-    from tokenreduce.reduction import unwrap
-
     said = content.get("weights")
     if not isinstance(said, dict) or said.get("file") != WEIGHTS:
         raise BadOption(f"{path} is broken (weights is {said!r}): save the reduction again")
@@ -251,8 +242,6 @@ def _name(entry: object, registry: Registry[Any]) -> str:
 
 def _facts(model: nn.Module, adapter: Adapter) -> dict[str, Any]:
     """What a reduction must find again in the model that it is loaded onto."""
-    from tokenreduce.reduction import unwrap
-
     core: Any = unwrap(model)
     decoder: Any = adapter.decoder(core)
     family = getattr(getattr(core, "config", None), "model_type", type(core).__name__)

@@ -12,12 +12,13 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from os import PathLike
 from typing import Any
 
 from torch import Tensor, nn
 
-from tokenreduce import plugins
-from tokenreduce.adapter import Adapter, adapter_for, adapters
+from tokenreduce import checkpoint, plugins
+from tokenreduce.adapter import Adapter, adapter_for, adapters, unwrap
 from tokenreduce.cost import shape_of
 from tokenreduce.encoder import EncoderReduction
 from tokenreduce.engine.contract import check_layers, check_model
@@ -233,9 +234,7 @@ class Reduction:
 
     def save(self, directory: Any) -> Any:
         """Writes the reduction beside a checkpoint, to be re-applied by `tokenreduce.load`."""
-        from tokenreduce.checkpoint import save
-
-        return save(self, directory)
+        return checkpoint.save(self, directory)
 
     def _shorten_tower(self, base: Part, strategy: TowerStrategy) -> EncoderReduction:
         """Merges inside the vision tower, and at layer 0 where its groups come once."""
@@ -344,6 +343,19 @@ def reduce(
     return Reduction(model, chosen, schedule, reader, rule, logits, seed, min_tokens)
 
 
+def load(model: nn.Module, directory: str | PathLike[str]) -> Reduction:
+    """Applies the reduction that was saved in `directory` to `model`, as `reduce()` does.
+
+    Raises:
+        FileNotFoundError: the folder holds no such file, or not the weights that it tells of.
+        ValueError: a broken or newer file, a name that nobody has registered, a model of another
+            family or depth than the reduction was made for, or weights that are not those that
+            were saved with it or do not fit the model.
+    """
+    plugins.load()
+    return reduce(model, **checkpoint.read(model, directory))
+
+
 def remove(model: nn.Module) -> bool:
     """Takes off whatever reduction is on `model`, also where nobody holds it any more.
 
@@ -370,20 +382,6 @@ def _reader(model: nn.Module, adapter: str | Adapter | None) -> Adapter:
             raise BadOption(f"the {type(reader).__name__} adapter cannot read this model: {reason}")
     check_model(reader, model)
     return reader
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The transformers model inside PEFT and data-parallel wrappers."""
-    found: Any = model
-    while True:
-        if hasattr(found, "get_base_model"):
-            found = found.get_base_model()
-        elif isinstance(getattr(found, "module", None), nn.Module) and (
-            "module" in getattr(found, "_modules", ()) or not hasattr(found, "config")
-        ):  # DDP, DeepSpeed's engine
-            found = found.module
-        else:
-            return found  # type: ignore[no-any-return]
 
 
 def _instance(given: Any, registry: Any, kind: type) -> Any:

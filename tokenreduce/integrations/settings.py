@@ -17,10 +17,10 @@ from typing import Any
 from torch import nn
 
 from tokenreduce import plugins
-from tokenreduce.checkpoint import FILE, load
+from tokenreduce.checkpoint import FILE
 from tokenreduce.errors import BadOption, Missing, did_you_mean
 from tokenreduce.files import parse_json
-from tokenreduce.reduction import Reduction, reduce
+from tokenreduce.reduction import Reduction, load, reduce
 from tokenreduce.scheduler import Scheduler, schedulers
 from tokenreduce.strategy import Strategy, strategies
 

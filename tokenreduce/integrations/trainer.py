@@ -26,10 +26,11 @@ import torch
 import torch.distributed
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tokenreduce.adapter import unwrap
 from tokenreduce.engine.hooks import owners_of
 from tokenreduce.errors import BadOption, ReductionWarning
 from tokenreduce.learned import LearnedStrategy
-from tokenreduce.reduction import Reduction, reduce, unwrap
+from tokenreduce.reduction import Reduction, reduce
 from tokenreduce.report import Report
 
 PREFIX = "tokenreduce/"

@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 
 from tokenreduce import plugins
+from tokenreduce.adapter import unwrap
 from tokenreduce.checks import share
 from tokenreduce.data.images import in_rgb
 from tokenreduce.errors import BadOption, Incompatible, Missing, ReductionWarning, did_you_mean
 from tokenreduce.files import atomic
 from tokenreduce.learned import complaint
-from tokenreduce.reduction import reduce, unwrap
+from tokenreduce.reduction import reduce
 from tokenreduce.schedulers.single import Single
 from tokenreduce.strategy import Strategy, TowerStrategy, strategies
 from tokenreduce.tokens import TOWER

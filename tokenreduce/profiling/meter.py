@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenreduce.adapter import adapter_for
+from tokenreduce.adapter import adapter_for, unwrap
 from tokenreduce.checks import integer
 from tokenreduce.data.batching import Collator
 from tokenreduce.errors import BadOption
@@ -27,7 +27,7 @@ from tokenreduce.profiling.divergence import jensen_shannon, kullback_leibler
 from tokenreduce.profiling.forcing import dictated, own_answers
 from tokenreduce.profiling.prices import Prices, Stops
 from tokenreduce.profiling.prompts import Prompt
-from tokenreduce.reduction import reduce, unwrap
+from tokenreduce.reduction import reduce
 from tokenreduce.schedulers import Single
 from tokenreduce.strategies.stride import Stride
 from tokenreduce.strategy import Positions, Strategy, TowerStrategy, strategies
