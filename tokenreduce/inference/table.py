@@ -12,8 +12,6 @@ from rich.table import Table
 
 from tokenreduce.viz.quantities import counted, quantity
 
-__all__ = ["comparison", "quantity", "stages"]
-
 
 def comparison(numbers: Mapping[str, Any], title: str) -> Table:
     """Answers, tokens, cost, time and probabilities, from the numbers of `result.json`."""

@@ -9,7 +9,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from tokenreduce.inference.table import quantity
+from tokenreduce.viz.quantities import quantity
 
 
 def stops(answer: Mapping[str, Any]) -> Table:

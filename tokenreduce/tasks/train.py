@@ -70,16 +70,7 @@ def train(config: DictConfig, output: Path) -> dict[str, Any]:
     check_peft(peft, model_source(spec))
     data = conversations(config)
     folder = output / "checkpoints"
-    settings = arguments(
-        plain(config.trainer),
-        folder,
-        data.measured is not None,
-        seed=config.seed,
-        device=spec.device,
-        progress=config.task.progress,
-    )
-    asked = public(OmegaConf.masked_copy(config, list(SAME)), apart=True)
-    check_same(folder, asked, config.task.resume)
+    settings = settings_of(config, folder, data.measured is not None)
     learned = isinstance(strategy, tr.LearnedStrategy)
     own = (FILE, WEIGHTS) if learned else ()
     found = newest_whole(folder, own)
@@ -146,6 +137,26 @@ def save_beside(reduction: tr.Reduction, best: Path | None, folder: Path) -> Non
     if best is not None:
         for name in (FILE, WEIGHTS):
             shutil.copy2(best / name, folder / name)
+
+
+def settings_of(config: DictConfig, folder: Path, measured: bool) -> TrainingArguments:
+    """The trainer's arguments, for a folder that holds no checkpoints of another training.
+
+    Raises:
+        ValueError: as `arguments` and `check_same`.
+    """
+    given: Any = OmegaConf.to_container(config.trainer, resolve=True)
+    found = arguments(
+        given,
+        folder,
+        measured,
+        seed=config.seed,
+        device=str(config.device),
+        progress=config.task.progress,
+    )
+    asked = public(OmegaConf.masked_copy(config, list(SAME)), apart=True)
+    check_same(folder, asked, config.task.resume)
+    return found
 
 
 @contextmanager
