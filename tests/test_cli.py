@@ -594,7 +594,7 @@ def test_what_cannot_be_meant_is_one_line_before_a_model_is_loaded(
     def load(*_: Any) -> None:
         raise AssertionError("a model is loaded")
 
-    monkeypatch.setattr("tokenreduce.tasks.loading.model_source", load)
+    monkeypatch.setattr("tokenreduce.inference.loaded.model_source", load)
     mine, long = tmp_path / "mine" / "strategy", tmp_path / "long" / "scheduler"
     for folder in (mine, long):
         folder.mkdir(parents=True)

@@ -21,10 +21,11 @@ from tokenreduce.config import (
     build_strategy,
     compose,
     directory,
+    model_spec,
     plain,
     refuse_code,
 )
-from tokenreduce.tasks import loading
+from tokenreduce.inference import loaded as loading
 
 CONF = directory()
 GROUPS = ("task", "model", "strategy", "scheduler", "data", "experiment")
@@ -192,7 +193,7 @@ def test_code_is_found_anywhere(word: str) -> None:
 def test_models_are_named_as_their_file_and_may_be_replaced(model: str) -> None:
     config = compose([f"model={model}", "model.id=org/other", "model.revision=abc"])
     assert (config.model.name, config.model.id) == (model, "org/other")
-    assert loading.model_source(config) == "org/other"
+    assert loading.model_source(model_spec(config)) == "org/other"
     assert config.model.trust_remote_code is False
     assert config.model.dtype in loading.DTYPES
 

@@ -20,17 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the same names for type checkers, documentation and editors
     from tokenreduce import cost
-    from tokenreduce.adapter import Adapter, adapters
-    from tokenreduce.checkpoint import load
+    from tokenreduce.adapter import Adapter, adapters, unwrap
     from tokenreduce.distillation import agreement, distill
     from tokenreduce.downsample import Downsampled, downsample
     from tokenreduce.encoder import EncoderReduction
     from tokenreduce.engine.call import cache_of, with_cache
-    from tokenreduce.errors import ContractError, ReductionWarning
+    from tokenreduce.errors import ContractError, ReductionWarning, UnknownName
     from tokenreduce.geometry import Picture
     from tokenreduce.learned import LearnedScorer, LearnedStrategy
-    from tokenreduce.reduction import Reduction, reduce, remove, unwrap
-    from tokenreduce.registry import Registry, UnknownName
+    from tokenreduce.reduction import Reduction, load, reduce, remove
+    from tokenreduce.registry import Registry
     from tokenreduce.scheduler import Scheduler, Stop, schedulers
     from tokenreduce.schedulers.cosine import Cosine
     from tokenreduce.schedulers.curriculum import Curriculum
@@ -39,7 +38,7 @@ if TYPE_CHECKING:  # the same names for type checkers, documentation and editors
     from tokenreduce.schedulers.pyramid import Pyramid
     from tokenreduce.schedulers.single import Single
     from tokenreduce.schedulers.stochastic import Stochastic
-    from tokenreduce.solve import solve
+    from tokenreduce.solving.search import solve
     from tokenreduce.strategies.cdpruner import CDPruner
     from tokenreduce.strategies.dart import DART
     from tokenreduce.strategies.divprune import DivPrune
@@ -67,17 +66,16 @@ if TYPE_CHECKING:  # the same names for type checkers, documentation and editors
 __version__ = "0.1.0"
 
 _HOMES = {
-    "adapter": ("Adapter", "adapters"),
-    "checkpoint": ("load",),
+    "adapter": ("Adapter", "adapters", "unwrap"),
     "distillation": ("agreement", "distill"),
     "downsample": ("Downsampled", "downsample"),
     "encoder": ("EncoderReduction",),
     "engine.call": ("cache_of", "with_cache"),
-    "errors": ("ContractError", "ReductionWarning"),
+    "errors": ("ContractError", "ReductionWarning", "UnknownName"),
     "geometry": ("Picture",),
     "learned": ("LearnedScorer", "LearnedStrategy"),
-    "reduction": ("Reduction", "reduce", "remove", "unwrap"),
-    "registry": ("Registry", "UnknownName"),
+    "reduction": ("Reduction", "load", "reduce", "remove"),
+    "registry": ("Registry",),
     "scheduler": ("Scheduler", "Stop", "schedulers"),
     "schedulers.cosine": ("Cosine",),
     "schedulers.curriculum": ("Curriculum",),
@@ -86,7 +84,7 @@ _HOMES = {
     "schedulers.pyramid": ("Pyramid",),
     "schedulers.single": ("Single",),
     "schedulers.stochastic": ("Stochastic",),
-    "solve": ("solve",),
+    "solving.search": ("solve",),
     "strategies.cdpruner": ("CDPruner",),
     "strategies.dart": ("DART",),
     "strategies.divprune": ("DivPrune",),

@@ -14,8 +14,9 @@ from types import MappingProxyType
 from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from tokenreduce.errors import BadOption
 from tokenreduce.geometry import WHOLE, Box, Picture
 from tokenreduce.registry import Registry
 from tokenreduce.tokens import DECODER, TOWER
@@ -72,7 +73,7 @@ class Adapter:
         while not hasattr(found, "layers"):
             inner = found.get_decoder()
             if inner is found:
-                raise ValueError(f"{type(model).__name__} has no decoder with `layers`")
+                raise BadOption(f"{type(model).__name__} has no decoder with `layers`")
             found = inner
         return found
 
@@ -230,7 +231,7 @@ def adapter_for(model: Part) -> Adapter:
     if reason is None:
         return generic
     known = sorted(name for adapter in adapters.values() for name in adapter.families)
-    raise ValueError(
+    raise BadOption(
         f"no adapter reads the model family {kind!r} (supported: {', '.join(known)}), and the "
         f"generic one cannot: {reason}. To add one, subclass tokenreduce.Adapter, state its "
         "`families` and what differs, and register it with @tokenreduce.adapters.register(name); "
@@ -249,3 +250,17 @@ def _heads(x: Tensor, attention: Any, norm: str) -> Tensor:
     if hasattr(attention, norm):
         x = getattr(attention, norm)(x)
     return x.transpose(1, 2)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The transformers model inside PEFT and data-parallel wrappers."""
+    found: Any = model
+    while True:
+        if hasattr(found, "get_base_model"):
+            found = found.get_base_model()
+        elif isinstance(getattr(found, "module", None), nn.Module) and (
+            "module" in getattr(found, "_modules", ()) or not hasattr(found, "config")
+        ):  # DDP, DeepSpeed's engine
+            found = found.module
+        else:
+            return found  # type: ignore[no-any-return]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from tokenreduce.errors import BadOption
 from tokenreduce.tokens import Plan, Tokens, gather
 
 DENSE = 4096
@@ -62,7 +63,7 @@ def empty_mix(name: str, like: Tensor, k: int) -> Tensor:
     """
     b, v = like.shape
     if k * v > MIXED:
-        raise ValueError(
+        raise BadOption(
             f"{name} writes down what each of {k:,} kept tokens contains of {v:,}, and such a "
             f"table has {MIXED:,} entries at most: keep {MIXED // v:,} of them or fewer"
         )

@@ -24,13 +24,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from tokenreduce import config as configuration
-from tokenreduce import plugins, refusals
+from tokenreduce import plugins
 from tokenreduce.errors import Refused
-from tokenreduce.program import arguments, ending, options
+from tokenreduce.files import first_process
+from tokenreduce.program import arguments, ending, options, refusals, result
 from tokenreduce.program.arguments import quote_text, share_folder
 from tokenreduce.program.jobs import Jobs
-from tokenreduce.tasks import Task, first_process, result, tasks
-from tokenreduce.tasks.evaluating.sweep import watched
+from tokenreduce.program.sweep import watched
+from tokenreduce.tasks import Task, tasks
 
 __all__ = ["find_task", "main", "quote_text", "run", "share_folder"]
 

@@ -21,6 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.resolvers.oc import env as environment
 
 from tokenreduce import plugins
+from tokenreduce.errors import BadOption, Missing
+from tokenreduce.inference.spec import ModelSpec
 
 if TYPE_CHECKING:
     from hydra.core.config_search_path import ConfigSearchPath
@@ -40,7 +42,7 @@ def directory() -> Path:
     for folder in (here / "conf", here.parent / "conf"):
         if (folder / "config.yaml").is_file():
             return folder
-    raise FileNotFoundError(
+    raise Missing(
         f"no config.yaml in {here / 'conf'} or {here.parent / 'conf'}: reinstall tokenreduce"
     )
 
@@ -51,6 +53,19 @@ def option_files() -> Iterator[tuple[str, str, Path]]:
         for path in sorted(folder.glob("*/*.yaml")):
             if path.parent.name != "hydra":
                 yield path.parent.name, path.stem, path
+
+
+def refuse_shipped(group: str, name: str, option: str) -> None:
+    """Refuses the name of an option that is there already, for a file that a run is to write.
+
+    Raises:
+        ValueError: it would be chosen instead of that file.
+    """
+    if any((group, name) == (known, one) for known, one, _ in option_files()):
+        raise BadOption(
+            f"{option}={name} is an option that ships, which would be chosen instead: take "
+            "another name"
+        )
 
 
 class PluginConfigs(SearchPathPlugin):  # type: ignore[misc]  # hydra has no types
@@ -92,6 +107,26 @@ def build_scheduler(config: DictConfig) -> Scheduler:
     return scheduler
 
 
+def model_spec(config: DictConfig) -> ModelSpec:
+    """The model that `config.model` names, with the device, the attention and the seed of a run."""
+    model = config.model
+    name, shape = model.get("id"), model.get("shape")
+    revision, base = model.get("revision"), model.get("base")
+    sizes: Any = None if shape is None else OmegaConf.to_container(shape, resolve=True)
+    return ModelSpec(
+        None if name is None else str(name),
+        str(model.get("name", "tiny")),
+        sizes,
+        dtype=str(model.get("dtype", "auto")),
+        attention=str(config.attention),
+        device=str(config.device),
+        revision=None if revision is None else str(revision),
+        trust_remote_code=bool(model.get("trust_remote_code", False)),
+        base=None if base is None else str(base),
+        seed=int(config.get("seed", 0)),
+    )
+
+
 def known(kind: str) -> Registry[Any]:
     """The registry of a `"strategy"`, `"scheduler"` or `"adapter"`, with ours and the plug-ins'."""
     plural = {"strategy": "strategies"}.get(kind, f"{kind}s")
@@ -113,7 +148,7 @@ def build(registry: Registry[Any], node: Any) -> Any:
     entry = registry[name]
     for key, parameter in inspect.signature(entry).parameters.items():
         if key not in options and parameter.default is parameter.empty:
-            raise ValueError(f"{registry.kind} {name!r} needs {registry.kind}.{key}=...")
+            raise BadOption(f"{registry.kind} {name!r} needs {registry.kind}.{key}=...")
     return registry.build(name, **options)
 
 
@@ -121,7 +156,7 @@ def plain(node: Any) -> Mapping[str, Any]:
     """A config node as plain Python data, with interpolations resolved and lists as tuples."""
     data = OmegaConf.to_container(node, resolve=True)
     if not isinstance(data, dict):
-        raise ValueError(f"expected `name:` and options, not {data!r}")
+        raise BadOption(f"expected `name:` and options, not {data!r}")
     return {str(key): tuple(v) if isinstance(v, list) else v for key, v in data.items()}
 
 
@@ -155,7 +190,7 @@ def refuse_code(config: DictConfig) -> None:
         ValueError: `_target_` somewhere in it.
     """
     for place in _targets(OmegaConf.to_container(config, resolve=False), ""):
-        raise ValueError(
+        raise BadOption(
             f"{place} is refused: a config chooses registered names (`name: ...`) and their "
             "options, it cannot name code to run; register a class instead"
         )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tokenreduce.engine.merging import Merged, Merging
 from tokenreduce.engine.packed import PackedMerged, PackedMerging
-from tokenreduce.errors import ReductionWarning
+from tokenreduce.errors import BadOption, Incompatible, ReductionWarning
 from tokenreduce.report import EncoderReport
 from tokenreduce.scheduler import Scheduler, Stop
 from tokenreduce.strategy import Strategy, TowerStrategy
@@ -39,7 +39,7 @@ class EncoderReduction:
         tell: Callable[[Merged], None] | None = None,
     ) -> None:
         if not isinstance(strategy, TowerStrategy):
-            raise TypeError(
+            raise Incompatible(
                 f"{type(strategy).__name__} reduces at the input of decoder layers, and "
                 f"{type(model).__name__} has none: inside a vision encoder a strategy must be a "
                 "TowerStrategy, such as 'tome'"
@@ -155,7 +155,7 @@ class EncoderReduction:
     def _check(self, depth: int) -> None:
         for stop in self._stops:
             if not 0 <= stop.layer < depth:
-                raise ValueError(
+                raise BadOption(
                     f"layer {stop.layer} is outside an encoder of {depth} layers: "
                     f"use 0 to {depth - 1}"
                 )

@@ -10,12 +10,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from tokenreduce.errors import BadOption
+
 BLOCK = 2**16
 STRIDE = 2**22
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic(path: Path) -> Iterator[Path]:
     """A draft beside `path`, which takes its place where the block ends well: never half a file.
 
     What stood there before is untouched until then. Each draft has a name of its own, so that
@@ -42,7 +44,7 @@ def write_text(path: Path, text: str) -> Path:
     A lone surrogate, which no UTF-8 file can hold, is written as its escape: in a name of a file it
     stands for a byte that is no text.
     """
-    with whole(path) as draft:
+    with atomic(path) as draft:
         draft.write_bytes(text.encode("utf-8", "backslashreplace"))
     return path
 
@@ -91,9 +93,9 @@ def parse_json(text: str | bytes) -> Any:
     try:
         value = json.loads(text)
     except RecursionError:
-        raise ValueError("nested too deeply") from None
+        raise BadOption("nested too deeply") from None
     if surrogate := _surrogate(value):
-        raise ValueError(f"{surrogate!a} holds half a character (a lone surrogate)")
+        raise BadOption(f"{surrogate!a} holds half a character (a lone surrogate)")
     return value
 
 
@@ -104,18 +106,18 @@ def named(path: Any, what: str) -> Path:
         ValueError: no path, one that no file system can have, or the home of nobody.
     """
     if not isinstance(path, str | os.PathLike):
-        raise ValueError(f"{what} must be a path, not {path!r}")
+        raise BadOption(f"{what} must be a path, not {path!r}")
     try:
         found = Path(path).expanduser()
         os.fsencode(found)
         if "\0" in str(found):
-            raise ValueError("it holds a null character")
+            raise BadOption("it holds a null character")
         found.is_dir()  # a name that is too long is told here
     except (OSError, RuntimeError, ValueError) as error:
         said = os.fspath(path)
         said = said if len(said) < 100 else f"{said[:60]}...{said[-30:]}"
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ValueError(f"{what} {said!r} cannot be a path here: {reason}") from None
+        raise BadOption(f"{what} {said!r} cannot be a path here: {reason}") from None
     return found
 
 
@@ -149,3 +151,8 @@ def skim(path: Path) -> Iterator[bytes]:
         for start in (*range(0, size, STRIDE), size - BLOCK):
             file.seek(start)
             yield file.read(BLOCK)
+
+
+def first_process() -> bool:
+    """Whether this is the one of several processes that writes files and speaks."""
+    return os.environ.get("RANK", "0") == "0"

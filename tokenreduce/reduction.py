@@ -12,12 +12,13 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from os import PathLike
 from typing import Any
 
 from torch import Tensor, nn
 
-from tokenreduce import plugins
-from tokenreduce.adapter import Adapter, adapter_for, adapters
+from tokenreduce import checkpoint, plugins
+from tokenreduce.adapter import Adapter, adapter_for, adapters, unwrap
 from tokenreduce.cost import shape_of
 from tokenreduce.encoder import EncoderReduction
 from tokenreduce.engine.contract import check_layers, check_model
@@ -26,7 +27,7 @@ from tokenreduce.engine.inside import Inside
 from tokenreduce.engine.sequence import Sequence
 from tokenreduce.engine.spec import EngineConfig
 from tokenreduce.engine.wiring import Wiring
-from tokenreduce.errors import ReductionWarning
+from tokenreduce.errors import BadOption, Incompatible, ReductionWarning
 from tokenreduce.fit import Logits, check_fit, check_options
 from tokenreduce.geometry import Picture
 from tokenreduce.learned import LearnedStrategy, complaint
@@ -110,7 +111,7 @@ class Reduction:
             stops = (Stop(0, 1.0),) if self._config.grouped else ()
         for stop in stops:
             if not 0 <= stop.layer < depth:
-                raise ValueError(
+                raise BadOption(
                     f"layer {stop.layer} is outside a decoder of {depth} layers: "
                     f"use 0 to {depth - 1}"
                 )
@@ -176,7 +177,7 @@ class Reduction:
             TypeError: a mask that is not a 2-D bool tensor.
         """
         if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.dtype.is_floating_point:
-            raise TypeError("the visual mask must be a bool tensor of shape (samples, sequence)")
+            raise Incompatible("the visual mask must be a bool tensor of shape (samples, sequence)")
         with self._wiring.marks.marked(mask.bool(), pictures or []):
             yield self
 
@@ -195,7 +196,7 @@ class Reduction:
             TypeError: labels that are not a 2-D tensor of whole numbers.
         """
         if not isinstance(labels, Tensor) or labels.dim() != 2 or labels.dtype.is_floating_point:
-            raise TypeError("labels must be a tensor of ids of shape (samples, sequence)")
+            raise Incompatible("labels must be a tensor of ids of shape (samples, sequence)")
         with self._wiring.marks.labelled(labels):
             yield self
 
@@ -244,9 +245,7 @@ class Reduction:
 
     def save(self, directory: Any) -> Any:
         """Writes the reduction beside a checkpoint, to be re-applied by `tokenreduce.load`."""
-        from tokenreduce.checkpoint import save
-
-        return save(self, directory)
+        return checkpoint.save(self, directory)
 
     def _shorten_tower(self, base: Part, strategy: TowerStrategy) -> EncoderReduction:
         """Merges inside the vision tower, and at layer 0 where its groups come once."""
@@ -330,7 +329,7 @@ def reduce(
             defined for the family, or a model that is already reduced.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(
+        raise Incompatible(
             f"reduce() takes a model that is loaded, not {model!r}: load it first, such as with "
             "transformers' AutoModelForImageTextToText.from_pretrained(...)"
         )
@@ -343,7 +342,7 @@ def reduce(
     if tower is not None:
         own = None if scheduler is None else schedule
         if positions is not None or logits != "full" or min_tokens:
-            raise ValueError(
+            raise BadOption(
                 "positions, logits and min_tokens are of a language model, which a plain vision "
                 "encoder does not have"
             )
@@ -353,6 +352,19 @@ def reduce(
     check_fit(chosen, reader, unwrap(model))
     rule = check_options(chosen, reader, positions, logits, min_tokens)
     return Reduction(model, chosen, schedule, reader, rule, logits, seed, min_tokens)
+
+
+def load(model: nn.Module, directory: str | PathLike[str]) -> Reduction:
+    """Applies the reduction that was saved in `directory` to `model`, as `reduce()` does.
+
+    Raises:
+        FileNotFoundError: the folder holds no such file, or not the weights that it tells of.
+        ValueError: a broken or newer file, a name that nobody has registered, a model of another
+            family or depth than the reduction was made for, or weights that are not those that
+            were saved with it or do not fit the model.
+    """
+    plugins.load()
+    return reduce(model, **checkpoint.read(model, directory))
 
 
 def remove(model: nn.Module) -> bool:
@@ -378,25 +390,9 @@ def _reader(model: nn.Module, adapter: str | Adapter | None) -> Adapter:
     else:
         reader = _instance(adapter, adapters, Adapter)
         if reason := reader.unfit(model):
-            raise ValueError(
-                f"the {type(reader).__name__} adapter cannot read this model: {reason}"
-            )
+            raise BadOption(f"the {type(reader).__name__} adapter cannot read this model: {reason}")
     check_model(reader, model)
     return reader
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The transformers model inside PEFT and data-parallel wrappers."""
-    found: Any = model
-    while True:
-        if hasattr(found, "get_base_model"):
-            found = found.get_base_model()
-        elif isinstance(getattr(found, "module", None), nn.Module) and (
-            "module" in getattr(found, "_modules", ()) or not hasattr(found, "config")
-        ):  # DDP, DeepSpeed's engine
-            found = found.module
-        else:
-            return found  # type: ignore[no-any-return]
 
 
 def _instance(given: Any, registry: Any, kind: type) -> Any:
@@ -404,7 +400,7 @@ def _instance(given: Any, registry: Any, kind: type) -> Any:
         return registry.build(given)
     if isinstance(given, kind):
         return given
-    raise TypeError(
+    raise Incompatible(
         f"a {registry.kind} is a registered name or an instance, not {given!r} "
         f"(known names: {', '.join(registry)})"
     )

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tokenreduce.errors import warn_once
+from tokenreduce.errors import BadOption, UnknownName, warn_once
 
 DECODER: Mapping[str, str] = {
     "attention": "(b, h, v) attention of the instruction's last token at the layer of the stop",
@@ -157,7 +157,7 @@ class Tokens:
             compute = self.evidence[name]
         except KeyError:
             known = ", ".join(self.evidence) or "none"
-            raise KeyError(
+            raise UnknownName(
                 f"no evidence {name!r} here (at hand: {known}); "
                 "a strategy names what it reads in `needs`"
             ) from None
@@ -340,7 +340,7 @@ class Plan:
     def unmerge(self, x: Tensor) -> Tensor:
         """(b, k, ...) -> (b, v, ...): what every token's group contains, zero if dropped."""
         if self.group is None:
-            raise ValueError("only a plan with groups says of every token where it went")
+            raise BadOption("only a plan with groups says of every token where it went")
         gone = (self.group < 0).view(*self.group.shape, *[1] * (x.dim() - 2))
         return gather(x, self.group.clamp(min=0)).masked_fill(gone, 0)
 

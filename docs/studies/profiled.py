@@ -20,8 +20,8 @@ from tokenreduce.config import compose
 from tokenreduce.evaluation.intervals import difference
 from tokenreduce.evaluation.statistics import sign_flip
 from tokenreduce.profiling import Prices, schedule_of
+from tokenreduce.program.result import commit
 from tokenreduce.tasks.profile import profile, stops_of
-from tokenreduce.tasks.result import commit
 
 ARMS = {
     ("pyramid_drop", "keep"): 192,

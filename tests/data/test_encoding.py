@@ -11,8 +11,8 @@ from PIL import Image
 
 from tests.data.families import ALL, BODY, END, ONE_ANSWER, TEMPLATES, processor, talk
 from tokenreduce.data.encoding import Encoder, Unusable
-from tokenreduce.tasks.loading import Loaded
-from tokenreduce.tasks.prompting import encode
+from tokenreduce.inference.loaded import Loaded
+from tokenreduce.inference.prompt import encode
 from tokenreduce.testing.kits import KITS
 
 pytestmark = pytest.mark.filterwarnings(  # of processors that give numpy a tensor

@@ -10,8 +10,8 @@ import pytest
 
 from tokenreduce import files
 from tokenreduce.embedded import checkpoint_dir
-from tokenreduce.tasks.evaluating.identity import folder_of, weights_of
-from tokenreduce.tasks.loading import Loaded
+from tokenreduce.evaluation.identity import folder_of, weights_of
+from tokenreduce.inference.loaded import Loaded
 
 
 def local(folder: Any, embedded: bool = False) -> Loaded:

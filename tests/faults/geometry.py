@@ -9,7 +9,7 @@ from tests.faults import checks
 from tests.faults.checks import law
 from tests.faults.fault import Register, row
 from tokenreduce.adapters import anyres, idefics3, internvl, llava_onevision
-from tokenreduce.adapters.tiles import whole
+from tokenreduce.adapters.tiles import from_tiles
 from tokenreduce.engine import prompt
 from tokenreduce.testing import laws
 
@@ -71,7 +71,7 @@ def tiles_are_joined_column_by_column(patch):
 )
 def the_first_tile_is_taken_for_the_thumbnail(patch):
     """InternVL's is the last one."""
-    patch.setattr(internvl, "whole", lambda tiles, thumbnail: whole(tiles, 0))
+    patch.setattr(internvl, "from_tiles", lambda tiles, thumbnail: from_tiles(tiles, 0))
 
 
 def grids(patch, change):

@@ -17,8 +17,8 @@ import tokenreduce as tr
 from tests.quiet import quiet_transformers
 from tokenreduce.config import compose
 from tokenreduce.profiling import Cell, Meter, load_schedule
+from tokenreduce.profiling.table import way
 from tokenreduce.tasks import profile as task
-from tokenreduce.tasks.profiling.summary import way
 from tokenreduce.testing.checkpoints import write
 
 SMALL = [
@@ -150,7 +150,7 @@ def test_other_budgets_and_measures_use_the_same_cells(
         (["strategy=none"], "no stop to profile"),
         (["task.layers=[9]"], "layer 9"),
         (["task.budget=0.1"], "infeasible: the minimum is"),
-        (["task.preset=a-b"], "no name for an option"),
+        (["task.preset=a.b"], "no name for an option"),
     ],
 )
 def test_refusals(words: list[str], message: str, tmp_path: Path) -> None:

@@ -13,14 +13,16 @@ import pytest
 from omegaconf import OmegaConf
 
 import tokenreduce as tr
-from tokenreduce import cli
-from tokenreduce.config import build_scheduler, compose
+from tokenreduce import cli, presets
+from tokenreduce.config import build_scheduler, compose, model_spec
 from tokenreduce.cost import average_tokens, cost, model_cost, shape_of
 from tokenreduce.embedded import checkpoint_dir
+from tokenreduce.inference.loaded import read_sizes
+from tokenreduce.inference.spec import ModelSpec
+from tokenreduce.program.rules import rule_of
 from tokenreduce.schedulers import Explicit, Pyramid, Single
-from tokenreduce.tasks.loading import read_sizes
-from tokenreduce.tasks.solve import pictures, rule_of, stages
-from tokenreduce.tasks.solving import preset, timing
+from tokenreduce.solving import timing
+from tokenreduce.tasks.solve import pictures, stages
 
 Run = Callable[..., tuple[int, dict[str, Any], str, str]]
 
@@ -50,7 +52,7 @@ def test_the_example_of_the_help(run: Run) -> None:
     """Every number of `target.flops=0.45`, computed again."""
     code, found, out, err = run("target.flops=0.45")
     assert (code, err) == (0, "")
-    config, _ = read_sizes(compose())
+    config, _ = read_sizes(ModelSpec())
     layers = (1, 2, 4, 6)  # the strategy's own pyramid begins at layer 2 and would leave no token
     schedule = tr.solve(config, visual=144, text=64, flops=0.45, rule="explicit", layers=layers)
     price, whole = cost(config, schedule, 144, 64), model_cost(config, schedule, 1, text=64)
@@ -238,13 +240,13 @@ def test_rules_keep_their_options() -> None:
 
 
 def test_words_leave_out_what_is_usual() -> None:
-    assert preset.words(Pyramid(), "random") == ["strategy=random", "scheduler=pyramid"]
+    assert presets.words(Pyramid(), "random") == ["strategy=random", "scheduler=pyramid"]
     given = Explicit((0.25, 4), (0.5, 0.125))
-    assert preset.words(given, "fastv")[2:] == [
+    assert presets.words(given, "fastv")[2:] == [
         "scheduler.layers=[0.25,4]",
         "scheduler.keeps=[0.5,0.125]",
     ]
 
 
 def test_presets_have_the_sizes_of_their_models() -> None:
-    assert shape_of(read_sizes(compose(["model=llava_1_5_7b"]))[0]).layers == 32
+    assert shape_of(read_sizes(model_spec(compose(["model=llava_1_5_7b"])))[0]).layers == 32

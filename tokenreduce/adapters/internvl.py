@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from tokenreduce.adapter import Adapter, adapters
 from tokenreduce.adapters.llava import feature_layer
-from tokenreduce.adapters.tiles import tile, whole
+from tokenreduce.adapters.tiles import from_tiles, tile
 from tokenreduce.geometry import Picture, by_run
 from tokenreduce.tokens import TOWER
 from tokenreduce.tower import Part, Tower
@@ -72,4 +72,4 @@ class InternVL(Adapter):
         self, parts: Sequence[Picture], ids: Sequence[int] | None, visual: Sequence[bool]
     ) -> list[Picture]:
         """An image for every run of tiles, laid out as its thumbnail shows."""
-        return by_run(parts, visual, lambda tiles: whole(tiles, -1))
+        return by_run(parts, visual, lambda tiles: from_tiles(tiles, -1))

@@ -21,7 +21,7 @@ from tokenreduce.data.encoded import EncodedDataset
 from tokenreduce.data.packing import IGNORED
 from tokenreduce.data.rows import Conversation, Message, Unusable
 from tokenreduce.data.transcripts import PROMPTS, Transcript, Writer, begins, image_token
-from tokenreduce.registry import did_you_mean
+from tokenreduce.errors import BadOption, did_you_mean
 
 __all__ = ["Collator", "EncodedDataset", "Encoder", "Unusable"]
 
@@ -55,12 +55,12 @@ class Encoder:
 
     def __init__(self, processor: Any, max_length: int | None = None, prompt: str = "chat") -> None:
         if prompt not in PROMPTS:
-            raise ValueError(
+            raise BadOption(
                 f"prompt={prompt!r} is unknown{did_you_mean(str(prompt), PROMPTS)} "
                 f"(known: {', '.join(PROMPTS)})"
             )
         if max_length is not None and max_length < 1:
-            raise ValueError(f"max_length={max_length} must be at least 1; null cuts nothing")
+            raise BadOption(f"max_length={max_length} must be at least 1; null cuts nothing")
         self.processor = processor
         self.max_length = max_length
         self._suffixed = "suffix" in inspect.signature(processor.__call__).parameters
@@ -255,7 +255,7 @@ class Encoder:
         except Unusable as error:
             if error.reason != UNSTABLE:
                 return  # a template of one turn: each row tells
-            raise ValueError(
+            raise BadOption(
                 f"{error} (of {type(self.processor).__name__}): what asks for an answer must be "
                 "how the conversation with it begins, to the token; set processor.chat_template "
                 "to one of this kind"

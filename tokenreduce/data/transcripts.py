@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenreduce.data.rows import Conversation, Message, Unusable
+from tokenreduce.errors import BadOption
 
 PROMPTS = ("chat", "plain")
 
@@ -164,7 +165,7 @@ def image_token(processor: Any) -> str:
         token = getattr(owner, "image_token", None)
         if token is not None:
             return str(token)
-    raise ValueError(f"{type(processor).__name__} names no image_token: it reads no images")
+    raise BadOption(f"{type(processor).__name__} names no image_token: it reads no images")
 
 
 def _shared(one: str, two: str) -> int:

@@ -348,9 +348,13 @@ def check_pass(config: EngineConfig, seq: Sequence, returned: Any) -> None:
                 "a decoder layer is given the cache that the decoder returns",
                 "no layer was given one",
             )
+    if seq.cache is not None:
+        _check_stored(config, seq)
+
+
+def _check_stored(config: EngineConfig, seq: Sequence) -> None:
+    """Refuses a cache that holds plain layers after a stop, or layers that wrote nothing."""
     cache = seq.cache
-    if cache is None:
-        return
     first = min(
         (stage.layer for stage in seq.stages if stage.step is not None), default=len(cache.layers)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import cos, pi
 
+from tokenreduce.checks import integer, layer_or_share, share
 from tokenreduce.scheduler import (
     Rounding,
     Scheduler,
@@ -12,10 +13,7 @@ from tokenreduce.scheduler import (
     between,
     checked_floor,
     checked_rounding,
-    place,
     schedulers,
-    share,
-    whole,
 )
 
 
@@ -41,10 +39,10 @@ class Cosine(Scheduler):
     at_least: int | None = None
 
     def __post_init__(self) -> None:
-        place(self.first, "first")
-        place(self.last, "last")
+        layer_or_share(self.first, "first")
+        layer_or_share(self.last, "last")
         share(self.keep, "keep")
-        whole(self.every, "every", least=1)
+        integer(self.every, "every", least=1)
         checked_rounding(self.rounding)
         checked_floor(self.at_least)
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from tokenreduce.registry import did_you_mean
-from tokenreduce.scheduler import Scheduler, Stop, schedulers, share
+from tokenreduce.checks import share
+from tokenreduce.errors import BadOption, did_you_mean
+from tokenreduce.scheduler import Scheduler, Stop, schedulers
 from tokenreduce.schedulers.wrapped import TARGET, named, towards
 
 Shape = Literal["linear", "cosine"]
@@ -41,13 +42,13 @@ class Curriculum(Scheduler):
     def __post_init__(self) -> None:
         object.__setattr__(self, "target", named(self.target))
         if share(self.begin, "begin") > share(self.end, "end"):
-            raise ValueError(
+            raise BadOption(
                 f"begin={self.begin!r} lies behind end={self.end!r}: shares fall between them"
             )
         if self.shape not in get_args(Shape):
             known = get_args(Shape)
             hint = did_you_mean(self.shape, known)
-            raise ValueError(f"no shape {self.shape!r}{hint} (known: {', '.join(known)})")
+            raise BadOption(f"no shape {self.shape!r}{hint} (known: {', '.join(known)})")
 
     def stops(self, depth: int, progress: float = 1.0) -> tuple[Stop, ...]:
         """The target's stops, as far on their way down as training is."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tokenreduce.checks import layer_or_share, share
 from tokenreduce.scheduler import (
     Rounding,
     Scheduler,
@@ -11,9 +12,7 @@ from tokenreduce.scheduler import (
     checked_floor,
     checked_rounding,
     layer_at,
-    place,
     schedulers,
-    share,
 )
 
 
@@ -37,7 +36,7 @@ class Single(Scheduler):
     at_least: int | None = None
 
     def __post_init__(self) -> None:
-        place(self.layer)
+        layer_or_share(self.layer)
         share(self.keep, "keep")
         checked_rounding(self.rounding)
         checked_floor(self.at_least)

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tokenreduce.scheduler import Scheduler, Stop, schedulers, share, whole
+from tokenreduce.checks import integer, share
+from tokenreduce.errors import BadOption
+from tokenreduce.scheduler import Scheduler, Stop, schedulers
 from tokenreduce.schedulers.wrapped import TARGET, named, towards
 
 
@@ -39,8 +41,8 @@ class Stochastic(Scheduler):
     def __post_init__(self) -> None:
         object.__setattr__(self, "target", named(self.target))
         if share(self.least, "least") > share(self.most, "most"):
-            raise ValueError(f"least={self.least!r} is above most={self.most!r}: swap them")
-        whole(self.seed, "seed", least=0)
+            raise BadOption(f"least={self.least!r} is above most={self.most!r}: swap them")
+        integer(self.seed, "seed", least=0)
 
     def stops(self, depth: int, progress: float = 1.0) -> tuple[Stop, ...]:
         """The target's stops, at the part of the way that this step draws."""

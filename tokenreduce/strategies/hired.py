@@ -9,8 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from tokenreduce.checks import share
 from tokenreduce.choice import candidates
-from tokenreduce.scheduler import Scheduler, share
+from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
 from tokenreduce.strategy import Strategy, select, strategies
 from tokenreduce.tokens import SPAN, Plan, Tokens

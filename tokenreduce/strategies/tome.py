@@ -10,9 +10,10 @@ from typing import ClassVar, get_args
 import torch
 from torch import Tensor
 
+from tokenreduce.checks import integer, sequence
 from tokenreduce.choice import blocks
-from tokenreduce.registry import did_you_mean
-from tokenreduce.scheduler import Scheduler, sequence, whole
+from tokenreduce.errors import did_you_mean
+from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
 from tokenreduce.strategy import Handed, TowerStrategy, strategies
 from tokenreduce.tokens import Merge, Plan, Tokens
@@ -55,10 +56,10 @@ class ToMe(TowerStrategy):
             hint = did_you_mean(str(self.tower), get_args(Handed))
             raise ValueError(f"no tower {self.tower!r}{hint} (known: None, merged, spread)")
         if isinstance(self.r, Integral):
-            whole(self.r, "r", least=0)
+            integer(self.r, "r", least=0)
         else:
             hint = "each of r (a schedule is written r=8, inflect=-1.0)"
-            self.r = tuple(whole(x, hint, least=0) for x in sequence(self.r, "r"))
+            self.r = tuple(integer(x, hint, least=0) for x in sequence(self.r, "r"))
             if self.inflect:
                 raise ValueError(f"inflect={self.inflect!r} changes one number r, not the list r")
         if not -1 <= self.inflect <= 1:

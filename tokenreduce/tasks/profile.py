@@ -12,10 +12,12 @@ into its folder. What was measured stands in `cells.jsonl`: with the same folder
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,29 +26,36 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from tqdm.auto import tqdm
 
-from tokenreduce.config import build_scheduler, build_strategy, public
+from tokenreduce.config import build_scheduler, build_strategy, model_spec, public, refuse_shipped
+from tokenreduce.data.conversations import Conversations, shapes_conversations
+from tokenreduce.data.encoding import Encoder
+from tokenreduce.data.rows import Conversation
+from tokenreduce.errors import BadOption, did_you_mean
 from tokenreduce.evaluation.intervals import clustered
+from tokenreduce.inference.loaded import load
+from tokenreduce.presets import check_name
 from tokenreduce.profiling import (
     Cell,
     Cells,
     Meter,
     Prices,
+    Prompt,
     Sensitivity,
     Stops,
+    alone,
     candidates,
+    conversation,
+    prompts_of,
     refine,
     sensitivity,
     write_preset,
 )
 from tokenreduce.profiling.cells import MEASURES
-from tokenreduce.profiling.preset import check_name
-from tokenreduce.registry import did_you_mean
+from tokenreduce.profiling.plot import draw
+from tokenreduce.profiling.table import layers_table, schedules_table, way
+from tokenreduce.program.sources import conversations, file_questions
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.tasks import tasks
-from tokenreduce.tasks.loading import load
-from tokenreduce.tasks.profiling.asked import asked
-from tokenreduce.tasks.profiling.picture import draw
-from tokenreduce.tasks.profiling.summary import layers_table, schedules_table, way
 from tokenreduce.viz.quantities import counted
 
 CELLS = "cells.jsonl"
@@ -60,8 +69,9 @@ def profile(config: DictConfig, output: Path) -> dict[str, Any]:
     """
     task, given = config.task, build_scheduler(config)
     by = _measure(str(task.measure))
-    check_name(str(task.preset))
-    loaded = load(config)
+    check_name(str(task.preset), "task.preset")
+    refuse_shipped("scheduler", str(task.preset), "task.preset")
+    loaded = load(model_spec(config))
     meter = Meter(
         loaded.model,
         loaded.processor,
@@ -109,6 +119,39 @@ def profile(config: DictConfig, output: Path) -> dict[str, Any]:
     console.print(schedules_table(numbers))
     console.print(f"--config-dir {output} scheduler={task.preset}", highlight=False, soft_wrap=True)
     return numbers
+
+
+def asked(config: DictConfig, processor: Any) -> list[Prompt]:
+    """The prompts of a profile: `task.samples` questions.
+
+    Of rendered scenes every question is asked alone; of other data `seed` draws rows, and the first
+    question of each is asked. What `data.holdout` sets aside is left for tests.
+
+    Raises:
+        ValueError: as the readers of data, or nothing to ask.
+    """
+    data = config.data
+    encoder = Encoder(processor, data.get("max_length"), data.get("prompt", "chat"))
+    limit = int(config.task.samples)
+    if limit < 1:
+        raise BadOption(f"task.samples={limit} must be at least 1")
+    return prompts_of(_questions(config, limit), encoder, limit, data.get("bad", "error"))
+
+
+def _questions(config: DictConfig, limit: int) -> Iterator[Conversation]:
+    data = config.data
+    if data.name == "shapes":
+        scenes = shapes_conversations(
+            config.seed, data.split, limit, data.questions, data.difficulty
+        )
+        return islice((one for scene in scenes for one in alone(scene)), limit)
+    rows: Sequence[Conversation] | Conversations
+    if data.name == "questions":
+        rows = [conversation(item) for item in file_questions(data)]
+    else:
+        rows = conversations(config).train
+    order = random.Random(int(config.seed)).sample(range(len(rows)), len(rows))
+    return (rows[i] for i in order)
 
 
 def stops_of(scheduler: Scheduler, depth: int) -> Stops:
@@ -227,7 +270,7 @@ def _ranks(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def _measure(name: str) -> str:
     if name not in MEASURES:
-        raise ValueError(
+        raise BadOption(
             f"task.measure={name} is unknown{did_you_mean(name, MEASURES)} "
             f"(known: {', '.join(MEASURES)})"
         )

@@ -19,7 +19,9 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 import tokenreduce as tr
-from tokenreduce.config import build_strategy, plain
+from tokenreduce import presets
+from tokenreduce.checks import integer
+from tokenreduce.config import build_strategy, model_spec, refuse_shipped
 from tokenreduce.cost import (
     Cost,
     DecoderShape,
@@ -33,12 +35,12 @@ from tokenreduce.cost import (
     shape_of,
     tower_of,
 )
-from tokenreduce.registry import did_you_mean
-from tokenreduce.scheduler import whole
-from tokenreduce.solve import FREE, by_share
+from tokenreduce.errors import BadOption
+from tokenreduce.inference.loaded import read_sizes
+from tokenreduce.program.rules import chosen, rule_of
+from tokenreduce.solving import fallback, table, timing
+from tokenreduce.solving.search import by_share
 from tokenreduce.tasks import tasks
-from tokenreduce.tasks.loading import read_sizes
-from tokenreduce.tasks.solving import preset, rules, table, timing
 
 TARGETS = ("average", "flops", "kv_bytes", "ms")
 
@@ -52,13 +54,14 @@ def solve(config: DictConfig, output: Path) -> dict[str, Any]:
     target, goal = only_target(config)
     rule, options = rule_of(config)
     if config.task.save is not None:
-        preset.check_name(str(config.task.save))
+        presets.check_name(str(config.task.save), "task.save")
+        refuse_shipped("scheduler", str(config.task.save), "task.save")
     ms = None
     if target == "ms":
         ms, sizes, visual, text = by_time(config, float(goal), rule, options)
         scheduler = by_share(rule, options)(ms.share)
     else:
-        sizes, _ = read_sizes(config)
+        sizes, _ = read_sizes(model_spec(config))
         visual, text = visual_tokens(config, sizes), int(config.task.text)
         scheduler = by_target(config, sizes, {target: goal}, visual, text)
         rule = tr.schedulers.name_of(scheduler)
@@ -71,7 +74,7 @@ def solve(config: DictConfig, output: Path) -> dict[str, Any]:
             "points": points,
             "clock": ms.clock,
         }
-    answer["words"] = preset.words(scheduler, str(config.strategy.name))
+    answer["words"] = presets.words(scheduler, str(config.strategy.name))
     console = Console()
     console.print(f"{config.model.name}: {visual} visual and {text} other tokens, {target}={goal}")
     console.print(table.stops(answer))
@@ -82,7 +85,9 @@ def solve(config: DictConfig, output: Path) -> dict[str, Any]:
             f"Found by task=solve target.{target}={goal} for {config.model.name}, {visual} tokens."
         )
         folder = output / "conf"
-        answer["preset"] = str(preset.write(scheduler, str(config.task.save), folder, says))
+        answer["preset"] = str(
+            presets.write_preset(folder, str(config.task.save), scheduler, [says])
+        )
         print(f"tokenreduce --config-dir {folder} scheduler={config.task.save}")
     return {"target": {target: goal}, "rule": rule, "model": str(config.model.name), **answer}
 
@@ -100,9 +105,9 @@ def by_target(
         ValueError: no rule meets the target.
     """
     rule, options = rule_of(config)
-    depth, named = shape_of(sizes).layers, rules.chosen()
+    depth, named = shape_of(sizes).layers, chosen()
     tried: list[tr.Scheduler | ValueError] = []
-    for name, others in [*rules.families(rule, options, depth)][: 1 if named else None]:
+    for name, others in [*fallback.families(rule, options, depth)][: 1 if named else None]:
         exactly: dict[str, Any] = {
             "convention": str(config.task.convention),
             "bytes_per_value": float(config.task.bytes_per_value),
@@ -115,14 +120,14 @@ def by_target(
             tried.append(error)
             continue
         tried.append(one)
-        if rules.vanishing(one, depth, visual) is None:
+        if fallback.vanishing(one, depth, visual) is None:
             if name != rule:
                 print(f"{rule} as it is would leave next to no tokens: {name} stops earlier")
             return one
     own = tried[0]
     if isinstance(own, ValueError):
         raise own
-    if (stop := rules.vanishing(own, depth, visual)) is not None:
+    if (stop := fallback.vanishing(own, depth, visual)) is not None:
         warnings.warn(
             f"{stop.count(visual)} of {visual} visual tokens are left from layer {stop.layer} on: "
             "raise the target, or stop earlier, as scheduler=explicit scheduler.layers=[0,...] or "
@@ -140,38 +145,15 @@ def only_target(config: DictConfig) -> tuple[str, Any]:
     """
     given = {name: config.target[name] for name in TARGETS if config.target[name] is not None}
     if len(given) != 1:
-        raise ValueError(
+        raise BadOption(
             f"task=solve takes exactly one of {', '.join(f'target.{name}=...' for name in TARGETS)}"
             f", not {' and '.join(given) or 'none'}"
         )
     ((name, goal),) = given.items()
     number = isinstance(goal, int | float) and not isinstance(goal, bool)
     if name == "ms" and not (number and goal > 0):
-        raise ValueError(f"target.ms must be a number of milliseconds above 0, not {goal!r}")
+        raise BadOption(f"target.ms must be a number of milliseconds above 0, not {goal!r}")
     return name, goal
-
-
-def rule_of(config: DictConfig) -> tuple[str, dict[str, Any]]:
-    """The rule that `config.scheduler` names, and its options but the one that is looked for.
-
-    Raises:
-        ValueError: a rule whose share cannot be found, or a strategy that knows no schedule.
-    """
-    strategy = build_strategy(config)
-    if strategy.site == "pictures" or not strategy.reduces:
-        raise ValueError(
-            f"strategy={config.strategy.name} reduces nothing inside the model, so that there is "
-            "nothing to solve: choose another"
-        )
-    options = dict(plain(config.scheduler))
-    rule = str(options.pop("name"))
-    if rule not in FREE:
-        raise ValueError(
-            f"scheduler={rule} has no share to solve for{did_you_mean(rule, FREE)} "
-            f"(known: {', '.join(FREE)})"
-        )
-    options.pop(FREE[rule])
-    return rule, {name: value for name, value in options.items() if value is not None}
 
 
 def visual_tokens(config: DictConfig, sizes: Any) -> int:
@@ -181,16 +163,16 @@ def visual_tokens(config: DictConfig, sizes: Any) -> int:
         ValueError: the model's sizes do not tell.
     """
     if config.task.visual is not None:
-        return whole(config.task.visual, "task.visual", least=1)
+        return integer(config.task.visual, "task.visual", least=1)
     try:
         tower = tower_of(sizes)
         found = connector_of(sizes, tower, shape_of(sizes).hidden).tokens(
             tower.grids(pictures(config))
         )
     except ValueError as error:
-        raise ValueError(f"task.visual=... is needed, visual tokens of a prompt: {error}") from None
+        raise BadOption(f"task.visual=... is needed, visual tokens of a prompt: {error}") from None
     if not found:
-        raise ValueError(
+        raise BadOption(
             "task.visual=... is needed, visual tokens of a prompt: how many these pictures become "
             "depends on how their tiles are arranged"
         )
@@ -205,11 +187,11 @@ def pictures(config: DictConfig) -> int | list[Grid]:
     """
     given = config.task.pictures
     if isinstance(given, int) and not isinstance(given, bool):
-        return whole(given, "task.pictures", least=0)
+        return integer(given, "task.pictures", least=0)
     rows = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else []
     sides = [list(row) for row in rows if isinstance(row, Sequence) and len(row) in (2, 3)]
     if not rows or len(sides) < len(rows):
-        raise ValueError(
+        raise BadOption(
             "task.pictures must be a whole number, or patches as [[rows, columns]] or "
             f"[[frames, rows, columns]], not {given!r}"
         )
@@ -242,7 +224,7 @@ def told(
     except ValueError as error:
         unknown = str(error)
     return {
-        "scheduler": preset.options_of(scheduler),
+        "scheduler": presets.options_of(scheduler),
         "stops": [[stop.layer, stop.keep, stop.count(visual)] for stop in made],
         "visual": visual,
         "text": text,
@@ -272,14 +254,16 @@ def by_time(
     config: DictConfig, goal: float, rule: str, options: dict[str, Any]
 ) -> tuple[timing.Found, Any, int, int]:
     """Measures shares on this device; returns what was found, sizes, visual and text tokens."""
-    from tokenreduce.tasks.benchmarking.clock import Clock
-    from tokenreduce.tasks.benchmarking.rounds import Candidate, Race
-    from tokenreduce.tasks.benchmarking.subjects import subject
+    from tokenreduce.benchmarking.rounds import Candidate, Race
+    from tokenreduce.benchmarking.subjects import subject
+    from tokenreduce.inference.clock import Clock
 
-    one, build = subject(config), by_share(rule, options)
+    task = config.task
+    one = subject(model_spec(config), task.weights, config.image, config.prompt, int(task.text))
+    build = by_share(rule, options)
     sizes = tr.unwrap(one.model).config
     asked = config.task.visual
-    visual = None if asked is None else [whole(asked, "task.visual", least=1)]
+    visual = None if asked is None else [integer(asked, "task.visual", least=1)]
     # a picture runs the vision tower as well, but has the tokens that the family gives it
     prompt = one.prompts(visual, int(config.task.text), [1], int(config.seed))[-1 if asked else 0]
     strategy, first = build_strategy(config), []

@@ -23,20 +23,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from transformers import Trainer, TrainingArguments, set_seed
 
 import tokenreduce as tr
 from tokenreduce.checkpoint import FILE, WEIGHTS
-from tokenreduce.config import build_scheduler, build_strategy
+from tokenreduce.config import build_scheduler, build_strategy, model_spec, plain, public
 from tokenreduce.data.encoding import Collator, EncodedDataset, Encoder
-from tokenreduce.files import finite, write_text
+from tokenreduce.errors import BadOption
+from tokenreduce.files import finite, first_process, write_text
 from tokenreduce.fit import Logits
+from tokenreduce.inference.loaded import load, model_source
 from tokenreduce.integrations.trainer import PREFIX, follow
-from tokenreduce.tasks import first_process, tasks
-from tokenreduce.tasks.loading import load, model_source
-from tokenreduce.tasks.training.checkpoints import (
+from tokenreduce.program.sources import Data, conversations
+from tokenreduce.tasks import tasks
+from tokenreduce.training.arguments import arguments
+from tokenreduce.training.parts import adapted, check_peft, freeze
+from tokenreduce.training.plot import draw
+from tokenreduce.training.resuming import (
+    SAME,
     Resumed,
     check_same,
     drop_parts,
@@ -45,10 +51,7 @@ from tokenreduce.tasks.training.checkpoints import (
     finished,
     newest_whole,
 )
-from tokenreduce.tasks.training.curve import draw
-from tokenreduce.tasks.training.setup import adapted, arguments, check_peft, freeze
-from tokenreduce.tasks.training.sources import Data, conversations
-from tokenreduce.tasks.training.summary import summary
+from tokenreduce.training.table import summary
 
 SKIPPED = "skipped.jsonl"
 HALF = ("bfloat16", "float16")
@@ -63,20 +66,20 @@ def train(config: DictConfig, output: Path) -> dict[str, Any]:
     """
     strategy, scheduler = build_strategy(config), build_scheduler(config)
     logits = logits_of(config)
-    check_peft(config.peft, model_source(config))
+    spec, peft = model_spec(config), plain(config.peft)
+    check_peft(peft, model_source(spec))
     data = conversations(config)
     folder = output / "checkpoints"
-    settings = arguments(config, folder, data.measured is not None)
-    check_same(folder, config)
+    settings = settings_of(config, folder, data.measured is not None)
     learned = isinstance(strategy, tr.LearnedStrategy)
     own = (FILE, WEIGHTS) if learned else ()
     found = newest_whole(folder, own)
     weights = found if config.peft.name == "none" else None  # adapters are the trainer's to load
-    loaded = load(config, weights, dtype_of(config))
+    loaded = load(spec, weights, dtype_of(config))
     model = loaded.model
     freeze(model, list(config.task.frozen))
     set_seed(config.seed)  # what adapters begin with is drawn
-    model = adapted(model, config.peft, config.model.get("revision"))
+    model = adapted(model, peft, spec.revision)
     ended = finished(found, settings.max_steps, settings.num_train_epochs)
     if learned and found is not None:
         reduction = tr.load(model, found)  # with the strategy's own parameters
@@ -136,6 +139,26 @@ def save_beside(reduction: tr.Reduction, best: Path | None, folder: Path) -> Non
             shutil.copy2(best / name, folder / name)
 
 
+def settings_of(config: DictConfig, folder: Path, measured: bool) -> TrainingArguments:
+    """The trainer's arguments, for a folder that holds no checkpoints of another training.
+
+    Raises:
+        ValueError: as `arguments` and `check_same`.
+    """
+    given: Any = OmegaConf.to_container(config.trainer, resolve=True)
+    found = arguments(
+        given,
+        folder,
+        measured,
+        seed=config.seed,
+        device=str(config.device),
+        progress=config.task.progress,
+    )
+    asked = public(OmegaConf.masked_copy(config, list(SAME)), apart=True)
+    check_same(folder, asked, config.task.resume)
+    return found
+
+
 @contextmanager
 def quiet_if(ended: bool) -> Iterator[None]:
     """Says nothing of a reduction that reduces nothing, where nothing is left to train."""
@@ -153,7 +176,7 @@ def logits_of(config: DictConfig) -> Logits:
     """
     smoothed = float(config.trainer.label_smoothing_factor or 0) > 0
     if smoothed and config.logits == "text":
-        raise ValueError(
+        raise BadOption(
             "trainer.label_smoothing_factor compares every position's logits with its label: "
             "use logits=full"
         )
