@@ -51,10 +51,12 @@ def save(reduction: Reduction, directory: str | os.PathLike[str]) -> Path:
         the path of `tokenreduce.json`.
 
     Raises:
-        ValueError: a strategy, scheduler or adapter that is not registered, or options that JSON
-            cannot hold: nobody could make them again.
+        ValueError: a strategy, scheduler or adapter that is not registered, options that JSON
+            cannot hold (nobody could make them again), or a plain vision encoder's reduction.
         OSError: the folder cannot be written; a file that was there before is as it was.
     """
+    if reduction.adapter is None:
+        raise BadOption("a reduction of a plain vision encoder has no language model to go with")
     content = {
         "format": 1,
         "tokenreduce": tokenreduce.__version__,

@@ -88,14 +88,14 @@ def test_the_second_turn_knows_its_image(llava_next, schedule):
     cache = DynamicCache(config=llava_next.config.get_text_config())
     with torch.no_grad(), tr.reduce(llava_next, "stride", schedule) as reduction:
         llava_next(**two.inputs)
-        alone = reduction.places[0]
+        alone = reduction.pictures[0]
         assert len(alone) == 2
         assert len(alone[0]) == run
         known = tr.with_cache(llava_next, cache)
         llava_next(**one.inputs, **known)
         more = two.inputs["input_ids"][:, one.visual[0].nonzero()[-1, 0] + 1 :]
         llava_next(input_ids=more, pixel_values=pixels[1:], image_sizes=sizes[1:], **known)
-        joined = reduction.places[0]
+        joined = reduction.pictures[0]
     assert len(joined) == 2
     for name in ("tile", "row", "column", "separator", "box"):
         for a, b in zip(joined, alone, strict=True):
@@ -141,9 +141,9 @@ def test_chunks_keep_the_geometry(llava_next, schedule):
     options = {"max_new_tokens": 2, "do_sample": False}
     with tr.reduce(llava_next, "stride", schedule) as reduction:
         llava_next.generate(**prompt.inputs, **options)
-        whole = reduction.places[0]
+        whole = reduction.pictures[0]
         llava_next.generate(**prompt.inputs, prefill_chunk_size=13, **options)
-        parts = reduction.places[0]
+        parts = reduction.pictures[0]
         assert len(parts) > 0
         assert len(parts) != len(whole)  # pictures come in pieces
     for name in ("tile", "row", "column", "separator"):

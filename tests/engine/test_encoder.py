@@ -104,7 +104,7 @@ def merged(x: Tensor, size: Tensor, key: Tensor, r: int, fixed: int) -> tuple[Te
     return torch.stack(rows), torch.stack(sizes)
 
 
-def last(model: nn.Module, x: Tensor, tome: tr.ToMe) -> tuple[Tensor, tr.EncoderReduction]:
+def last(model: nn.Module, x: Tensor, tome: tr.ToMe) -> tuple[Tensor, tr.Reduction]:
     tower: Any = encoder_tower(model)
     seen: list[Tensor] = []
     with tr.reduce(model, tome) as reduction:

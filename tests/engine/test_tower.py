@@ -85,7 +85,7 @@ class Watched:
         self.probe = Probe()
         with tr.reduce(self.model, self.probe, tr.Single(1, 0.5)) as reduction:
             self.given.run(self.model, reduction, use_cache=False)
-            self.pictures = reduction.places
+            self.pictures = reduction.pictures
         if self.plain is not None:
             module.eager_attention_forward = self.plain
 

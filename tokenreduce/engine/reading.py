@@ -22,7 +22,7 @@ from tokenreduce.engine.restore import text_rows
 from tokenreduce.engine.sequence import Sequence
 from tokenreduce.engine.spec import EngineConfig
 from tokenreduce.engine.state import MARKED, CallState, CallStates, Marks
-from tokenreduce.engine.tower import measure, watched
+from tokenreduce.engine.tower.observe import measure, watched
 from tokenreduce.errors import ReductionWarning
 from tokenreduce.tower import Part
 
@@ -117,18 +117,18 @@ class CallReader:
         clips = None if state is None else state.clips
         if clips is not None and any(value is clips for value in call.values()):
             kind = VIDEO  # some families have one encoder for both
-        within = self.config.inside
+        bridge = self.config.bridge
         groups: AbstractContextManager[list[Tensor]] = nullcontext([])
-        if within is not None:
-            groups = within.encoding()
+        if bridge is not None:
+            groups = bridge.encoding()
         with watched(self.tower, self.config.strategy.needs) as watch, groups as passes:
             output = run()
         read = adapter.clips if kind == VIDEO else adapter.pictures
         pictures = read(self.base, call, output)
         if watch is not None:
             pictures = measure(pictures, watch)
-        if within is not None:
-            pictures = within.grouped(pictures, passes)
+        if bridge is not None:
+            pictures = bridge.grouped(pictures, passes)
         self.queue.put(kind, pictures)
         if isinstance(output, dict):  # features may be used later, after other pictures
             setattr(output, PICTURES, (kind, pictures))

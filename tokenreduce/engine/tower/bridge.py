@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenreduce.engine.hooks import Hook
-from tokenreduce.engine.merging import Merged
+from tokenreduce.engine.tower.merging import Merged
 from tokenreduce.geometry import Picture
 from tokenreduce.tokens import Merge, Plan
 from tokenreduce.tower import Tower
@@ -29,7 +29,7 @@ GROUP = "tower_group"
 """Under which a picture carries the group of each token; separators have groups of their own."""
 
 
-class Inside:
+class TowerBridge:
     """Spreads what leaves a tower whose layers merge, and tells pictures their groups.
 
     Args:
