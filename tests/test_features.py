@@ -77,14 +77,15 @@ from tokenreduce.evaluation.items import heldout
 from tokenreduce.presets import load_schedule, write_preset
 from tokenreduce.profiling import Meter, conversation, prompts_of, sensitivity
 questions = [conversation(item) for item in heldout(0, 2, 1)]
-meter = Meter(loaded.model, loaded.processor, prompts_of(questions, Encoder(loaded.processor)))
+prompts = prompts_of(questions, Encoder(loaded.processor))
+meter = Meter(loaded.model, loaded.processor, prompts, "stride", "keep")
 found = sensitivity(meter.measure, layers=(2,), keeps=(0.5,))
 assert found.layers == (2,)
 path = write_preset(folder, "mine", ((2, 0.5),))
 assert load_schedule(path) == tr.Explicit(layers=(2,), keeps=(0.5,))
 """
 TRAIN = """
-from tokenreduce.training.arguments import arguments
+from tokenreduce.training.trainer_arguments import arguments
 from tokenreduce.training.parts import adapted, freeze
 from tokenreduce.training.resuming import check_same, newest_whole
 made = arguments({"max_steps": 1}, folder, measured=False, device="cpu")

@@ -9,7 +9,7 @@ from tests.faults import checks
 from tests.faults.checks import law
 from tests.faults.fault import Register, row
 from tokenreduce.adapters import anyres, idefics3, llava_onevision
-from tokenreduce.adapters.tiles import whole
+from tokenreduce.adapters.tiles import from_tiles
 from tokenreduce.engine import inputs
 from tokenreduce.testing import laws
 
@@ -71,7 +71,7 @@ def tiles_are_joined_column_by_column(patch):
 )
 def the_first_tile_is_taken_for_the_thumbnail(patch):
     """InternVL's is the last one."""
-    patch.setattr(tr.adapters["internvl"], "joined", lambda self, parts: whole(parts, 0))
+    patch.setattr(tr.adapters["internvl"], "joined", lambda self, parts: from_tiles(parts, 0))
 
 
 def grids(patch, change):

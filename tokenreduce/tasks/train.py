@@ -34,7 +34,6 @@ from tokenreduce.inference.loaded import load, model_source
 from tokenreduce.integrations.trainer import follow
 from tokenreduce.program.sources import Data, conversations
 from tokenreduce.tasks import tasks
-from tokenreduce.training.arguments import arguments
 from tokenreduce.training.parts import adapted, check_peft, freeze
 from tokenreduce.training.plot import draw
 from tokenreduce.training.resuming import (
@@ -48,6 +47,7 @@ from tokenreduce.training.resuming import (
 )
 from tokenreduce.training.summary import best_of, measured_now, numbers, save_beside, skipped
 from tokenreduce.training.table import summary
+from tokenreduce.training.trainer_arguments import arguments
 
 SKIPPED = "skipped.jsonl"
 HALF = ("bfloat16", "float16")
