@@ -16,7 +16,9 @@ from PIL import Image
 import tokenreduce as tr
 from tests.quiet import quiet_transformers
 from tokenreduce.config import compose
+from tokenreduce.presets import stops_of
 from tokenreduce.profiling import Cell, Meter, load_schedule
+from tokenreduce.profiling.summary import additivity
 from tokenreduce.profiling.table import way
 from tokenreduce.tasks import profile as task
 from tokenreduce.testing.checkpoints import write
@@ -111,7 +113,7 @@ def test_another_profile_in_the_folder_is_refused(
 def test_the_schedule_is_an_option(whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, numbers = whole
     scheduler = load_schedule(numbers["preset"])
-    assert task.stops_of(scheduler, 8) == numbers["found"]["stops"]
+    assert stops_of(scheduler, 8) == numbers["found"]["stops"]
     line = subprocess.run(
         [
             *(sys.executable, "-m", "tokenreduce", "--config-dir", str(folder)),
@@ -221,14 +223,14 @@ def test_questions_from_a_file(tmp_path: Path) -> None:
 
 def test_how_well_losses_add_up() -> None:
     rows = [{"predicted": p, "loss": m} for p, m in [(0.1, 0.2), (0.2, 0.2), (0.3, 0.5)]]
-    found = task.additivity([*rows, {"predicted": None, "loss": 9.0}])
+    found = additivity([*rows, {"predicted": None, "loss": 9.0}])
     assert found is not None
     assert found["schedules"] == 3
     assert found["error"] == pytest.approx(0.1)
     assert found["absolute"] == pytest.approx(0.1)
     assert found["rank"] == pytest.approx(0.866, abs=1e-3)
-    assert task.additivity(rows[:2]) is None
-    flat = task.additivity([{"predicted": 0.1, "loss": m} for m in (0.1, 0.2, 0.3)])
+    assert additivity(rows[:2]) is None
+    flat = additivity([{"predicted": 0.1, "loss": m} for m in (0.1, 0.2, 0.3)])
     assert flat is not None
     assert flat["rank"] is None
 

@@ -22,7 +22,8 @@ from tokenreduce.inference.spec import ModelSpec
 from tokenreduce.program.rules import rule_of
 from tokenreduce.schedulers import Explicit, Pyramid, Single
 from tokenreduce.solving import timing
-from tokenreduce.tasks.solve import pictures, stages
+from tokenreduce.solving.summary import stages
+from tokenreduce.tasks.solve import pictures
 
 Run = Callable[..., tuple[int, dict[str, Any], str, str]]
 
