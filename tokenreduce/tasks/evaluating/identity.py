@@ -15,12 +15,13 @@ from omegaconf import DictConfig
 
 import tokenreduce as tr
 from tokenreduce.evaluation.items import Item, fingerprint
-from tokenreduce.files import skim
+from tokenreduce.files import skim, skim_tensors
 from tokenreduce.tasks.loading import Loaded
+from tokenreduce.tasks.naming import bare
 
+WEIGHTS = "*.safetensors"
 DECIDE = (
     *(
-        "*.safetensors",
         "config.json",
         "adapter_config.json",
         "generation_config.json",
@@ -29,7 +30,7 @@ DECIDE = (
     *("tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.*", "merges.txt", "*.model", "*.py"),
 )
-"""Files of a checkpoint that its answers depend on: weights, sizes, words, pictures, template."""
+"""Files beside the weights that the answers depend on: sizes, words, pictures, template."""
 
 
 def root_of(config: DictConfig, output: Path) -> Path:
@@ -79,7 +80,8 @@ def weights_of(loaded: Loaded) -> str:
     Of adapters, of those and of the model under them.
 
     Of weights and of what makes inputs of a question: tokenizer, processor, chat template. Large
-    files are read in part, see `skim`.
+    files are read in part, see `skim`. Weights count by their numbers, whatever release of
+    transformers has named them and in however many files they lie.
     """
     base = getattr(loaded, "base", None)
     sources = [loaded.source] if base is None else [loaded.source, base.name]
@@ -89,6 +91,8 @@ def weights_of(loaded: Loaded) -> str:
     for folder in map(Path, sources):
         if not folder.is_dir():
             digest.update(_commit(loaded).encode())
+        for block in skim_tensors(filter(Path.is_file, folder.glob(WEIGHTS)), bare):
+            digest.update(block)
         for path in sorted({path for pattern in DECIDE for path in folder.glob(pattern)}):
             if path.is_file():
                 for block in skim(path):
