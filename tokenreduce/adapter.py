@@ -38,6 +38,9 @@ class Adapter:
       one by one; `joined` makes it of them.
     * `tagged`: whether the tokens around the placeholders say which pictures are tiles of one
       image; `grouped` reads them.
+    * `reads`: what it reads of the multimodal module beside the decoder, as dotted paths such as
+      `config.spatial_merge_size`; a method's parameter stands behind a colon. Looked for when a
+      model is reduced.
     * `between`: methods of the decoder that add features to its visual tokens between two layers.
     * `interleaved`: whether the rotary embedding turns neighbours of a head, not its two halves.
     """
@@ -50,6 +53,7 @@ class Adapter:
     )
     runs: ClassVar[bool] = False
     tagged: ClassVar[bool] = False
+    reads: ClassVar[tuple[str, ...]] = ()
     between: ClassVar[tuple[str, ...]] = ()
     interleaved: ClassVar[bool] = False
 

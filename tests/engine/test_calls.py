@@ -326,6 +326,27 @@ def test_an_adapter_is_not_taken_at_its_word(name):
     assert not hooks_of(model)
 
 
+@pytest.mark.parametrize("family", ["llava", "llava_onevision", "perception_lm", "qwen3_vl"])
+def test_every_adapter_says_at_once_what_it_misses(family):
+    """A pass under any adapter that is named for a model runs, or `reduce` has refused it."""
+    model, given = FAMILIES[family].model(), batch(FAMILIES[family], (1,))
+    refused = []
+    for name in tr.adapters:
+        try:
+            reduction = tr.reduce(model, "stride", AT, adapter=name)
+        except (ValueError, TypeError):
+            refused.append(name)
+            continue
+        try:
+            with torch.no_grad():
+                model(**given.inputs)
+        finally:
+            reduction._applied = True  # a bare decoder's adapter knows no placeholder
+            reduction.remove()
+    assert refused
+    assert FAMILIES[family].adapter not in refused
+
+
 def test_a_name_in_place_of_a_model_is_told(llava):
     with pytest.raises(TypeError, match="a model that is loaded, not 'org/name'"):
         tr.reduce("org/name", "fastv")
