@@ -48,6 +48,7 @@ class EncoderReduction:
         self.scheduler, self.seed = scheduler, seed
         self._latest: Merged | None = None
         self._tell = tell
+        self._blocks = 0  # open `with` blocks: the outermost takes the hooks off
         self._applied = False
         depth = len(tower.layers)
         self._stops = () if scheduler is None else scheduler.stops(depth)
@@ -134,12 +135,15 @@ class EncoderReduction:
         if not self._merging.handles:  # removed before: a second block applies it again
             self._applied = False
             self._merging = self._apply()
+        self._blocks += 1
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if error is not None:
             self._applied = True  # the error says enough
-        self.remove()
+        self._blocks = max(self._blocks - 1, 0)  # a reduction around it ends it without a block
+        if not self._blocks:
+            self.remove()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> EncoderReduction:
         return self

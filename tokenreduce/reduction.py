@@ -62,6 +62,7 @@ class Reduction:
         )
         self._record: Record | None = None
         self._applied = False
+        self._blocks = 0  # open `with` blocks: the outermost takes the hooks off
         self.progress = 1.0
         if isinstance(strategy, LearnedStrategy):
             strategy.begin(self.decoder, seed)
@@ -212,11 +213,15 @@ class Reduction:
         if not self._wiring.handles:  # removed before: a second block applies it again
             self._applied = False
             self._wiring = self._apply()
+        self._blocks += 1
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if error is not None:
             self._applied = True  # the error says enough
+        self._blocks -= 1
+        if self._blocks:
+            return
         if self._inside is not None:
             self._inside.__exit__(kind, error, trace)
         self.remove()
@@ -352,7 +357,12 @@ def remove(model: nn.Module) -> bool:
 
     Returns:
         Whether there was one.
+
+    Raises:
+        TypeError: `model` is no module.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"remove() takes the model that reduce() was given, not {model!r}")
     owners = {id(owner): owner for part in model.modules() for owner in owners_of(part)}
     for owner in owners.values():
         owner.remove()

@@ -313,9 +313,9 @@ def replica(module: nn.Module) -> ContractError:
 def exported() -> ContractError:
     """The error for a reduced model that is exported."""
     return ContractError(
-        "a reduced model cannot be exported by torch.export: which tokens stay is decided on the "
-        "host as the model runs; export the unreduced model, or one that is given fewer visual "
-        "tokens (a stop at layer 0: tokenreduce.integrations.vllm.embed makes them)"
+        "a reduced model cannot be exported or traced (torch.export, torch.jit): which tokens stay "
+        "is decided on the host as the model runs; export the unreduced model, or one that is "
+        "given fewer visual tokens (tokenreduce.integrations.vllm.embed: a stop at layer 0)"
     )
 
 

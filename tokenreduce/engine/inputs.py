@@ -109,9 +109,11 @@ class Given:
     Attributes:
         real: (b, l) False at padding; None when there is none.
         labels: (b, l) or None; every token right before an answer is a query token.
-        drafts: without labels the query token is the last real one before so many last positions.
+        drafts: without labels the query token is the last real one before so many last positions,
+            where that is behind the pictures; else the last real one.
         ids: (b, l) token ids, where the model was given any.
         positions: (b, l) or (axes, b, l) position ids, where the caller gave any.
+        mask: the attention mask as it was given; one of four axes says which tokens see which.
     """
 
     real: Tensor | None = None
@@ -119,6 +121,7 @@ class Given:
     drafts: int = 0
     ids: Tensor | None = None
     positions: Tensor | None = None
+    mask: Any = None
 
 
 def lengths(seq: Sequence, real: Tensor | None) -> tuple[int, ...]:
@@ -150,7 +153,7 @@ def describe(
     rows.append(rows[0].new_zeros(rows[0].shape) if asks is None else asks.sum(1))
     text = ~visual[:, 0] if real is None else ~visual[:, 0] & real[:, 0]
     rows.append(text.to(rows[0].dtype))
-    rows.append(_restarts(given.positions, real, visual))
+    rows.append(_restarts(given.positions, real, visual) + _apart(given.mask, visual))
     rows += [(kind == number).sum(1) for number in range(1, len(names) + 1)]
     # sync: once per prompt, so that every later count is known on the host
     counts, present, answers, first, restarts, *of_kind = torch.stack(rows).tolist()
@@ -208,6 +211,19 @@ def _restarts(positions: Tensor | None, real: Tensor | None, visual: Tensor) -> 
     return (back.sum(1) - 1).clamp(min=0)
 
 
+def _apart(mask: Any, visual: Tensor) -> Tensor:
+    """(b,) how many visual tokens the last token of a row does not see, by a mask of four axes."""
+    length = visual.shape[1]
+    if not isinstance(mask, Tensor) or mask.dim() != 4 or mask.shape[-2] != length:
+        return visual.new_zeros(visual.shape[0], dtype=torch.long)
+    given = mask[:, 0, :, -length:].to(visual.device)
+    sees = (given > -1 if given.is_floating_point() else given.bool()).expand(len(visual), -1, -1)
+    real = sees.diagonal(dim1=1, dim2=2)
+    position = torch.arange(length, device=visual.device)
+    last = torch.where(real, position, 0).amax(dim=1)
+    return (visual & real & ~sees[torch.arange(len(visual)), last]).sum(1)
+
+
 def _runs(kind: Tensor, names: tuple[str, ...], of_kind: list[list[int]]) -> list[Runs]:
     """Per sample, the runs of its visual tokens; the order is looked up where kinds are mixed."""
     if sum(any(row) for row in of_kind) <= 1:
@@ -230,9 +246,13 @@ def _asking(seq: Sequence, asks: Tensor | None, most: int, drafts: int) -> tuple
     """(b, r) asking tokens: before every answer in training, else the last real token."""
     position = torch.arange(seq.length, device=seq.device).expand(seq.batch, -1)
     real = position >= 0 if seq.real is None else seq.real
+    end = torch.where(real, position, -1).amax(dim=1, keepdim=True)
     # padding may follow the answers as well as precede them: drafts are the last positions
-    real = real & (position < seq.length - drafts)
-    last = torch.where(real, position, -1).amax(dim=1, keepdim=True).clamp(min=0)
+    before = torch.where(real & (position < seq.length - drafts), position, -1)
+    last = before.amax(dim=1, keepdim=True)
+    shown = position if seq.visual is None else torch.where(seq.visual, position, -1)
+    # logits are wanted from before the pictures on: that tells of no answer behind them
+    last = torch.where(last < shown.amax(dim=1, keepdim=True), end, last).clamp(min=0)
     if asks is None or not most:
         return last, torch.ones_like(last, dtype=torch.bool)
     index = torch.where(asks, position, seq.length).sort(dim=1).values[:, :most]

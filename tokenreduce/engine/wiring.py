@@ -132,11 +132,11 @@ class Wiring:
     @contextmanager
     def _said(self, where: ContextVar[Any], what: Any) -> Iterator[None]:
         token = where.set(what)
-        self.marks.open += 1
+        self.marks.open[where.name] += 1
         try:
             yield
         finally:
-            self.marks.open -= 1
+            self.marks.open[where.name] -= 1
             where.reset(token)
 
     @property
@@ -183,14 +183,16 @@ class Wiring:
     ) -> Any:
         if state.rows is not None:  # called by a wrapper that has been through this
             return None
-        if torch.compiler.is_exporting():
+        traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        if traced or torch.compiler.is_exporting():
             raise contract.exported()
         labels, ahead = _labels(given)
         known = self.marks.labels.get() if labels is None else labels
         if known is not None:
             state.labels = known
-        wanted = given.wanted
-        state.drafts = wanted - 1 if isinstance(wanted, int) and wanted > 1 else 0
+        elif self.marks.unlabelled():
+            self._warn_of_threads()
+        state.drafts = _drafts(given)
         state.positions = given.position_ids
         if not self.only_text:
             return None
@@ -306,7 +308,7 @@ class Wiring:
         names, album = (self.names, self.album) if marked is None else ((MARKED,), marked.album)
         real = inputs.real_tokens(mask, seq.start, seq.length)
         positions = given.position_ids if state.positions is None else state.positions
-        told = inputs.Given(real, state.labels, state.drafts, state.ids, positions)
+        told = inputs.Given(real, state.labels, state.drafts, state.ids, positions, mask)
         found = inputs.describe(seq, kind, names, told, album)
         if found and self.setup.stops and (seq.restarts or given.packed):
             raise contract.packed_rows()
@@ -346,6 +348,18 @@ class Wiring:
             return passes.enter(setup, call, seq).write()
 
         return before
+
+
+def _drafts(given: ModelCall) -> int:
+    """How many of the last tokens come after the first whose logits are wanted.
+
+    Positions given as a tensor have to be read (sync: once per call that gives them).
+    """
+    wanted = given.wanted
+    if isinstance(wanted, Tensor):
+        length = given.tokens.shape[1]
+        return length - 1 - int(wanted.min()) if wanted.numel() and length > 1 else 0
+    return max(wanted - 1, 0) if isinstance(wanted, int) else 0
 
 
 def _labels(given: ModelCall) -> tuple[Tensor | None, Tensor | None]:
