@@ -44,6 +44,7 @@ from tokenreduce.registry import did_you_mean
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.tasks import tasks
 from tokenreduce.tasks.loading import load
+from tokenreduce.tasks.profiling import options
 from tokenreduce.tasks.profiling.asked import asked
 from tokenreduce.tasks.profiling.picture import draw
 from tokenreduce.tasks.profiling.summary import layers_table, schedules_table, way
@@ -59,6 +60,7 @@ def profile(config: DictConfig, output: Path) -> dict[str, Any]:
     output: folder of this run.
     """
     task, given = config.task, build_scheduler(config)
+    options.check(task)
     by = _measure(str(task.measure))
     check_name(str(task.preset))
     loaded = load(config)
