@@ -23,12 +23,12 @@ if TYPE_CHECKING:  # the same names for type checkers, documentation and editors
     from tokenreduce.adapter import Adapter, adapters, unwrap
     from tokenreduce.distillation import agreement, distill
     from tokenreduce.downsample import Downsampled, downsample
-    from tokenreduce.reduction import Reduction as EncoderReduction
     from tokenreduce.engine.call import cache_of, with_cache
     from tokenreduce.errors import ContractError, ReductionWarning, UnknownName
     from tokenreduce.geometry import Picture
     from tokenreduce.learned import LearnedScorer, LearnedStrategy
     from tokenreduce.reduction import Reduction, load, reduce, remove
+    from tokenreduce.reduction import Reduction as EncoderReduction
     from tokenreduce.registry import Registry
     from tokenreduce.scheduler import Scheduler, Stop, schedulers
     from tokenreduce.schedulers.cosine import Cosine

@@ -35,6 +35,9 @@ class Adapter:
     * `positions`: the position rules that are defined for it.
     * `encoders`: methods of the multimodal module that encode pictures, and the kind of picture;
       they are watched for the pictures' geometry.
+    * `reads`: what it reads of the multimodal module beside the decoder, as dotted paths such as
+      `config.spatial_merge_size`; a method's parameter stands behind a colon. Looked for when a
+      model is reduced.
     * `between`: methods of the decoder that add features to its visual tokens between two layers.
     * `interleaved`: whether the rotary embedding turns neighbours of a head, not its two halves.
     """
@@ -45,6 +48,7 @@ class Adapter:
     encoders: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"get_image_features": IMAGE, "get_video_features": VIDEO}
     )
+    reads: ClassVar[tuple[str, ...]] = ()
     between: ClassVar[tuple[str, ...]] = ()
     interleaved: ClassVar[bool] = False
 

@@ -71,6 +71,7 @@ class Reduction:
         self._bridge: TowerBridge | None = None
         self._companions: list[Reduction] = []
         core = unwrap(model)
+        self._blocks = 0  # open `with` blocks: the outermost takes the hooks off
         if adapter is None or scheduler is None:
             self.tower = _encoder_site(core, strategy, scheduler, seed)
         else:
@@ -281,11 +282,15 @@ class Reduction:
         if not any(site.on for site in self._sites):  # removed before: applied again
             self._applied = False
             self._apply()
+        self._blocks += 1
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if error is not None:  # the error says enough
             self._applied = True
+        self._blocks -= 1
+        if self._blocks:
+            return
         self.remove()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Reduction:
@@ -405,7 +410,12 @@ def remove(model: nn.Module) -> bool:
 
     Returns:
         Whether there was one.
+
+    Raises:
+        TypeError: `model` is no module.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"remove() takes the model that reduce() was given, not {model!r}")
     owners = {id(owner): owner for part in model.modules() for owner in owners_of(part)}
     for owner in owners.values():
         owner.remove()

@@ -161,6 +161,31 @@ def test_refusals(words: list[str], message: str, tmp_path: Path) -> None:
         run(tmp_path, *tiny, *words)
 
 
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("task.layers=99", r"task\.layers must be a list of whole numbers .*, not 99"),
+        ("task.layers=[x]", r"not \['x'\]"),
+        ("task.layers=[1.5]", r"not \[1\.5\]"),
+        ("task.layers=[-1]", r"not \[-1\]"),
+        ("task.layers=[]", r"not \[\]"),
+        ("task.keeps=0.5", r"task\.keeps must be a list of shares .*, not 0\.5"),
+        ("task.keeps=[2]", r"not \[2\]"),
+        ("task.keeps=[nan]", r"not \[nan\]"),
+        ("task.budget=x", r"task\.budget=x: the share"),
+        ("task.budget=45", r"task\.budget=45: the share"),
+        ("task.stops=0", r"task\.stops=0: the most stops"),
+        ("task.stops=x", r"task\.stops=x: the most stops"),
+    ],
+)
+def test_options_are_refused_before_a_model_is_loaded(
+    word: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task, "load", None)
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, word)
+
+
 def test_rows_need_a_path(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="data=llava needs a path"):
         task.profile(compose(["task=profile", "device=cpu", "data=llava"]), tmp_path)

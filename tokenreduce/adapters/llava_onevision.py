@@ -29,6 +29,10 @@ class LlavaOnevision(Adapter):
 
     families: ClassVar[frozenset[str]] = frozenset({"llava_onevision"})
     evidence: ClassVar[frozenset[str]] = Adapter.evidence | frozenset(TOWER)
+    reads: ClassVar[tuple[str, ...]] = (
+        "pack_image_features:vision_aspect_ratio",
+        "config.vision_aspect_ratio",
+    )
 
     def pictures(self, base: Part, call: Mapping[str, Any], output: Any) -> list[Picture]:
         """Coordinates traced through the model's own packing, token by token."""

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from tokenreduce.adapter import Adapter
+from tokenreduce.adapter import Adapter, adapters
 from tokenreduce.engine import call as spelled
 from tokenreduce.engine.cache import SHORTENED, ShortLayer
 from tokenreduce.engine.call import ModelCall, role
@@ -160,11 +160,39 @@ def _facts(adapter: Adapter, model: Part) -> str | None:
         return f"{name} finds it built otherwise ({type(error).__name__}: {error})"
     if adapter.encoders and not any(hasattr(base, one) for one in adapter.encoders):
         return f"{type(base).__name__} has none of {name}'s {', '.join(adapter.encoders)}"
+    if lacking := [path for path in adapter.reads if not _has(base, path)]:
+        return f"{type(base).__name__} has no {lacking[0]}, which {name} reads"
+    if reason := _added_between(adapter, decoder):
+        return reason
     kind = getattr(model.config, "model_type", "")
     if kind in adapter.families or not adapter.families:
         return None
     odd = trial(adapter, decoder)  # a family that the adapter is named for, by the caller alone
     return None if odd is None else f"{name} is not the adapter of {kind!r}: {odd}"
+
+
+def _has(base: Part, path: str) -> bool:
+    """Whether a module has what a dotted path names, and a method the parameter behind a colon."""
+    path, _, parameter = path.partition(":")
+    found: Any = base
+    for name in path.split("."):
+        if not hasattr(found, name):
+            return False
+        found = getattr(found, name)
+    return not parameter or parameter in spelled.parameters(found)
+
+
+def _added_between(adapter: Adapter, decoder: Part) -> str | None:
+    """Why features that the decoder adds between its layers would miss their tokens."""
+    kind, name = type(decoder).__name__, type(adapter).__name__
+    for method in adapter.between:
+        if not hasattr(decoder, method):
+            return f"{kind} has no {method}, which {name} reads"
+    for other in adapters.values():
+        for method in other.between:
+            if hasattr(decoder, method) and method not in adapter.between:
+                return f"{kind} adds features between its layers ({method}), unknown to {name}"
+    return None
 
 
 def check_layers(model: nn.Module) -> None:
@@ -285,9 +313,9 @@ def replica(module: nn.Module) -> ContractError:
 def exported() -> ContractError:
     """The error for a reduced model that is exported."""
     return ContractError(
-        "a reduced model cannot be exported by torch.export: which tokens stay is decided on the "
-        "host as the model runs; export the unreduced model, or one that is given fewer visual "
-        "tokens (a stop at layer 0: tokenreduce.integrations.vllm.embed makes them)"
+        "a reduced model cannot be exported or traced (torch.export, torch.jit): which tokens stay "
+        "is decided on the host as the model runs; export the unreduced model, or one that is "
+        "given fewer visual tokens (tokenreduce.integrations.vllm.embed: a stop at layer 0)"
     )
 
 

@@ -72,14 +72,16 @@ class CallReader:
         """
         if state.rows is not None:  # called by a wrapper that has been through this
             return None
-        if torch.compiler.is_exporting():
+        traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        if traced or torch.compiler.is_exporting():
             raise contract.exported()
         labels, ahead = _labels(given)
         known = self.marks.labels.get() if labels is None else labels
         if known is not None:
             state.labels = known
-        wanted = given.wanted
-        state.drafts = wanted - 1 if isinstance(wanted, int) and wanted > 1 else 0
+        elif self.marks.unlabelled():
+            self._warn_of_threads()
+        state.drafts = _drafts(given)
         state.positions = given.position_ids
         if not self.only_text:
             return None
@@ -173,9 +175,10 @@ class CallReader:
                 raise contract.strange_cache(given.cache)
             return None  # text passes as it is
         contract.check_continued(self.config, given, seq)
-        real = prompt.real_tokens(given.mask if mask is None else mask, seq.start, seq.length)
+        mask = given.mask if mask is None else mask
+        real = prompt.real_tokens(mask, seq.start, seq.length)
         if kind is not None and kind.shape == (seq.batch, seq.length):
-            seq.prompt, seq.texts = self._prompt(state, given, kind.to(x.device), real)
+            seq.prompt, seq.texts = self._prompt(state, given, kind.to(x.device), (real, mask))
             if seq.prompt is not None and stops and (seq.prompt.restarts or given.packed):
                 raise contract.packed_rows()
         elif not seq.start or (seq.length > 1 and not state.drafts):
@@ -183,13 +186,14 @@ class CallReader:
         return seq
 
     def _prompt(
-        self, state: CallState, given: ModelCall, kind: Tensor, real: Tensor | None
+        self, state: CallState, given: ModelCall, kind: Tensor, seen: tuple[Tensor | None, Any]
     ) -> tuple[Prompt | None, tuple[int, ...]]:
         """What the call has told of its visual tokens, and how many others there are."""
         marked = self.marks.mark.get()
         names, queue = (self.names, self.queue) if marked is None else ((MARKED,), marked.pictures)
         positions = given.position_ids if state.positions is None else state.positions
-        told = Given(real, state.labels, state.drafts, state.ids, positions)
+        real, mask = seen
+        told = Given(real, state.labels, state.drafts, state.ids, positions, mask)
         return prompt.read_prompt(kind, names, told, queue)
 
     def _warn_of_threads(self) -> None:
@@ -204,6 +208,18 @@ class CallReader:
             ReductionWarning,
             stacklevel=2,
         )
+
+
+def _drafts(given: ModelCall) -> int:
+    """How many of the last tokens come after the first whose logits are wanted.
+
+    Positions given as a tensor have to be read (sync: once per call that gives them).
+    """
+    wanted = given.wanted
+    if isinstance(wanted, Tensor):
+        length = given.tokens.shape[1]
+        return length - 1 - int(wanted.min()) if wanted.numel() and length > 1 else 0
+    return max(wanted - 1, 0) if isinstance(wanted, int) else 0
 
 
 def _labels(given: ModelCall) -> tuple[Tensor | None, Tensor | None]:

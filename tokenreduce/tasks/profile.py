@@ -24,7 +24,14 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from tqdm.auto import tqdm
 
-from tokenreduce.config import build_scheduler, build_strategy, model_spec, public, refuse_shipped
+from tokenreduce.config import (
+    build_scheduler,
+    build_strategy,
+    model_spec,
+    plain,
+    public,
+    refuse_shipped,
+)
 from tokenreduce.data.conversations import Conversations, shapes_conversations
 from tokenreduce.data.encoding import Encoder
 from tokenreduce.data.rows import Conversation
@@ -40,6 +47,7 @@ from tokenreduce.profiling import (
     alone,
     candidates,
     conversation,
+    options,
     prompts_of,
     refine,
     sensitivity,
@@ -63,6 +71,7 @@ def profile(config: DictConfig, output: Path) -> dict[str, Any]:
     output: folder of this run.
     """
     task, given = config.task, build_scheduler(config)
+    options.check(plain(task))
     by = _measure(str(task.measure))
     check_name(str(task.preset), "task.preset")
     refuse_shipped("scheduler", str(task.preset), "task.preset")
