@@ -99,7 +99,7 @@ def test_a_cache_without_what_is_used_of_it_is_refused(llava, monkeypatch, broke
 
 @pytest.mark.parametrize("version", ["5.90.1", "6.0.0.dev0", "5.1.0"])
 def test_an_unmeasured_transformers_is_told_once(llava, monkeypatch, version):
-    monkeypatch.setattr(transformers, "__version__", version)
+    monkeypatch.setattr(contract, "installed", lambda: version)
     monkeypatch.setattr(contract, "_told", set())
     with pytest.warns(tr.ReductionWarning, match=re.escape(version)):
         tr.reduce(llava, "none").remove()

@@ -7,7 +7,7 @@ what a forward pass shows. What is not there is an error that names it, the mode
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from tokenreduce.engine.sequence import Sequence
 from tokenreduce.engine.setup import Setup
 from tokenreduce.engine.trial import FAILS, trial
 from tokenreduce.errors import ContractError, ReductionWarning
+from tokenreduce.geometry import Picture
 from tokenreduce.tower import Part
 
 OLDEST, NEWEST = (5, 5), (5, 24)
@@ -298,6 +299,23 @@ def packed_rows() -> ContractError:
         "cu_seq_lens): a choice would mix them; train with padded batches (no padding-free "
         "collator, packing=False), or remove the reduction"
     )
+
+
+def check_patches(model: nn.Module, pictures: Iterable[Picture]) -> None:
+    """Refuses evidence of the vision tower about tokens of which nobody knows the patches.
+
+    Raises:
+        ContractError: an encoder whose output has not the layout that the adapter knows.
+    """
+    for picture in pictures:
+        if picture.patches is None:
+            raise ContractError(
+                f"transformers {installed()}, {type(model).__name__}: which patches of the vision "
+                f"tower its {len(picture)} visual tokens are made of is not known (its encoder "
+                "returned another number of them than the adapter expects), so that nothing of "
+                "the tower can be said about them: choose a strategy that asks the decoder alone "
+                "(fastv, pyramid_drop, divprune, random), or remove the reduction"
+            )
 
 
 def check_continued(setup: Setup, given: ModelCall, seq: Sequence) -> None:

@@ -231,6 +231,8 @@ class Wiring:
             output = run()
         read = adapter.clips if kind == VIDEO else adapter.pictures
         pictures = read(self.base, call, output)
+        if watch is not None or (within is not None and not within.spread and passes):
+            contract.check_patches(self.base, pictures)
         if watch is not None:
             pictures = measure(pictures, watch)
         if within is not None:
