@@ -84,6 +84,8 @@ class Wiring:
         self._told = False
         self.tower = setup.adapter.tower(base)
         self.names = tuple(setup.adapter.visual_ids(base.config))
+        self.root = roots[-1]
+        self.aligned = not only_text or contract.aligned_loss(self.root)
         try:
             self._put_on(roots)
         except BaseException:  # a model keeps no hook of a reduction that never was
@@ -209,6 +211,8 @@ class Wiring:
         if rows.shape[1] == visual.shape[1]:
             # nothing is left out; moved to the right, they would still fit the caller's own labels
             return None
+        if ahead is not None and not self.aligned:
+            raise contract.unaligned(self.root)
         state.rows = rows
         if ahead is None:
             return None
@@ -245,6 +249,7 @@ class Wiring:
     def _base_before(
         self, state: CallState, given: ModelCall, args: Arguments, kwargs: Keywords
     ) -> None:
+        contract.check_encoded(self.base, given)
         for output in given.encoded.values():
             known = getattr(output, PICTURES, None)
             if known is not None:
