@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import Image
 
+from tokenreduce.data import transcripts
 from tokenreduce.data.transcripts import begins
 from tokenreduce.tasks.loading import Loaded
 from tokenreduce.viz.quantities import counted
@@ -14,10 +15,9 @@ from tokenreduce.viz.quantities import counted
 
 def image_token(loaded: Loaded) -> str:
     """The text that stands for a picture in a prompt of this model."""
-    token = getattr(loaded.processor, "image_token", None)
-    if token is None:
-        token = loaded.processor.tokenizer.decode([loaded.model.config.image_token_id])
-    return str(token)
+    if getattr(loaded.processor, "image_token", None) is None:
+        return str(loaded.processor.tokenizer.decode([loaded.model.config.image_token_id]))
+    return transcripts.image_token(loaded.processor)
 
 
 def full_prompt(loaded: Loaded, question: str, pictures: int) -> str:
