@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import tokenreduce as tr
+from tokenreduce.geometry import Picture
 from tokenreduce.testing.batches import Batch, batch
 from tokenreduce.testing.models import FAMILIES, Family
 from tokenreduce.tokens import TOWER, Tokens
@@ -202,3 +203,25 @@ def test_what_has_no_such_tower_is_refused_by_name() -> None:
 def test_batches_are_what_they_say(run: Watched) -> None:
     assert isinstance(run.given, Batch)
     assert all(len(run.patches(i)) == n for i, n in enumerate(run.given.counts))
+
+
+@pytest.mark.parametrize("strategy", ["fastervlm", tr.ToMe(r=2, tower="merged")])
+def test_pictures_of_unknown_patches_are_refused_in_one_line(
+    strategy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a release's encoder returns another number of tokens than its adapter expects."""
+
+    def unread(self: Any, base: Any, call: Any, output: Any) -> list[Picture]:
+        return [Picture.unknown(len(features)) for features in output.pooler_output]
+
+    monkeypatch.setattr(tr.adapters["llava"], "pictures", unread)
+    model, given = FAMILIES["llava"].model(), batch(FAMILIES["llava"], (1,))
+    with pytest.raises(tr.ContractError) as error, tr.reduce(model, strategy) as reduction:
+        given.run(model, reduction)
+    said = str(error.value)
+    assert "\n" not in said
+    for part in ("LlavaModel", "visual tokens", "not known", "fastv", "remove the reduction"):
+        assert part in said
+    with torch.no_grad(), tr.reduce(model, "fastv", tr.Single(2, 0.5)) as reduction:
+        given.run(model, reduction)  # what asks the decoder alone goes on
+    assert reduction.report.applied == [True]

@@ -42,10 +42,17 @@ class CallReader:
         only_text: whether logits of visual positions are left out.
         calls: the calls that run now.
         marks: what the caller says around calls.
+        root: the module that computes logits and loss.
     """
 
     def __init__(
-        self, base: Part, config: EngineConfig, only_text: bool, calls: CallStates, marks: Marks
+        self,
+        base: Part,
+        config: EngineConfig,
+        only_text: bool,
+        calls: CallStates,
+        marks: Marks,
+        root: nn.Module,
     ) -> None:
         self.base, self.config, self.only_text = base, config, only_text
         self.calls, self.marks = calls, marks
@@ -53,6 +60,7 @@ class CallReader:
         self.names = tuple(config.adapter.visual_ids(base.config))
         self._local = threading.local()
         self._warned = False
+        self.root, self.aligned = root, not only_text or contract.aligned_loss(root)
 
     @property
     def queue(self) -> PictureQueue:
@@ -100,6 +108,8 @@ class CallReader:
         if rows.shape[1] == visual.shape[1]:
             # nothing is left out; moved to the right, they would still fit the caller's own labels
             return None
+        if ahead is not None and not self.aligned:
+            raise contract.unaligned(self.root)
         state.rows = rows
         if ahead is None:
             return None
@@ -127,6 +137,8 @@ class CallReader:
             output = run()
         read = adapter.clips if kind == VIDEO else adapter.pictures
         pictures = read(self.base, call, output)
+        if watch is not None or (bridge is not None and not bridge.spread and passes):
+            contract.check_patches(self.base, pictures)
         if watch is not None:
             pictures = measure(pictures, watch)
         if bridge is not None:
@@ -140,6 +152,7 @@ class CallReader:
         self, state: CallState, given: ModelCall, args: Arguments, kwargs: Keywords
     ) -> None:
         """The multimodal module is called: with the token ids, and maybe encoded pictures."""
+        contract.check_encoded(self.base, given)
         for output in given.encoded.values():
             known = getattr(output, PICTURES, None)
             if known is not None:

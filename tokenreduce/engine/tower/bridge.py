@@ -134,7 +134,7 @@ def _ranked(number: Tensor) -> Tensor:
 
 def _of(picture: Picture, groups: Tensor) -> Tensor:
     """(v,) the group of every token; a separator, which is of no patch, stays alone."""
-    assert picture.patches is not None  # adapters that merge say which patch a token is
+    assert picture.patches is not None  # `check_patches` saw to it
     patch = picture.patches[:, 0]
     alone = -1 - torch.arange(len(patch))
     return torch.where(patch < 0, alone, groups[patch.clamp(min=0)])

@@ -133,7 +133,7 @@ class Merging:
                     "this tower is already reduced: remove() the other reduction first"
                 )
         for i, layer in enumerate(tower.layers):
-            norm, mlp = tower.mlp(layer)
+            norm, *_, mlp = tower.mlp(layer)
             enter = Hook(LayerPreHook(partial(self._enter, i, parameters(layer))), self)
             # checkpointing may run a layer's modules again without the layer's own hooks
             self.handles += [

@@ -182,7 +182,7 @@ def measure(pictures: Sequence[Picture], watch: Watch) -> list[Picture]:
 
 def _of(picture: Picture, whole: Tensor) -> Tensor:
     """(tokens, …) the mean of a token's patches."""
-    assert picture.patches is not None  # families with a tower say which patches a token is of
+    assert picture.patches is not None  # `check_patches` saw to it
     index = picture.patches.to(whole.device)
     found = whole[index.clamp(min=0)].float()
     there = (index >= 0).view(*index.shape, *[1] * (found.dim() - 2))

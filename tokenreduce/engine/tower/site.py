@@ -139,10 +139,10 @@ class TowerSite:
         return EncoderReport(n, o, tokens, n * short, n * whole, bool(merged.plans), blocks)
 
     def _flops(self, layer: Any, entering: int, leaving: int, pairs: int) -> int:
-        mlp = self.tower.mlp(layer)[1]
-        within = sum(x.numel() for x in mlp.parameters() if x.dim() == 2)
+        norm, *mlp = self.tower.mlp(layer)
+        within = sum(x.numel() for part in mlp for x in part.parameters() if x.dim() == 2)
         rest = sum(x.numel() for x in layer.parameters() if x.dim() == 2) - within
-        width = int(self.tower.mlp(layer)[0].weight.shape[0])
+        width = int(norm.weight.shape[0])
         total: int = rest * entering + 2 * pairs * width + within * leaving
         return 2 * total
 
