@@ -331,7 +331,7 @@ def test_every_run_writes_its_result(program: Program, probe: list[Any], tmp_pat
     record = json.loads((tmp_path / "here" / "result.json").read_text())
     assert Path.cwd() == tmp_path
     assert record["choices"]["strategy"] == "vtw"
-    assert record["choices"]["scheduler"] == "withdraw"
+    assert record["choices"]["scheduler"] == "vtw"
     assert record["config"]["scheduler"]["name"] == "single"
     assert record["config"]["prompt"] == "a, b"
     assert "strategy=vtw" in record["overrides"]

@@ -26,6 +26,7 @@ HEAVY = frozenset({"torch", "numpy", "transformers", "timm", "torchvision"})
 RULES: dict[str, frozenset[str]] = {
     "registry": HEAVY | {"tokenreduce"},
     "plugins": HEAVY | {"tokenreduce"},
+    "paper": HEAVY,
     "scheduler": HEAVY,
     "schedulers": HEAVY | {"tokenreduce.strategy", "tokenreduce.strategies"},
     "cost": HEAVY,

@@ -1,4 +1,4 @@
-"""HiRED: attention-guided token dropping in a budget (arXiv 2408.10945, AAAI 2025), section 4."""
+"""HiRED: attention-guided token dropping in a budget, section 4 of its paper."""
 
 from __future__ import annotations
 
@@ -10,10 +10,23 @@ import torch
 from torch import Tensor
 
 from tokenreduce.choice import candidates
+from tokenreduce.paper import Paper
 from tokenreduce.scheduler import Scheduler, share
 from tokenreduce.schedulers.single import Single
 from tokenreduce.strategy import Strategy, select, strategies
 from tokenreduce.tokens import SPAN, Plan, Tokens
+
+PAPER = Paper(
+    key="arif2025hired",
+    title="{HiRED}: Attention-Guided Token Dropping for Efficient Inference of "
+    "High-Resolution Vision-Language Models",
+    authors="Arif, Kazi Hasan Ibn and Yoon, JinYi and Nikolopoulos, Dimitrios S. and "
+    "Vandierendonck, Hans and John, Deepu and Ji, Bo",
+    year=2025,
+    arxiv="2408.10945",
+    venue="Proceedings of the AAAI Conference on Artificial Intelligence (AAAI)",
+    code="hasanar1f/HiRED, MIT",
+)
 
 
 @strategies.register("hired")
@@ -29,7 +42,6 @@ class HiRED(Strategy):
 
     Where there are no crops, the best of all tokens stay. What rounding leaves over goes to the
     best of those that are left, so that the budget is met. Pictures of a sample share its budget.
-    O(v log v), to sort and to find what of the whole picture a token shows.
 
     Deviation from the original: crops are told apart by their places in the picture; where padding
     was cut off, all crops of a row or column lose alike.
@@ -39,11 +51,17 @@ class HiRED(Strategy):
     """
 
     whole: float = 0.5
+    """Share of the budget for the whole picture at low resolution."""
 
     needs: ClassVar[frozenset[str]] = frozenset(
         {"class_attention", "class_attention_first", "grid"}
     )
-    paper: ClassVar[str] = "arXiv 2408.10945"
+    paper: ClassVar[Paper] = PAPER
+    formula: ClassVar[str] = (
+        "of each crop the best by class attention, its quota by what the first layer sees of "
+        "the whole"
+    )
+    cost: ClassVar[str] = "O(v log v), to sort and to find what of the whole picture a token shows"
 
     def __post_init__(self) -> None:
         share(self.whole, "whole")
