@@ -101,6 +101,16 @@ def option_docs(kind: type) -> dict[str, str]:
     return {name: text for name, text in found.items() if name in options}
 
 
+def need(name: str) -> str:
+    """The name of a kind of evidence, as a table shows it: a layer with four digits at most."""
+    kind, at, where = name.partition("@")
+    layer = ast.literal_eval(where) if at else None
+    if layer is None:
+        return f"`{kind}`"
+    place = f"{layer:.4g} of the depth" if isinstance(layer, float) else f"layer {layer}"
+    return f"`{kind}` at {place}"
+
+
 def paper(kind: type[tr.Strategy]) -> str:
     """A link to the paper, where a strategy names one."""
     if not isinstance(kind.paper, Paper):

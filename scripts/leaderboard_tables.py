@@ -9,10 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from facts import need
 from markdown import table
 
 import tokenreduce as tr
-from tokenreduce.tokens import TOWER
+from tokenreduce.tokens import TOWER, kind_of
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 SCHEDULES = ("before the model", "at layer 2", "pyramid", "found")
@@ -153,7 +154,7 @@ def which() -> str:
                 f"{100 * board[one]:.1f}" if one in board else "–",
                 f"{100 * added[one]:.1f}" if one in added else "–",
                 "yes" if tr.strategies[one].reads_text else "no",
-                ", ".join(f"`{x}`" for x in sorted(tr.strategies[one].needs) if tower(x)) or "none",
+                ", ".join(need(x) for x in sorted(tr.strategies[one].needs) if tower(x)) or "none",
                 "yes" if tr.strategies[one].mixes else "no",
             )
             for one in sorted(methods, key=lambda one: -board.get(one, 0))
@@ -163,7 +164,7 @@ def which() -> str:
 
 def tower(evidence: str) -> bool:
     """Whether a piece of evidence comes from the vision tower, or from the pictures."""
-    return evidence in TOWER or evidence in ("grid", "pictures")
+    return kind_of(evidence) in TOWER or evidence in ("grid", "pictures")
 
 
 def reduced() -> list[Row]:

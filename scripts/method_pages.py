@@ -8,12 +8,12 @@ from pathlib import Path
 import leaderboard_tables
 import option_files
 import recordings
-from facts import baseline, fields, option_docs, paper, schedule, shipped, summary
+from facts import baseline, fields, need, option_docs, paper, schedule, shipped, summary
 from markdown import table
 
 import tokenreduce as tr
 from tokenreduce.paper import Paper
-from tokenreduce.tokens import EVIDENCE
+from tokenreduce.tokens import EVIDENCE, kind_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "methods"
@@ -76,9 +76,10 @@ def facts(name: str, kind: type[tr.Strategy]) -> list[tuple[str, str]]:
     return rows
 
 
-def meaning(need: str) -> str:
+def meaning(name: str) -> str:
     """A kind of evidence, and what it is."""
-    return f"`{need}`: {EVIDENCE[need]}" if need in EVIDENCE else f"`{need}`"
+    known = EVIDENCE.get(kind_of(name))
+    return f"{need(name)}: {known}" if known else need(name)
 
 
 def parity(name: str) -> str:

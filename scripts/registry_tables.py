@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from facts import options, paper, schedule, summary
+from facts import need, options, paper, schedule, summary
 from markdown import table
 
 import tokenreduce as tr
@@ -31,7 +31,7 @@ def methods() -> str:
         (
             (
                 f"[`{name}`](methods/{name}.md)",
-                ", ".join(f"`{need}`" for need in sorted(kind.needs)) or "none",
+                ", ".join(map(need, sorted(kind.needs))) or "none",
                 kind.site,
                 "yes" if kind.reads_text else "no",
                 f"`{kind.positions}`",
@@ -119,7 +119,7 @@ def conformance() -> str:
         model = shared_model(family, FAMILIES[family].attentions[0])
         missing = tr.adapters[FAMILIES[family].adapter]().lacks(kind.needs, model)
         names, runs = tried[family]
-        return f"no `{min(missing)}`" if missing else f"{len(names)} / {runs}"
+        return f"no {need(min(missing))}" if missing else f"{len(names)} / {runs}"
 
     return table(
         ("model", *(f"`{name}`" for name in tr.strategies)),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tokenreduce.engine.sequence import rows_of
 from tokenreduce.engine.view import LayerView, in_this_thread, same_draws
 from tokenreduce.geometry import measured
-from tokenreduce.tokens import TOWER
+from tokenreduce.tokens import TOWER, kind_of
 from tokenreduce.tower import Part
 
 KEYS_BEFORE = frozenset(
@@ -28,6 +28,8 @@ KEYS_BEFORE = frozenset(
     }
 )
 QUERIES_BEFORE = frozenset({"attention_received", "received_from_text", "received_from_visual"})
+PER_HEAD = ("class_attention", "tower_attention")
+"""Beginnings of the names of what a tower says once for each of its heads."""
 FROM_BEFORE = KEYS_BEFORE | QUERIES_BEFORE
 """Evidence that is captured while the layer before a stop runs; keys always, queries for some."""
 
@@ -112,8 +114,9 @@ def evidence(
         "embedding_valid": lambda: seq.first().visual_valid,
         "text_embedding": lambda: seq.embedding("text"),
     }
-    for name in TOWER:
-        makers[name] = lambda name=name: _of_tower(view, name)  # type: ignore[misc]
+    for name in needs:
+        if kind_of(name) in TOWER:
+            makers[name] = lambda name=name: _of_tower(view, name)  # type: ignore[misc]
     return {
         name: _once(make, view.layer)
         for name, make in makers.items()
@@ -125,7 +128,7 @@ def _of_tower(view: LayerView, name: str) -> Tensor:
     """What the vision tower said about the tokens that are left; heads come first, if any."""
     whole = view.seq.once(("tower", name), lambda: measured(view.seq.pictures, name))
     left = rows_of_any(whole.to(view.hidden.device), view.layout.origin)
-    return left.transpose(1, 2) if name.startswith("class_attention") else left
+    return left.transpose(1, 2) if name.startswith(PER_HEAD) else left
 
 
 def rows_of_any(x: Tensor, index: Tensor) -> Tensor:

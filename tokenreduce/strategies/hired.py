@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tokenreduce.choice import candidates
+from tokenreduce.choice import candidates, numbered
 from tokenreduce.paper import Paper
 from tokenreduce.scheduler import Scheduler, share
 from tokenreduce.schedulers.single import Single
@@ -98,27 +98,20 @@ def parts(tokens: Tokens, picture: Tensor) -> tuple[Tensor, Tensor]:
     """
     at = tokens.places
     overview = picture & (at.tile == 0)
-    view, image, crop = _dense(at.grid), _dense(at.image), torch.zeros_like(at.row)
+    view, image, crop = numbered(at.grid), numbered(at.image), torch.zeros_like(at.row)
     for along in (at.row, at.column):
         side = _most(along + 1, image, overview).gather(1, image).clamp(min=1)
         length = _most(along + 1, view, picture).gather(1, view).clamp(min=1)
         number = -(-length // side)
         crop = crop * SPAN + (along * number // length).clamp(max=SPAN - 1)
     one = torch.where(overview, 0, view * SPAN * SPAN + crop + 1)
-    return _dense(torch.where(picture, one, 0)), overview
+    return numbered(torch.where(picture, one, 0)), overview
 
 
 def _most(x: Tensor, group: Tensor, among: Tensor) -> Tensor:
     """(b, v) the largest `x` in the group of each number, 0 where there is none."""
     values = torch.where(among, x, 0)
     return torch.zeros_like(x).scatter_reduce(1, group, values, "amax")
-
-
-def _dense(key: Tensor) -> Tensor:
-    """(b, v) the number of each key among those that occur in the sample, from 0."""
-    values, at = key.sort(dim=1, stable=True)
-    number = torch.nn.functional.pad((values.diff(dim=1) > 0).long().cumsum(dim=1), (1, 0))
-    return torch.zeros_like(key).scatter(1, at, number[:, : key.shape[1]])
 
 
 def _rank(score: Tensor, among: Tensor) -> Tensor:
@@ -144,7 +137,7 @@ def _shown(tokens: Tokens, overview: Tensor, seen: Tensor) -> Tensor:
     """(b, v) whether a token's place is one of the whole picture's that are `seen`."""
     at = tokens.places
     known = at.x >= 0
-    image = _dense(at.image)
+    image = numbered(at.image)
     sought = shown = image
     for where, along in ((at.y, at.row), (at.x, at.column)):
         side = _most(along + 1, image, overview).gather(1, image)
