@@ -57,6 +57,11 @@ class Adapter:
         """Why it cannot read `model` after all; None for a model of one of its `families`."""
         return None
 
+    @classmethod
+    def unmeasured(cls, needs: frozenset[str]) -> frozenset[str]:
+        """The evidence among `needs` that it measures on no model."""
+        return frozenset(need for need in needs if kind_of(need) not in cls.evidence)
+
     def lacks(self, needs: frozenset[str], model: Part) -> frozenset[str]:
         """The evidence among `needs` that it cannot measure on `model`.
 
@@ -65,7 +70,7 @@ class Adapter:
         Raises:
             ValueError: evidence in a layer that the model's tower does not have.
         """
-        missing = frozenset(need for need in needs if kind_of(need) not in self.evidence)
+        missing = self.unmeasured(needs)
         of_tower = frozenset(need for need in needs if kind_of(need) in TOWER)
         if missing or not of_tower:
             return missing
