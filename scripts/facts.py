@@ -70,7 +70,14 @@ def short(value: Any) -> str:
 
 def options(kind: type) -> str:
     """The options of a class with their defaults."""
-    return ", ".join(f"`{field.name}={field.default!r}`" for field in fields(kind)) or "none"
+    return ", ".join(f"`{field.name}={default(field)}`" for field in fields(kind)) or "none"
+
+
+def default(field: dataclasses.Field[Any]) -> str:
+    """The default of an option as Python writes it; four digits of a long number."""
+    written = repr(field.default)
+    long = isinstance(field.default, float) and len(written) > 8
+    return short(field.default) if long else written
 
 
 def fields(kind: Any) -> tuple[dataclasses.Field[Any], ...]:

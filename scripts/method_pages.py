@@ -8,7 +8,7 @@ from pathlib import Path
 import leaderboard_tables
 import option_files
 import recordings
-from facts import baseline, fields, need, option_docs, paper, schedule, shipped, summary
+from facts import baseline, default, fields, need, option_docs, paper, schedule, shipped, summary
 from markdown import table
 
 import tokenreduce as tr
@@ -97,7 +97,7 @@ def option_table(kind: type[tr.Strategy]) -> str:
     return table(
         ("option", "default", "what it does"),
         (
-            (f"`{field.name}`", f"`{field.default!r}`", said.get(field.name, ""))
+            (f"`{field.name}`", f"`{default(field)}`", said.get(field.name, ""))
             for field in fields(kind)
         ),
     )

@@ -24,6 +24,7 @@ from tokenreduce.tokens import EVIDENCE, PLACES, Plan, Tokens, kind_of
 
 WIDTH, HEADS = 8, 3
 LENGTHS = {"h": HEADS, "d": WIDTH, "l": 11, "e": 4, "t": 6}
+Measured = Mapping[str, Callable[[], Tensor]]
 FILLER = 50.0
 """What stands at padding."""
 SHARES = ("attention", "received", "class_match")
@@ -84,10 +85,7 @@ BATCHES = (GRIDS, LINES, GRIDS[:1])
 def tokens_of(
     samples: Sequence[Sample], layer: int = 2, gap: int = 0, needs: Iterable[str] = ()
 ) -> Tokens:
-    """The tokens of a batch; `gap` adds that much padding.
-
-    They have every kind of evidence, and what else `needs` names: a tower's in a layer.
-    """
+    """The tokens of a batch with `gap` more padding; all evidence, and a tower's in layers."""
     counts = tuple(len(sample) for sample in samples)
     v = max(counts) + gap
     valid = torch.arange(v) < torch.tensor(counts)[:, None]
@@ -106,15 +104,10 @@ def tokens_of(
     )
 
 
-def _evidence(
-    samples: Sequence[Sample], v: int, needs: Iterable[str]
-) -> Mapping[str, Callable[[], Tensor]]:
+def _evidence(samples: Sequence[Sample], v: int, needs: Iterable[str]) -> Measured:
     """Every kind of evidence that has a shape; what is a share is positive."""
-    found: dict[str, Callable[[], Tensor]] = {}
-    for name in dict.fromkeys([*EVIDENCE, *needs]):
-        if _dims(name):
-            found[name] = partial(_measured, samples, name, _dims(name), v)
-    return found
+    names = (name for name in dict.fromkeys([*EVIDENCE, *needs]) if _dims(name))
+    return {name: partial(_measured, samples, name, _dims(name), v) for name in names}
 
 
 def _measured(samples: Sequence[Sample], name: str, dims: tuple[str, ...], v: int) -> Tensor:
