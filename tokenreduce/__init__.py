@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from tokenreduce.strategies.fastervlm import FasterVLM
     from tokenreduce.strategies.fastv import FastV
     from tokenreduce.strategies.fitprune import FitPrune
+    from tokenreduce.strategies.hiprune import HiPrune
     from tokenreduce.strategies.hired import HiRED
     from tokenreduce.strategies.none import Keep
     from tokenreduce.strategies.pact import PACT
@@ -88,6 +89,7 @@ _HOME = {
     "FastV": "strategies.fastv",
     "FasterVLM": "strategies.fastervlm",
     "FitPrune": "strategies.fitprune",
+    "HiPrune": "strategies.hiprune",
     "HiRED": "strategies.hired",
     "Keep": "strategies.none",
     "LearnedScorer": "learned",
