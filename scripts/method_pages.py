@@ -37,7 +37,7 @@ def page(name: str, kind: type[tr.Strategy]) -> str:
         f"# `{name}`",
         f"<!-- Written by scripts/generate.py from {source} -->",
         summary(kind),
-        table(("", ""), facts(name, kind)),
+        table(("", kind.__name__), facts(name, kind)),
         f"```console\ntokenreduce strategy={name}\n```",
     ]
     if fields(kind):
@@ -78,8 +78,9 @@ def facts(name: str, kind: type[tr.Strategy]) -> list[tuple[str, str]]:
 
 def meaning(name: str) -> str:
     """A kind of evidence, and what it is."""
-    known = EVIDENCE.get(kind_of(name))
-    return f"{need(name)}: {known}" if known else need(name)
+    if name not in EVIDENCE and kind_of(name) in EVIDENCE:
+        return f"{need(name)}: what `{kind_of(name)}` is, in that layer"
+    return f"{need(name)}: {EVIDENCE[name]}" if name in EVIDENCE else need(name)
 
 
 def parity(name: str) -> str:
