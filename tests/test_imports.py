@@ -43,6 +43,7 @@ RULES: dict[str, frozenset[str]] = {
     "errors": LOW,
     "plugins": LOW,
     "checks": LOW,
+    "paper": LOW,
     "files": LOW,
     "registry": LOW,
     "scheduler": HEAVY | CORE,

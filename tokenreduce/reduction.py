@@ -415,7 +415,7 @@ def remove(model: nn.Module) -> bool:
         TypeError: `model` is no module.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"remove() takes the model that reduce() was given, not {model!r}")
+        raise Incompatible(f"remove() takes the model that reduce() was given, not {model!r}")
     owners = {id(owner): owner for part in model.modules() for owner in owners_of(part)}
     for owner in owners.values():
         owner.remove()

@@ -31,7 +31,7 @@ from tokenreduce.learned import complaint
 from tokenreduce.reduction import reduce
 from tokenreduce.schedulers.single import Single
 from tokenreduce.strategy import Strategy, TowerStrategy, strategies
-from tokenreduce.tokens import TOWER
+from tokenreduce.tokens import TOWER, kind_of
 
 FAMILIES = ("llava", "llava_next", "llava_onevision")
 """Where vLLM takes rows as they are: one placeholder each, plain positions."""
@@ -201,16 +201,21 @@ def _check_needs(strategy: Strategy, prompts: Sequence[str] | None) -> None:
             f"{name} with tower={strategy.tower!r} leaves as many tokens as its tower says: a "
             "server needs a number that is known before"
         )
-    inside = strategy.needs - BEFORE - ASKED
+    inside = _inside(strategy.needs)
     if inside:
-        usable = [one for one, kind in strategies.items() if not kind.needs - BEFORE - ASKED]
+        usable = [one for one, kind in strategies.items() if not _inside(kind.needs)]
         usable = [one for one in usable if strategies[one].reduces]
         raise Incompatible(
-            f"{name} reads {', '.join(sorted(inside))} of the language model, which runs in vLLM: "
+            f"{name} reads {', '.join(inside)} of the language model, which runs in vLLM: "
             f"choose one that decides before it ({', '.join(usable)})"
         )
     if strategy.needs & ASKED and prompts is None:
         raise BadOption(f"{name} chooses by the question: give prompts=[...], one per picture")
+
+
+def _inside(needs: frozenset[str]) -> list[str]:
+    """The evidence among `needs` that only the language model has."""
+    return sorted(need for need in needs if kind_of(need) not in BEFORE | ASKED)
 
 
 def request(
