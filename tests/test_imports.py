@@ -430,16 +430,18 @@ LONGER = {
     "profiling/meter.py __init__",
     "profiling/plot.py draw",
     "profiling/refining.py refine",
+    "profiling/summary.py summary",
     "reduction.py __init__",
+    "solving/summary.py summary",
     "solving/timing.py find",
     "strategies/tome.py match",
     "tasks/benchmark.py benchmark",
     "tasks/generate.py generate",
     "tasks/profile.py profile",
-    "tasks/profile.py told",
+    "tasks/solve.py solve",
     "tasks/train.py train",
     "tasks/train.py make_trainer",
-    "training/arguments.py arguments",
+    "training/trainer_arguments.py arguments",
 }
 """What reads better although it is longer than the rule, or takes more."""
 
