@@ -21,9 +21,9 @@ import torch
 from kvpress import KnormPress, RandomPress, SnapKVPress
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tokenreduce.benchmarking.allocation import cache_bytes, peak_bytes
 from tokenreduce.engine.call import cache_of, with_cache
-from tokenreduce.tasks.benchmarking.clock import Clock, Times, interval, paired, ratios
-from tokenreduce.tasks.benchmarking.memory import cache_bytes, peak_bytes
+from tokenreduce.inference.clock import Clock, Times, interval, paired, ratios
 
 TEXT, STEPS, ROUNDS = 64, 8, 7
 KEPT = {576: 0.522, 2880: 0.480}

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 import tokenreduce as tr
-from tokenreduce.checkpoint import FILE, FORMAT, WEIGHTS, load, save
+from tokenreduce.checkpoint import FILE, FORMAT, WEIGHTS, save
+from tokenreduce.reduction import load
 from tokenreduce.testing.batches import batch
 from tokenreduce.testing.models import FAMILIES
 

@@ -33,7 +33,7 @@ def test_no_draft_is_left_however_writing_ends(tmp_path: Path, stop: type[BaseEx
     path.write_text("old")
 
     def write() -> None:
-        with files.whole(path) as draft:
+        with files.atomic(path) as draft:
             draft.write_text("half")
             raise stop
 
@@ -54,9 +54,9 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    with files.whole(path) as one:
+    with files.atomic(path) as one:
         one.write_text("one")
-        with files.whole(path) as other:
+        with files.atomic(path) as other:
             other.write_text("other")
         assert path.read_text() == "other"
     assert path.read_text() == "one"

@@ -14,11 +14,12 @@ from types import MappingProxyType
 from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from tokenreduce.errors import BadOption
 from tokenreduce.geometry import WHOLE, Box, Picture
 from tokenreduce.registry import Registry
-from tokenreduce.tokens import DECODER, TOWER
+from tokenreduce.tokens import DECODER, TOWER, kind_of, layer_of
 from tokenreduce.tower import Part, Rotary, Tower, rotate
 
 IMAGE, VIDEO = "image", "video"
@@ -34,10 +35,9 @@ class Adapter:
     * `positions`: the position rules that are defined for it.
     * `encoders`: methods of the multimodal module that encode pictures, and the kind of picture;
       they are watched for the pictures' geometry.
-    * `runs`: whether a run of placeholders is one picture, whose parts (tiles) the encoder is given
-      one by one; `joined` makes it of them.
-    * `tagged`: whether the tokens around the placeholders say which pictures are tiles of one
-      image; `grouped` reads them.
+    * `reads`: what it reads of the multimodal module beside the decoder, as dotted paths such as
+      `config.spatial_merge_size`; a method's parameter stands behind a colon. Looked for when a
+      model is reduced.
     * `between`: methods of the decoder that add features to its visual tokens between two layers.
     * `interleaved`: whether the rotary embedding turns neighbours of a head, not its two halves.
     """
@@ -48,8 +48,7 @@ class Adapter:
     encoders: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"get_image_features": IMAGE, "get_video_features": VIDEO}
     )
-    runs: ClassVar[bool] = False
-    tagged: ClassVar[bool] = False
+    reads: ClassVar[tuple[str, ...]] = ()
     between: ClassVar[tuple[str, ...]] = ()
     interleaved: ClassVar[bool] = False
 
@@ -57,15 +56,28 @@ class Adapter:
         """Why it cannot read `model` after all; None for a model of one of its `families`."""
         return None
 
+    @classmethod
+    def unmeasured(cls, needs: frozenset[str]) -> frozenset[str]:
+        """The evidence among `needs` that it measures on no model."""
+        return frozenset(need for need in needs if kind_of(need) not in cls.evidence)
+
     def lacks(self, needs: frozenset[str], model: Part) -> frozenset[str]:
         """The evidence among `needs` that it cannot measure on `model`.
 
         A family may have towers of several kinds, not all of which tell something.
+
+        Raises:
+            ValueError: evidence in a layer that the model's tower does not have.
         """
-        missing = needs - self.evidence
-        of_tower = needs & set(TOWER)
-        if not missing and of_tower and self.tower(self.base(model)) is None:
+        missing = self.unmeasured(needs)
+        of_tower = frozenset(need for need in needs if kind_of(need) in TOWER)
+        if missing or not of_tower:
+            return missing
+        tower = self.tower(self.base(model))
+        if tower is None:
             return of_tower
+        for need in of_tower:
+            layer_of(need, len(tower.layers))
         return missing
 
     def base(self, model: Part) -> Part:
@@ -78,7 +90,7 @@ class Adapter:
         while not hasattr(found, "layers"):
             inner = found.get_decoder()
             if inner is found:
-                raise ValueError(f"{type(model).__name__} has no decoder with `layers`")
+                raise BadOption(f"{type(model).__name__} has no decoder with `layers`")
             found = inner
         return found
 
@@ -102,19 +114,15 @@ class Adapter:
         """The same for the videos of one encoder call; each is one picture of several frames."""
         return self.pictures(base, call, output)
 
-    def joined(self, parts: Sequence[Picture]) -> Picture:
-        """The picture that a run of placeholders stands for, from its parts in order (`runs`)."""
-        return Picture.join(parts)
-
-    def grouped(
-        self, parts: Sequence[Picture], ids: Sequence[int], shown: Sequence[bool]
+    def assemble(
+        self, parts: Sequence[Picture], ids: Sequence[int] | None, visual: Sequence[bool]
     ) -> list[Picture]:
-        """The pictures of one sample, from its parts (tiles) and its own text (`tagged`).
+        """The pictures of one sample, where the encoder is given parts of them (tiles).
 
         Args:
-            parts: in reading order.
-            ids: the sample's token ids, padding included.
-            shown: which of them are placeholders.
+            parts: what the encoder was given for the sample, in reading order.
+            ids: the sample's token ids, padding included; None where it was given embeddings.
+            visual: which of its tokens are visual.
         """
         return list(parts)
 
@@ -240,7 +248,7 @@ def adapter_for(model: Part) -> Adapter:
     if reason is None:
         return generic
     known = sorted(name for adapter in adapters.values() for name in adapter.families)
-    raise ValueError(
+    raise BadOption(
         f"no adapter reads the model family {kind!r} (supported: {', '.join(known)}), and the "
         f"generic one cannot: {reason}. To add one, subclass tokenreduce.Adapter, state its "
         "`families` and what differs, and register it with @tokenreduce.adapters.register(name); "
@@ -259,3 +267,17 @@ def _heads(x: Tensor, attention: Any, norm: str) -> Tensor:
     if hasattr(attention, norm):
         x = getattr(attention, norm)(x)
     return x.transpose(1, 2)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The transformers model inside PEFT and data-parallel wrappers."""
+    found: Any = model
+    while True:
+        if hasattr(found, "get_base_model"):
+            found = found.get_base_model()
+        elif isinstance(getattr(found, "module", None), nn.Module) and (
+            "module" in getattr(found, "_modules", ()) or not hasattr(found, "config")
+        ):  # DDP, DeepSpeed's engine
+            found = found.module
+        else:
+            return found  # type: ignore[no-any-return]

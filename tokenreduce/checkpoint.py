@@ -1,4 +1,4 @@
-"""A reduction beside a model's checkpoint: a small JSON file, written by `save`, read by `load`.
+"""A reduction beside a model's checkpoint: a small JSON file, written by `save`, read by `read`.
 
 The file names the strategy and the scheduler as the registries know them, with their options, and
 the model that they were made for. The parameters of a learned strategy lie beside it, in a
@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 import tokenreduce
-from tokenreduce import plugins
-from tokenreduce.adapter import Adapter, adapters
-from tokenreduce.files import parse_json, whole
+from tokenreduce.adapter import Adapter, adapters, unwrap
+from tokenreduce.errors import BadOption, Missing
+from tokenreduce.files import atomic, parse_json
 from tokenreduce.learned import LearnedStrategy
 from tokenreduce.registry import Registry, short
 from tokenreduce.scheduler import Scheduler, schedulers
@@ -51,10 +51,12 @@ def save(reduction: Reduction, directory: str | os.PathLike[str]) -> Path:
         the path of `tokenreduce.json`.
 
     Raises:
-        ValueError: a strategy, scheduler or adapter that is not registered, or options that JSON
-            cannot hold: nobody could make them again.
+        ValueError: a strategy, scheduler or adapter that is not registered, options that JSON
+            cannot hold (nobody could make them again), or a plain vision encoder's reduction.
         OSError: the folder cannot be written; a file that was there before is as it was.
     """
+    if reduction.adapter is None:
+        raise BadOption("a reduction of a plain vision encoder has no language model to go with")
     content = {
         "format": 1,
         "tokenreduce": tokenreduce.__version__,
@@ -87,7 +89,7 @@ def _written(folder: Path, content: dict[str, Any], learned: LearnedStrategy | N
         content = {**content, "weights": {"file": WEIGHTS, "sha256": _digest(draft)}}
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     try:
-        with whole(path) as new:
+        with atomic(path) as new:
             new.write_text(text, encoding="utf-8")
     except BaseException:
         draft.unlink(missing_ok=True)
@@ -128,30 +130,24 @@ def _alone(folder: Path, writes: bool = False) -> Iterator[None]:
             os.close(handle)
 
 
-def load(model: nn.Module, directory: str | os.PathLike[str]) -> Reduction:
-    """Applies the reduction that was saved in `directory` to `model`, as `reduce()` does.
+def read(model: nn.Module, directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """The reduction that was saved in `directory`, as the arguments of `reduce()` beside the model.
 
     Raises:
         FileNotFoundError: the folder holds no such file, or not the weights that it tells of.
-        ValueError: a broken or newer file, a name that nobody has registered, a model of another
-            family or depth than the reduction was made for, or weights that are not those that
-            were saved with it or do not fit the model.
+        ValueError: as `tokenreduce.load`.
     """
-    from tokenreduce.reduction import reduce
-
-    plugins.load()
     with _alone(Path(directory)):
         content, strategy, scheduler, adapter = _remade(model, Path(directory) / FILE)
-    return reduce(
-        model,
-        strategy,
-        scheduler,
-        adapter=adapter,
-        positions=content["positions"],
-        logits=content["logits"],
-        seed=content["seed"],
-        min_tokens=content.get("min_tokens", 0),
-    )
+    return {
+        "strategy": strategy,
+        "scheduler": scheduler,
+        "adapter": adapter,
+        "positions": content["positions"],
+        "logits": content["logits"],
+        "seed": content["seed"],
+        "min_tokens": content.get("min_tokens", 0),
+    }
 
 
 def _remade(model: nn.Module, path: Path) -> tuple[dict[str, Any], Strategy, Scheduler, Adapter]:
@@ -164,7 +160,7 @@ def _remade(model: nn.Module, path: Path) -> tuple[dict[str, Any], Strategy, Sch
         )
         adapter: Adapter = adapters.build(content["adapter"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} cannot be re-applied: {error}") from error
+        raise BadOption(f"{path} cannot be re-applied: {error}") from error
     _check(path, content["model"], model, adapter)
     if isinstance(strategy, LearnedStrategy):
         _restore(path, content, strategy, model, adapter)
@@ -179,21 +175,19 @@ def _restore(
     adapter: Adapter,
 ) -> None:
     """Gives a learned strategy the parameters that were saved with it."""
-    from tokenreduce.reduction import unwrap
-
     said = content.get("weights")
     if not isinstance(said, dict) or said.get("file") != WEIGHTS:
-        raise ValueError(f"{path} is broken (weights is {said!r}): save the reduction again")
+        raise BadOption(f"{path} is broken (weights is {said!r}): save the reduction again")
     found = [path.parent / WEIGHTS, *sorted(path.parent.glob(NEW_WEIGHTS))]
     found = [file for file in found if file.is_file()]
     if not found:
-        raise FileNotFoundError(
+        raise Missing(
             f"there is no {WEIGHTS} in {path.parent}, with the parameters of "
             f"{content['strategy']['name']!r}: copy it there too, or save the reduction again"
         )
     weights = next((file for file in found if _digest(file) == said.get("sha256")), None)
     if weights is None:
-        raise ValueError(
+        raise BadOption(
             f"{found[0]} is not the file that was saved with {FILE}: save the reduction again"
         )
     strategy.begin(adapter.decoder(unwrap(model)), content["seed"])
@@ -212,7 +206,7 @@ def _described(entry: object, registry: Registry[Any]) -> dict[str, Any]:
         options = {option: _plain(getattr(entry, option)) for option in known}
         options = json.loads(json.dumps(options, allow_nan=False))
     except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise BadOption(
             f"the options of {registry.kind} {name!r} cannot be saved ({error}): keep every "
             "option in an attribute of its name, as plain numbers, strings, lists or None"
         ) from error
@@ -241,7 +235,7 @@ def _name(entry: object, registry: Registry[Any]) -> str:
     except KeyError:
         kind = type(entry)
         plural = f"{registry.kind[:-1]}ies" if registry.kind.endswith("y") else f"{registry.kind}s"
-        raise ValueError(
+        raise BadOption(
             f"{kind.__module__}.{kind.__qualname__} is not a registered {registry.kind}, so that "
             "a saved file could not name it: register the class with "
             f"@tokenreduce.{plural}.register(name)"
@@ -250,8 +244,6 @@ def _name(entry: object, registry: Registry[Any]) -> str:
 
 def _facts(model: nn.Module, adapter: Adapter) -> dict[str, Any]:
     """What a reduction must find again in the model that it is loaded onto."""
-    from tokenreduce.reduction import unwrap
-
     core: Any = unwrap(model)
     decoder: Any = adapter.decoder(core)
     family = getattr(getattr(core, "config", None), "model_type", type(core).__name__)
@@ -279,7 +271,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         text = path.read_bytes()
     except FileNotFoundError:
-        raise FileNotFoundError(
+        raise Missing(
             f"there is no {FILE} in {path.parent}: save one with reduction.save(directory)"
         ) from None
     try:
@@ -287,9 +279,9 @@ def _read(path: Path) -> dict[str, Any]:
         version = content["format"]
         newer = version > FORMAT
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is broken ({error}): save the reduction again") from error
+        raise BadOption(f"{path} is broken ({error}): save the reduction again") from error
     if newer:
-        raise ValueError(
+        raise BadOption(
             f"{path} has format {version}, written by tokenreduce "
             f"{content.get('tokenreduce', '?')}; this is tokenreduce {tokenreduce.__version__}, "
             f"which reads up to format {FORMAT}: install a newer version"
@@ -300,7 +292,7 @@ def _read(path: Path) -> dict[str, Any]:
             entry = entry.get(key) if isinstance(entry, dict) else None
         fits = isinstance(entry, kind) and not isinstance(entry, bool)
         if not fits or (name == "seed" and entry not in SEEDS):
-            raise ValueError(
+            raise BadOption(
                 f"{path} is broken ({name} is {short(entry)}): save the reduction again"
             )
     return content  # type: ignore[no-any-return]
@@ -313,7 +305,7 @@ def _check(path: Path, saved: dict[str, Any], model: nn.Module, adapter: Adapter
     except (AttributeError, ValueError):
         found = {"family": type(model).__name__, "depth": 0}
     if found != saved:
-        raise ValueError(
+        raise BadOption(
             f"{path} was saved for a {saved['family']} model of {saved['depth']} layers, but this "
             f"is a {found['family']} model of {found['depth']}: reduce it with tokenreduce.reduce()"
         )

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tokenreduce.tokens import Plan, Tokens, gather, keep_from_mask
+from tokenreduce.errors import BadOption
+from tokenreduce.tokens import Plan, Tokens, gather
 
 DENSE = 4096
 """Tokens of which every pair is held at once; of more, pairs are read in blocks."""
@@ -49,15 +50,15 @@ def kept(plan: Plan, tokens: Tokens) -> Tensor:
     return spare.scatter(1, index, True)[:, :v]
 
 
-def packed(mask: Tensor, tokens: Tokens, budget: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-    """`keep` and `valid` of a plan that keeps `mask` (b, v), exactly the budget of every sample."""
-    counts = [min(k, n) for k, n in zip(budget, tokens.counts, strict=True)]
-    keep, valid = keep_from_mask(mask, max(counts, default=0))
-    return keep, None if len(set(counts)) <= 1 else valid
+def numbered(key: Tensor) -> Tensor:
+    """(b, v) the number of each key (b, v) among those that occur in the sample, from 0."""
+    values, at = key.sort(dim=1, stable=True)
+    number = torch.nn.functional.pad((values.diff(dim=1) > 0).long().cumsum(dim=1), (1, 0))
+    return torch.zeros_like(key).scatter(1, at, number[:, : key.shape[1]])
 
 
 def empty_mix(name: str, like: Tensor, k: int) -> Tensor:
-    """(b, k, v) zeros of the type of `like` (b, v), for `Plan.mix`.
+    """(b, k, v) zeros of the type of `like` (b, v), for a `Mix`.
 
     Args:
         name: of the strategy, for the refusal.
@@ -69,7 +70,7 @@ def empty_mix(name: str, like: Tensor, k: int) -> Tensor:
     """
     b, v = like.shape
     if k * v > MIXED:
-        raise ValueError(
+        raise BadOption(
             f"{name} writes down what each of {k:,} kept tokens contains of {v:,}, and such a "
             f"table has {MIXED:,} entries at most: keep {MIXED // v:,} of them or fewer"
         )

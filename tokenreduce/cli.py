@@ -24,13 +24,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from tokenreduce import config as configuration
-from tokenreduce import plugins, refusals
+from tokenreduce import plugins
 from tokenreduce.errors import Refused
-from tokenreduce.program import arguments, ending, options
+from tokenreduce.files import first_process
+from tokenreduce.program import arguments, ending, options, refusals, result
 from tokenreduce.program.arguments import quote_text, share_folder
 from tokenreduce.program.jobs import Jobs
-from tokenreduce.tasks import Task, first_process, result, tasks
-from tokenreduce.tasks.evaluating.sweep import watched
+from tokenreduce.program.sweep import watched
+from tokenreduce.tasks import Task, tasks
 
 __all__ = ["find_task", "main", "quote_text", "run", "share_folder"]
 
@@ -131,6 +132,7 @@ def _job(config: DictConfig) -> None:
     job, jobs = HydraConfig.get(), _jobs.get()
     output, sweep = Path(job.runtime.output_dir), job.mode == RunMode.MULTIRUN
     keep = jobs is not None and output in jobs.folders
+    configuration.warn_renamed(job.runtime.choices)
     try:
         if jobs is not None:
             jobs.begin(output)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,12 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.resolvers.oc import env as environment
 
 from tokenreduce import plugins
+from tokenreduce.errors import BadOption, Missing
+from tokenreduce.inference.spec import ModelSpec
 
 if TYPE_CHECKING:
     from hydra.core.config_search_path import ConfigSearchPath
@@ -28,6 +31,22 @@ if TYPE_CHECKING:
     from tokenreduce.registry import Registry
     from tokenreduce.scheduler import Scheduler
     from tokenreduce.strategy import Strategy
+
+
+RENAMED: Mapping[str, Mapping[str, str]] = {
+    "scheduler": {
+        "early_fifth": "dart",
+        "fit": "fitprune",
+        "fourth": "pact",
+        "input_fifth": "hired",
+        "input_ninth": "cdpruner",
+        "input_tenth": "divprune",
+        "input_third": "visionzip",
+        "sparse": "sparsevlm",
+        "withdraw": "vtw",
+    },
+}
+"""Group -> old name -> new name of options; old names work, and warn, for one minor version."""
 
 
 def directory() -> Path:
@@ -40,17 +59,34 @@ def directory() -> Path:
     for folder in (here / "conf", here.parent / "conf"):
         if (folder / "config.yaml").is_file():
             return folder
-    raise FileNotFoundError(
+    raise Missing(
         f"no config.yaml in {here / 'conf'} or {here.parent / 'conf'}: reinstall tokenreduce"
     )
 
 
 def option_files() -> Iterator[tuple[str, str, Path]]:
-    """Group, name and file of every option, `strategy=fastv` for one: ours, then the plug-ins'."""
+    """Group, name and file of every option, `strategy=fastv` for one: ours, then the plug-ins'.
+
+    Names that are going are left out.
+    """
     for folder in (directory(), *(folder for _, folder in plugins.config_folders())):
         for path in sorted(folder.glob("*/*.yaml")):
-            if path.parent.name != "hydra":
-                yield path.parent.name, path.stem, path
+            group, name = path.parent.name, path.stem
+            if group != "hydra" and name not in RENAMED.get(group, ()):
+                yield group, name, path
+
+
+def refuse_shipped(group: str, name: str, option: str) -> None:
+    """Refuses the name of an option that is there already, for a file that a run is to write.
+
+    Raises:
+        ValueError: it would be chosen instead of that file.
+    """
+    if any((group, name) == (known, one) for known, one, _ in option_files()):
+        raise BadOption(
+            f"{option}={name} is an option that ships, which would be chosen instead: take "
+            "another name"
+        )
 
 
 class PluginConfigs(SearchPathPlugin):  # type: ignore[misc]  # hydra has no types
@@ -77,7 +113,28 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     """
     register()
     with initialize_config_dir(version_base="1.3", config_dir=str(directory())):
-        return hydra_compose("config", overrides=list(overrides))
+        config = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
+    warn_renamed(config.hydra.runtime.choices)
+    with open_dict(config):
+        del config["hydra"]
+    return config
+
+
+def warn_renamed(choices: Mapping[str, str | None]) -> None:
+    """Warn of options that are chosen by a name that is going, each once.
+
+    choices: group -> option, as Hydra has composed them; a group may name its place, `group@place`.
+    """
+    for group, name in choices.items():
+        plain_group = group.partition("@")[0]
+        new = RENAMED.get(plain_group, {}).get(str(name))
+        if new is not None:
+            warnings.warn(
+                f"{plain_group}={name} is now {plain_group}={new}; the old name goes with the next "
+                "minor version",
+                FutureWarning,
+                stacklevel=3,
+            )
 
 
 def build_strategy(config: DictConfig) -> Strategy:
@@ -90,6 +147,26 @@ def build_scheduler(config: DictConfig) -> Scheduler:
     """The scheduler that `config.scheduler` names, with its options."""
     scheduler: Scheduler = build(known("scheduler"), config.scheduler)
     return scheduler
+
+
+def model_spec(config: DictConfig) -> ModelSpec:
+    """The model that `config.model` names, with the device, the attention and the seed of a run."""
+    model = config.model
+    name, shape = model.get("id"), model.get("shape")
+    revision, base = model.get("revision"), model.get("base")
+    sizes: Any = None if shape is None else OmegaConf.to_container(shape, resolve=True)
+    return ModelSpec(
+        None if name is None else str(name),
+        str(model.get("name", "tiny")),
+        sizes,
+        dtype=str(model.get("dtype", "auto")),
+        attention=str(config.attention),
+        device=str(config.device),
+        revision=None if revision is None else str(revision),
+        trust_remote_code=bool(model.get("trust_remote_code", False)),
+        base=None if base is None else str(base),
+        seed=int(config.get("seed", 0)),
+    )
 
 
 def known(kind: str) -> Registry[Any]:
@@ -113,7 +190,7 @@ def build(registry: Registry[Any], node: Any) -> Any:
     entry = registry[name]
     for key, parameter in inspect.signature(entry).parameters.items():
         if key not in options and parameter.default is parameter.empty:
-            raise ValueError(f"{registry.kind} {name!r} needs {registry.kind}.{key}=...")
+            raise BadOption(f"{registry.kind} {name!r} needs {registry.kind}.{key}=...")
     return registry.build(name, **options)
 
 
@@ -121,7 +198,7 @@ def plain(node: Any) -> Mapping[str, Any]:
     """A config node as plain Python data, with interpolations resolved and lists as tuples."""
     data = OmegaConf.to_container(node, resolve=True)
     if not isinstance(data, dict):
-        raise ValueError(f"expected `name:` and options, not {data!r}")
+        raise BadOption(f"expected `name:` and options, not {data!r}")
     return {str(key): tuple(v) if isinstance(v, list) else v for key, v in data.items()}
 
 
@@ -155,7 +232,7 @@ def refuse_code(config: DictConfig) -> None:
         ValueError: `_target_` somewhere in it.
     """
     for place in _targets(OmegaConf.to_container(config, resolve=False), ""):
-        raise ValueError(
+        raise BadOption(
             f"{place} is refused: a config chooses registered names (`name: ...`) and their "
             "options, it cannot name code to run; register a class instead"
         )

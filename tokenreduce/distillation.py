@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from tokenreduce.choice import candidates
+from tokenreduce.errors import BadOption, Incompatible, did_you_mean
 from tokenreduce.learned import LearnedScorer
 from tokenreduce.reduction import reduce
-from tokenreduce.registry import did_you_mean
 from tokenreduce.scheduler import Scheduler, Stop, layer_at
 from tokenreduce.strategy import Strategy
 from tokenreduce.tokens import Plan, Tokens
@@ -219,10 +219,10 @@ def _watching(
 ) -> Iterator[Watch]:
     """A model in evaluation mode that tells what it attends to."""
     if not isinstance(strategy, LearnedScorer):
-        raise TypeError(f"only a LearnedScorer can be taught, not {strategy!r}")
+        raise Incompatible(f"only a LearnedScorer can be taught, not {strategy!r}")
     if teacher not in TEACHERS:
         hint = did_you_mean(teacher, TEACHERS)
-        raise ValueError(f"no teacher {teacher!r}{hint} (known: {', '.join(TEACHERS)})")
+        raise BadOption(f"no teacher {teacher!r}{hint} (known: {', '.join(TEACHERS)})")
     schedule = strategy.scheduler() if scheduler is None else scheduler
     watch = Watch(strategy, teacher)
     with reduce(model, watch, Looking(schedule, layer), adapter=adapter, seed=seed) as reduction:
@@ -251,6 +251,6 @@ def _passes(
                 any_ = True
                 yield found
         if not any_:
-            raise ValueError("no batch had visual tokens: there is nothing to learn from")
+            raise BadOption("no batch had visual tokens: there is nothing to learn from")
         if not again:
             return

@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tokenreduce.checks import share
 from tokenreduce.data.images import in_rgb
+from tokenreduce.errors import BadOption
 from tokenreduce.report import Report
-from tokenreduce.scheduler import share
 
 LEAST = 8
 """Pixels of the shorter side of the smallest picture that is tried."""
@@ -61,12 +62,12 @@ def downsample(processor: Any, images: Sequence[Any], keep: float = 0.25) -> Dow
             as many tokens of every size.
     """
     if not share(keep, "keep"):
-        raise ValueError("keep must be above 0: no picture has no tokens")
+        raise BadOption("keep must be above 0: no picture has no tokens")
     plain = [image if image.mode == "RGB" else in_rgb(image) for image in images]
     found = [_smaller(lambda x: visual_tokens(processor, x), image, keep) for image in plain]
     short, full = sum(n for _, n, _ in found), sum(n for _, _, n in found)
     if keep < 1 and short >= full > 0:
-        raise ValueError(
+        raise BadOption(
             f"{type(processor).__name__} makes {full} visual tokens of these pictures at every "
             "size that was tried, so that smaller ones save nothing: pool their tokens instead "
             "(strategy 'pooling'), which costs as much as a smaller picture would"

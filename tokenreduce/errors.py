@@ -1,16 +1,105 @@
-"""What goes wrong in ways that a caller may want to tell apart."""
+"""What goes wrong in ways that a caller may want to tell apart; the standard library alone.
+
+Whatever a caller can mend is an instance of `Refused`, and also of the class of Python that says
+what is the matter: `except ValueError` catches a `BadOption`. The command line tells a `Refused` in
+one line and leaves everything else with its traceback (`is_refused` has the rule).
+"""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+from tokenreduce import plugins
+
+AUTHORS = ("tokenreduce.strategies", "tokenreduce.engine")
+"""Modules whose plain ValueError is an answer, as it is in plug-ins."""
 
 
 class ReductionWarning(UserWarning):
     """A reduction that was asked for did not happen, or nobody can have meant it so."""
 
 
-class ContractError(ValueError):
+class Refused(Exception):  # what it says is an answer, not a fault
+    """What was asked for cannot be done: told in one line, without a traceback."""
+
+
+class BadOption(Refused, ValueError):
+    """A value, an option or a file that cannot be what it is given for."""
+
+
+class Incompatible(Refused, TypeError):
+    """Parts that do not go together: a strategy and a family, an object of another kind."""
+
+
+class UnknownName(Refused, KeyError):
+    """A name that no registry entry has. Prints as its message, without KeyError's quotes."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class Missing(Refused, FileNotFoundError):
+    """A file that was asked for and is not there."""
+
+
+class ContractError(BadOption):
     """A model, or its version of transformers, is not what the engine relies on.
 
     Raised by `reduce()` before anything runs, or at the end of a pass whose outcome shows it.
     """
 
 
-class Refused(ValueError):
-    """What was asked for cannot be done: told in one line, without a traceback."""
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The hint `; did you mean 'x'?` for the known name closest to `name`, or an empty string."""
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def short(value: Any) -> str:
+    """What stands for a value in a message: never a screen full of it."""
+    try:
+        said = repr(value)
+    except ValueError:  # more digits than Python writes
+        return "a number of thousands of digits"
+    return said if len(said) < 80 else f"{said[:60]}..."
+
+
+def is_refused(error: BaseException, also: Iterable[str] = ()) -> bool:
+    """Whether `error` is an answer to what was asked, rather than a fault that needs a traceback.
+
+    A `Refused` is one. Authors of methods need to know none of our classes: a plain ValueError is
+    one as well where the innermost frame of its traceback is in the code of a strategy, of the
+    engine or of a plug-in. The same class out of torch or numpy, a subclass such as a
+    UnicodeDecodeError, and a slip such as `None + 1` or `{}["a"]`, wherever it is, are faults.
+
+    also: further packages whose plain ValueError is an answer.
+    """
+    if isinstance(error, Refused):
+        return True
+    last = error.__traceback__
+    if type(error) is not ValueError or last is None:
+        return False
+    while last.tb_next is not None:
+        last = last.tb_next
+    module = last.tb_frame.f_globals.get("__name__", "")
+    plugged = (loaded.__name__.partition(".")[0] for loaded in plugins.load())
+    return any(f"{module}.".startswith(f"{home}.") for home in (*AUTHORS, *plugged, *also))
+
+
+def in_one_line(error: BaseException) -> str:
+    """The message of `error` without line breaks; of a KeyError without its quotes."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(text.split())
+
+
+def warn_once(said: str) -> None:
+    """Warns of a name that is deprecated, once in a process."""
+    if said not in _said:
+        _said.add(said)
+        warnings.warn(said, DeprecationWarning, stacklevel=4)
+
+
+_said: set[str] = set()

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tokenreduce.errors import BadOption
 
 BLOCK = 2**16
 STRIDE = 2**22
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic(path: Path) -> Iterator[Path]:
     """A draft beside `path`, which takes its place where the block ends well: never half a file.
 
     What stood there before is untouched until then. Each draft has a name of its own, so that
@@ -42,7 +45,7 @@ def write_text(path: Path, text: str) -> Path:
     A lone surrogate, which no UTF-8 file can hold, is written as its escape: in a name of a file it
     stands for a byte that is no text.
     """
-    with whole(path) as draft:
+    with atomic(path) as draft:
         draft.write_bytes(text.encode("utf-8", "backslashreplace"))
     return path
 
@@ -91,9 +94,9 @@ def parse_json(text: str | bytes) -> Any:
     try:
         value = json.loads(text)
     except RecursionError:
-        raise ValueError("nested too deeply") from None
+        raise BadOption("nested too deeply") from None
     if surrogate := _surrogate(value):
-        raise ValueError(f"{surrogate!a} holds half a character (a lone surrogate)")
+        raise BadOption(f"{surrogate!a} holds half a character (a lone surrogate)")
     return value
 
 
@@ -104,18 +107,18 @@ def named(path: Any, what: str) -> Path:
         ValueError: no path, one that no file system can have, or the home of nobody.
     """
     if not isinstance(path, str | os.PathLike):
-        raise ValueError(f"{what} must be a path, not {path!r}")
+        raise BadOption(f"{what} must be a path, not {path!r}")
     try:
         found = Path(path).expanduser()
         os.fsencode(found)
         if "\0" in str(found):
-            raise ValueError("it holds a null character")
+            raise BadOption("it holds a null character")
         found.is_dir()  # a name that is too long is told here
     except (OSError, RuntimeError, ValueError) as error:
         said = os.fspath(path)
         said = said if len(said) < 100 else f"{said[:60]}...{said[-30:]}"
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ValueError(f"{what} {said!r} cannot be a path here: {reason}") from None
+        raise BadOption(f"{what} {said!r} cannot be a path here: {reason}") from None
     return found
 
 
@@ -149,3 +152,69 @@ def skim(path: Path) -> Iterator[bytes]:
         for start in (*range(0, size, STRIDE), size - BLOCK):
             file.seek(start)
             yield file.read(BLOCK)
+
+
+def first_process() -> bool:
+    """Whether this is the one of several processes that writes files and speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@dataclass(frozen=True, order=True)
+class _Tensor:
+    """Where a tensor of a safetensors file lies: its bytes from `begin` to `end`."""
+
+    name: str
+    kind: str
+    sizes: tuple[int, ...]
+    path: Path
+    begin: int
+    end: int
+
+
+def skim_tensors(paths: Iterable[Path], named: Callable[[str], str]) -> Iterator[bytes]:
+    """What `skim` reads, of the tensors in safetensors files and not of how they are written down.
+
+    In whatever order, in however many files and under whatever name that `named` takes for the
+    same: types, sizes and numbers are what counts. A file that is none is skimmed as it is.
+    """
+    found: list[_Tensor] = []
+    for path in sorted(paths):
+        try:
+            found += _tensors(path, named)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            yield from skim(path)
+    found.sort()
+    yield json.dumps([(one.name, one.kind, one.sizes) for one in found]).encode()
+    size = sum(one.end - one.begin for one in found)
+    starts = (*range(0, size, STRIDE), size - BLOCK) if size > STRIDE else (0,)
+    length = BLOCK if size > STRIDE else size
+    at = 0
+    for one in found:
+        after = at + one.end - one.begin
+        wanted = [(max(start, at), min(start + length, after)) for start in starts]
+        with one.path.open("rb") as file:
+            for first, last in wanted:
+                if first < last:
+                    file.seek(one.begin + first - at)
+                    yield file.read(last - first)
+        at = after
+
+
+def _tensors(path: Path, named: Callable[[str], str]) -> list[_Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: it is none.
+    """
+    with path.open("rb") as file:
+        length, size = int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size
+        if length > size - 8:
+            raise ValueError(f"{path} is no safetensors file")
+        table = parse_json(file.read(length))
+    found = []
+    for name, what in table.items():
+        if name != "__metadata__":
+            begin, end = (8 + length + int(at) for at in what["data_offsets"])
+            sizes = tuple(map(int, what["shape"]))
+            found.append(_Tensor(named(name), str(what["dtype"]), sizes, path, begin, end))
+    return found

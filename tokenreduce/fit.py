@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 from tokenreduce.adapter import Adapter
-from tokenreduce.registry import did_you_mean
-from tokenreduce.scheduler import whole
+from tokenreduce.checks import integer, one_of
+from tokenreduce.errors import BadOption, Incompatible
 from tokenreduce.strategy import Positions, Strategy, TowerStrategy
 from tokenreduce.tower import Part
 
@@ -16,13 +16,13 @@ Logits = Literal["full", "text"]
 def check_fit(strategy: Strategy, reader: Adapter, model: Part) -> None:
     """Refuses a strategy whose evidence, or whose work in the tower, the adapter cannot provide."""
     if strategy.site == "pictures":
-        raise TypeError(
+        raise Incompatible(
             f"{type(strategy).__name__} acts on pictures, before the processor: make the model's "
             "inputs of tokenreduce.downsample(processor, images, keep).images (task=generate does)"
         )
     missing = reader.lacks(strategy.needs, model)
     if missing:
-        raise TypeError(
+        raise Incompatible(
             f"{type(strategy).__name__} needs {', '.join(sorted(missing))}, which the "
             f"{type(reader).__name__} adapter cannot measure (it has: "
             f"{', '.join(sorted(reader.evidence)) or 'nothing'})"
@@ -33,7 +33,7 @@ def check_fit(strategy: Strategy, reader: Adapter, model: Part) -> None:
     allowed = reader.merging(reader.base(model))
     if wanted not in allowed:
         known = f"knows {', '.join(sorted(allowed))}" if allowed else "cannot merge in its tower"
-        raise ValueError(
+        raise BadOption(
             f"tower={wanted!r} is not possible for {type(model).__name__}: the "
             f"{type(reader).__name__} adapter {known}; tower=None merges at decoder layers"
         )
@@ -50,17 +50,15 @@ def check_options(
     own: Positions = strategy.positions if strategy.positions in reader.positions else "keep"
     rule = own if positions is None else positions
     for name, value, known in (("positions", rule, Positions), ("logits", logits, Logits)):
-        if value not in get_args(known):
-            hint = did_you_mean(value, get_args(known))
-            raise ValueError(f"no {name} {value!r}{hint} (known: {', '.join(get_args(known))})")
+        one_of(value, get_args(known), name)
     if rule not in reader.positions:
-        raise ValueError(
+        raise BadOption(
             f"positions={rule!r} is not defined for {type(reader).__name__} models, whose tokens "
             f"have no single position number: use positions={min(reader.positions)!r}"
         )
-    whole(min_tokens, "min_tokens", least=0)
+    integer(min_tokens, "min_tokens", least=0)
     if min_tokens and isinstance(strategy, TowerStrategy) and strategy.tower is not None:
-        raise ValueError(
+        raise BadOption(
             f"min_tokens={min_tokens} is decided at decoder layers, and tower={strategy.tower!r} "
             "merges before: use tower=None, or leave min_tokens out"
         )

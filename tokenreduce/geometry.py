@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -210,21 +211,21 @@ def assign(
     return rows
 
 
-def joined(
-    parts: Sequence[Picture], stretches: Sequence[int], join: Callable[[list[Picture]], Picture]
+def by_run(
+    parts: Sequence[Picture], visual: Sequence[bool], join: Callable[[list[Picture]], Picture]
 ) -> list[Picture]:
-    """The pictures of a sample whose `parts` are given; each stands in a stretch of its own.
+    """The pictures of a sample whose `parts` are given; each has a run of visual tokens of its own.
 
     Args:
         parts: in reading order.
-        stretches: how many visual tokens follow each other without text between.
-        join: makes one picture of the parts in a stretch.
+        visual: which of the sample's tokens are visual; text stands between two runs.
+        join: makes one picture of the parts in a run.
 
     Returns:
-        A picture per stretch; the parts themselves where they do not fit into the stretches.
+        A picture per run; the parts themselves where they do not fit into the runs.
     """
     queue, found = list(parts), []
-    for n in stretches:
+    for n in [sum(same) for yes, same in groupby(visual) if yes]:
         mine = _take(queue, n)
         if mine is None:
             return list(parts)

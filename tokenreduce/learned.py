@@ -25,14 +25,13 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from tokenreduce.choice import candidates, kept
-from tokenreduce.errors import ReductionWarning
-from tokenreduce.files import whole
-from tokenreduce.registry import did_you_mean
+from tokenreduce.errors import BadOption, Incompatible, Missing, ReductionWarning, did_you_mean
+from tokenreduce.files import atomic
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.strategy import Strategy, select
-from tokenreduce.tokens import Plan, Tokens
+from tokenreduce.tokens import Gate, Plan, Tokens
 
-Gate = Literal["straight_through", "soft", "none"]
+GateKind = Literal["straight_through", "soft", "none"]
 
 HALVINGS = 40
 """Steps of the search for a threshold: more than fp32 can tell apart."""
@@ -57,12 +56,12 @@ class LearnedStrategy(Strategy, nn.Module):
 
     def __post_init__(self) -> None:
         if type(self).__hash__ is None:
-            raise TypeError(
+            raise Incompatible(
                 f"{type(self).__name__} must be a @dataclass(eq=False): torch asks for modules "
                 "that can be told apart"
             )
         if self.weights is not None and not Path(self.weights).is_file():
-            raise FileNotFoundError(f"there is no file {self.weights} with weights")
+            raise Missing(f"there is no file {self.weights} with weights")
         nn.Module.__init__(self)
         self._built: tuple[int, int] | None = None  # width and seed
         self._fresh: tuple[int, ...] | None = None  # writes, while untrained
@@ -107,7 +106,7 @@ class LearnedStrategy(Strategy, nn.Module):
             if self.weights is not None:
                 self.load_weights(self.weights)
         elif self._built[0] != width:
-            raise ValueError(
+            raise BadOption(
                 f"this {type(self).__name__} was built for a model of width {self._built[0]}, and "
                 f"this one has {width}: make a new one for it"
             )
@@ -162,7 +161,7 @@ class LearnedStrategy(Strategy, nn.Module):
             ValueError: the parameters are not built yet.
         """
         if self._built is None:
-            raise ValueError(
+            raise BadOption(
                 f"this {type(self).__name__} has no parameters yet: reduce a model with it first"
             )
         optimizer.add_param_group({"params": list(self.parameters()), **options})
@@ -177,7 +176,7 @@ class LearnedStrategy(Strategy, nn.Module):
         from safetensors.torch import save_file
 
         if self._built is None:
-            raise ValueError(
+            raise BadOption(
                 f"this {type(self).__name__} has no parameters yet: reduce a model with it first"
             )
         path = Path(path)
@@ -191,7 +190,7 @@ class LearnedStrategy(Strategy, nn.Module):
                 stacklevel=2,
             )
             break
-        with whole(path) as draft:
+        with atomic(path) as draft:
             save_file(tensors, draft)
         return path
 
@@ -207,11 +206,11 @@ class LearnedStrategy(Strategy, nn.Module):
         from safetensors.torch import load_file
 
         if not Path(path).is_file():
-            raise FileNotFoundError(f"there is no file {path} with weights")
+            raise Missing(f"there is no file {path} with weights")
         try:
             tensors = load_file(path)
         except SafetensorError as error:
-            raise ValueError(f"{path} is no safetensors file ({error})") from error
+            raise BadOption(f"{path} is no safetensors file ({error})") from error
         _check_weights(str(path), type(self).__name__, self.state_dict(), tensors)
         self.load_state_dict(tensors)
 
@@ -251,16 +250,16 @@ class LearnedScorer(LearnedStrategy):
     tokens in training, the less the lower the `temperature`; `"none"` gives no gradient.
     """
 
-    gate: Gate = "straight_through"
+    gate: GateKind = "straight_through"
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.gate not in get_args(Gate):
-            hint = did_you_mean(self.gate, get_args(Gate))
-            raise ValueError(f"no gate {self.gate!r}{hint} (known: {', '.join(get_args(Gate))})")
+        if self.gate not in get_args(GateKind):
+            hint = did_you_mean(self.gate, get_args(GateKind))
+            raise BadOption(f"no gate {self.gate!r}{hint} (known: {', '.join(get_args(GateKind))})")
         if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, not {self.temperature!r}")
+            raise BadOption(f"temperature must be above 0, not {self.temperature!r}")
 
     @abstractmethod
     def score(self, tokens: Tokens) -> Tensor:
@@ -290,7 +289,7 @@ def gated(
     plan: Plan,
     scores: Tensor,
     tokens: Tokens,
-    gate: Gate = "straight_through",
+    gate: GateKind = "straight_through",
     temperature: float = 1.0,
 ) -> Plan:
     """`plan` with a gate through which gradients reach `scores`.
@@ -310,8 +309,8 @@ def gated(
     chosen = (kept(plan, tokens) & among).sum(dim=1, keepdim=True)
     share = soft_top(scores, among, chosen, temperature).gather(1, plan.keep)
     value = share if gate == "soft" else (share - share.detach()) + 1
-    ground = among.float() / among.sum(dim=1, keepdim=True).clamp(min=1)
-    return replace(plan, gate=value, ground=ground)
+    fallback = among.float() / among.sum(dim=1, keepdim=True).clamp(min=1)
+    return replace(plan, gate=Gate(value, fallback))
 
 
 def soft_top(scores: Tensor, among: Tensor, k: Tensor, temperature: float = 1.0) -> Tensor:
@@ -362,19 +361,19 @@ def _check_weights(
     for name in sorted(mine.keys() | theirs.keys()):
         own, other = (_shape(found.get(name)) for found in (mine, theirs))
         if own != other:
-            raise ValueError(
+            raise BadOption(
                 f"{path} has {name} {other}, but this {kind} {own}: it was trained with other "
                 "options, or for a model of another width"
             )
         wanted = torch.float32 if mine[name].is_floating_point() else mine[name].dtype
         if theirs[name].dtype != wanted:
             said, right = (str(x).removeprefix("torch.") for x in (theirs[name].dtype, wanted))
-            raise ValueError(
+            raise BadOption(
                 f"{path} has {name} in {said}, but a {kind} has it in {right}: write the file "
                 "with save_weights"
             )
     for name in _not_finite(theirs):
-        raise ValueError(
+        raise BadOption(
             f"{path} has NaN or infinity in {name}: its training has failed; take the weights of "
             "an earlier step"
         )

@@ -6,23 +6,22 @@ one, which options a class takes, and who owns a name that is asked for twice.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import math
+import pkgutil
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, Generic, Literal, TypeVar, get_args, get_origin
 
+from tokenreduce.errors import BadOption, Incompatible
+from tokenreduce.errors import UnknownName as UnknownName
+from tokenreduce.errors import did_you_mean as did_you_mean
+from tokenreduce.errors import short as short
+
 T = TypeVar("T")
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The hint `; did you mean 'x'?` for the known name closest to `name`, or an empty string."""
-    close = difflib.get_close_matches(str(name), list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 class Registry(Mapping[str, T], Generic[T]):
@@ -52,7 +51,7 @@ class Registry(Mapping[str, T], Generic[T]):
                 self._fill()  # the names that ship are taken before anybody else comes
             taken = self._entries.get(name)
             if taken is not None and _owner(taken) != _owner(entry):
-                raise ValueError(
+                raise BadOption(
                     f"the {self.kind} name {name!r} is taken by {_owner(taken)}; "
                     f"{_owner(entry)} must choose another"
                 )
@@ -74,13 +73,13 @@ class Registry(Mapping[str, T], Generic[T]):
         kinds = _kinds(entry)
         for option, value in options.items():
             if option not in known:
-                raise TypeError(
+                raise Incompatible(
                     f"{self.kind} {name!r} has no option {option!r}"
                     f"{did_you_mean(option, known)} (known: {', '.join(known) or 'none'})"
                 )
             kind = kinds.get(option, Any)
             if not _fits(value, kind):
-                raise ValueError(
+                raise BadOption(
                     f"{self.kind} {name!r}: {option} must be {_noun(kind)}, not {short(value)}"
                 )
         return entry(**options)
@@ -94,7 +93,7 @@ class Registry(Mapping[str, T], Generic[T]):
         for name, known in self.items():
             if entry is known or type(entry) is known:
                 return name
-        raise KeyError(f"{entry!r} is not a registered {self.kind}")
+        raise UnknownName(f"{entry!r} is not a registered {self.kind}")
 
     def _fill(self) -> None:
         home, self._home = self._home, None
@@ -123,11 +122,14 @@ class Registry(Mapping[str, T], Generic[T]):
         return "\n".join([f"{len(self)} registered {self.kind} names:", *rows])
 
 
-class UnknownName(KeyError):
-    """A name that no registry entry has. Prints as its message, without KeyError's quotes."""
+def import_modules(package: str) -> None:
+    """Import every module of an imported `package`, by name: what is in them is then registered.
 
-    def __str__(self) -> str:
-        return str(self.args[0])
+    A new file in the folder of a registry's home is known without being listed anywhere.
+    """
+    folder = importlib.import_module(package).__path__
+    for name in sorted(module.name for module in pkgutil.iter_modules(folder)):
+        importlib.import_module(f"{package}.{name}")
 
 
 def _owner(entry: object) -> str:
@@ -196,12 +198,3 @@ def _word(kind: Any) -> str:
         return f"a list of {_noun(get_args(kind)[0]).split()[-1]}s" if get_args(kind) else "a list"
     plain: Any = origin or kind
     return NOUNS.get(plain, getattr(plain, "__name__", str(kind)))
-
-
-def short(value: Any) -> str:
-    """What stands for a value in a message: never a screen full of it."""
-    try:
-        said = repr(value)
-    except ValueError:  # more digits than Python writes
-        return "a number of thousands of digits"
-    return said if len(said) < 80 else f"{said[:60]}..."

@@ -11,14 +11,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
-from tokenreduce.registry import Registry, did_you_mean, short
+from tokenreduce.checks import integer, layer_or_share, one_of, share
+from tokenreduce.errors import BadOption
+from tokenreduce.registry import Registry, short
 
 Rounding = Literal["nearest", "floor", "ceil"]
-MOST = 10_000
-"""Layers of a decoder, at most: a list of a million is a mistake that would take a minute."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Stop:
     at_least: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layer", whole(self.layer, "a stop's layer", least=0))
+        object.__setattr__(self, "layer", integer(self.layer, "a stop's layer", least=0))
         object.__setattr__(self, "keep", share(self.keep, "a stop's share"))
         checked_rounding(self.rounding)
         checked_floor(self.at_least)
@@ -92,80 +91,16 @@ schedulers: Registry[type[Scheduler]] = Registry("scheduler", "tokenreduce.sched
 """Every known scheduler: name -> class."""
 
 
-def share(value: Any, name: str) -> float:
-    """`value` as a share between 0 and 1, or a ValueError that says `name` and the value."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not _within(value, 1):
-        said = f"{short(value)}{_kind(value)}"
-        raise ValueError(f"{name} must be a number between 0 and 1, not {said}")
-    return float(value)
-
-
-def _within(value: Any, most: float = math.inf) -> bool:
-    """Whether a number lies from 0 to `most`; one beyond all floats is compared as it is."""
-    return bool(0 <= value <= most)
-
-
-def whole(value: Any, name: str, least: int) -> int:
-    """`value` as a whole number of at least `least`, or a ValueError that says `name` and it."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
-        raise ValueError(
-            f"{name} must be a whole number of at least {least}, not {short(value)}{_kind(value)}"
-        )
-    return int(value)
-
-
-def sequence(value: Any, name: str) -> tuple[Any, ...]:
-    """`value`, a list from YAML or any other row of values, as a tuple.
-
-    Raises:
-        ValueError: a single number or a string, nothing in it, or more than `MOST` entries.
-    """
-    rows = None if isinstance(value, str | bytes) or not isinstance(value, Iterable) else value
-    if rows is None or not (rows := tuple(rows)):
-        raise ValueError(
-            f"{name} must be a list with at least one entry, written [a, b], "
-            f"not {short(value)}{_kind(value)}"
-        )
-    if len(rows) > MOST:
-        raise ValueError(f"{name} has {len(rows):,} entries: no decoder has more than {MOST:,}")
-    return rows
-
-
 def checked_floor(value: Any) -> None:
     """Refuses an `at_least` that is neither None nor a number of tokens."""
     if value is not None:
-        whole(value, "at_least", least=0)
+        integer(value, "at_least", least=0)
 
 
 def checked_rounding(value: str) -> Rounding:
     """`value` as a rounding rule, or a ValueError that lists the rules."""
-    rules: tuple[Rounding, ...] = get_args(Rounding)
-    for rule in rules:
-        if value == rule:
-            return rule
-    raise ValueError(
-        f"no rounding rule {value!r}{did_you_mean(value, rules)} (known: {', '.join(rules)})"
-    )
-
-
-def place(value: Any, name: str = "layer") -> float:
-    """`value` as a place in a decoder of any depth: a layer (0, 1, ...) or a share below 1.
-
-    Raises:
-        ValueError: neither of the two; 1.0 among them, which could be read as both.
-    """
-    if isinstance(value, Real) and not isinstance(value, bool):
-        if isinstance(value, Integral) and _within(value):
-            return int(value)
-        number = float(value) if _within(value) else math.nan
-        if 0 <= number < 1:
-            return number
-        if number > 1 and number.is_integer():
-            return int(number)  # 16.0, as a typed configuration hands over 16
-    raise ValueError(
-        f"{name} must be a layer (a whole number counting from 0) or a share of the depth "
-        f"(0.5: half-way; below 1), not {short(value)}{_kind(value)}"
-    )
+    known: tuple[Rounding, ...] = get_args(Rounding)
+    return one_of(value, known, "rounding rule")
 
 
 def layer_at(where: Any, depth: int, name: str = "layer") -> int:
@@ -178,14 +113,14 @@ def layer_at(where: Any, depth: int, name: str = "layer") -> int:
     Raises:
         ValueError: the decoder has no such layer.
     """
-    spot = place(where, name)
-    layer = int(round(depth * spot, 9)) if isinstance(spot, float) else spot
-    if layer >= depth:
-        raise ValueError(
+    spot = layer_or_share(where, name)
+    found = int(round(depth * spot, 9)) if isinstance(spot, float) else spot
+    if found >= depth:
+        raise BadOption(
             f"{name} {short(where)} is outside a decoder of {depth} layers: "
             f"use 0 to {depth - 1}, or a share of the depth such as 0.5"
         )
-    return int(layer)
+    return int(found)
 
 
 def between(first: Any, last: Any, every: int, depth: int) -> list[tuple[int, float]]:
@@ -199,7 +134,7 @@ def between(first: Any, last: Any, every: int, depth: int) -> list[tuple[int, fl
     """
     start, end = layer_at(first, depth, "first"), layer_at(last, depth, "last")
     if start >= end:
-        raise ValueError(
+        raise BadOption(
             f"first must lie before last, but first={first!r} is layer {start} and last={last!r} "
             f"is layer {end} of {depth}: move them apart"
         )
@@ -216,20 +151,13 @@ def ordered(stops: Iterable[Stop]) -> tuple[Stop, ...]:
     rows = tuple(stops)
     for earlier, later in pairwise(rows):
         if later.layer <= earlier.layer:
-            raise ValueError(
+            raise BadOption(
                 f"stops must be at ascending layers, but layer {later.layer} follows "
                 f"layer {earlier.layer}"
             )
         if later.keep > earlier.keep:
-            raise ValueError(
+            raise BadOption(
                 f"dropped tokens do not come back: the share {later.keep:g} at layer "
                 f"{later.layer} is above {earlier.keep:g} at layer {earlier.layer}"
             )
     return rows
-
-
-def _kind(value: object) -> str:
-    """What is odd about a value that a configuration file has read as text or truth."""
-    if isinstance(value, bool):
-        return " (a truth value)"
-    return " (text)" if isinstance(value, str) else ""

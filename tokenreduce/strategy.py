@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from tokenreduce.paper import Paper
 from tokenreduce.registry import Registry
-from tokenreduce.tokens import Plan, Tokens, keep_from_mask
+from tokenreduce.tokens import Plan, Tokens
 
 if TYPE_CHECKING:
     from tokenreduce.scheduler import Scheduler
@@ -36,6 +37,11 @@ class Strategy(ABC):
     * `site`: where it acts. A method that makes the pictures smaller acts on `"pictures"`, before
       the processor; inside a model it is refused.
     * `paper`: where the method comes from.
+    * `formula`: what stays, in one line; `cost`: of choosing k of v tokens.
+    * `mixes`: True when kept tokens take in others.
+
+    An attribute docstring under an option says what it does; it becomes the comment beside it in
+    the option's file, and a row on the method's page.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -44,7 +50,10 @@ class Strategy(ABC):
     reads_text: ClassVar[bool] = False
     watches: ClassVar[bool] = False
     site: ClassVar[str] = "decoder layer"
-    paper: ClassVar[str] = ""
+    paper: ClassVar[Paper | str] = ""
+    formula: ClassVar[str] = ""
+    cost: ClassVar[str] = ""
+    mixes: ClassVar[bool] = False
     training: bool = False
     """Whether it learns although the model may not; for strategies that own parameters."""
 
@@ -116,7 +125,6 @@ def select(scores: Tensor, tokens: Tokens, budget: Sequence[int]) -> Plan:
     token of that row stays without its separator, so that the budget is met exactly.)
     """
     counts = [min(k, n) for k, n in zip(budget, tokens.counts, strict=True)]
-    width = max(counts, default=0)
     ranked = scores.detach().float().nan_to_num(nan=float("-inf"))
     ranked = ranked.masked_fill(~tokens.valid, float("-inf"))
     limit = torch.tensor(counts, device=scores.device)[:, None]
@@ -130,8 +138,7 @@ def select(scores: Tensor, tokens: Tokens, budget: Sequence[int]) -> Plan:
             1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
         )
         mask = rank < limit
-    keep, valid = keep_from_mask(mask & tokens.valid, width)
-    return Plan(keep, None if len(set(counts)) <= 1 else valid, score=scores.detach())
+    return Plan.of(mask, tokens, budget, score=scores)
 
 
 def _with_separators(order: Tensor, separator: Tensor, tokens: Tokens, limit: Tensor) -> Tensor:

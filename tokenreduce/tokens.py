@@ -6,12 +6,15 @@ l sequence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from tokenreduce.checks import layer_or_share
+from tokenreduce.errors import BadOption, UnknownName, did_you_mean, warn_once
 
 DECODER: Mapping[str, str] = {
     "attention": "(b, h, v) attention of the instruction's last token at the layer of the stop",
@@ -48,13 +51,21 @@ TOWER: Mapping[str, str] = {
     "class_attention": "(b, h, v) attention of the vision tower's class token (without one: mean "
     "over all patches) in the layer whose features are used",
     "class_attention_first": "(b, h, v) the same in the tower's first layer",
+    "tower_attention": "(b, h, v) attention of all of the tower's tokens, their mean, in the layer "
+    "whose features are used",
     "tower_features": "(b, v, e) the features that the projector gets",
     "tower_keys": "(b, v, e) keys in the layer whose features are used, mean over heads",
     "class_match": "(b, v) softmax of the class token's query with the patches' keys in the last "
     "layer of the tower, over the full width as one head",
     "match_keys": "(b, v, e) these keys",
 }
-"""Evidence on the vision tower, of the patches that a visual token is made of (their mean)."""
+"""Evidence on the vision tower, of the patches that a visual token is made of (their mean).
+
+`at_layer` names what is `AT_ANY_LAYER` in another layer than the one that is said here.
+"""
+
+AT_ANY_LAYER = ("class_attention", "tower_attention", "tower_keys", "class_match", "match_keys")
+"""Evidence of the tower that every layer of it has."""
 
 EVIDENCE: Mapping[str, str] = {
     **DECODER,
@@ -62,6 +73,47 @@ EVIDENCE: Mapping[str, str] = {
     "grid": "image, frame, tile, row and column of every token (`Tokens.places`)",
 }
 """What a strategy may name in `needs`, and the shape in which it gets it."""
+
+
+def at_layer(name: str, layer: float) -> str:
+    """The name of a tower's evidence in a layer: `at_layer("tower_attention", 1 / 3)`.
+
+    Args:
+        name: one of `AT_ANY_LAYER`.
+        layer: a layer of the tower from 0, or a share of its depth below 1, rounded down.
+
+    Raises:
+        ValueError: evidence that is not of any layer, or neither a layer nor a share.
+    """
+    if name not in AT_ANY_LAYER:
+        hint = did_you_mean(name, AT_ANY_LAYER)
+        known = ", ".join(AT_ANY_LAYER)
+        raise BadOption(f"{name!r} is not of any layer of a tower{hint} (known: {known})")
+    return f"{name}@{layer_or_share(layer)!r}"
+
+
+def kind_of(name: str) -> str:
+    """The kind of evidence that a name stands for, without its layer: an entry of `EVIDENCE`."""
+    return name.partition("@")[0]
+
+
+def layer_of(name: str, depth: int) -> int | None:
+    """The layer that the name of evidence says, in a tower of `depth` layers; None without one.
+
+    Raises:
+        ValueError: the tower has no such layer.
+    """
+    where = name.partition("@")[2]
+    if not where:
+        return None
+    spot = layer_or_share(float(where) if "." in where or "e" in where else int(where))
+    layer = int(round(depth * spot, 9)) if isinstance(spot, float) else int(spot)
+    if layer >= depth:
+        raise BadOption(
+            f"{name} is not in a vision tower of {depth} layers: name one of 0 to {depth - 1}, "
+            "or a share of the depth such as 0.5"
+        )
+    return layer
 
 
 SPAN = 1 << 16
@@ -155,17 +207,88 @@ class Tokens:
             compute = self.evidence[name]
         except KeyError:
             known = ", ".join(self.evidence) or "none"
-            raise KeyError(
+            raise UnknownName(
                 f"no evidence {name!r} here (at hand: {known}); "
                 "a strategy names what it reads in `needs`"
             ) from None
         return compute()
 
 
-Merge = Literal["mean", "max", "sum"]
+How = Literal["mean", "max", "sum"]
 
 
 @dataclass(frozen=True)
+class Merge:
+    """Kept tokens that contain their groups.
+
+    Attributes:
+        group: (b, v) the slot (0..k-1) into which each token is merged, -1 where it is dropped.
+        weight: (b, v) share of each token in its group's mean or sum; None means equal shares.
+        how: what a group becomes, the weighted `"mean"` or `"sum"`, or the elementwise `"max"`.
+    """
+
+    group: Tensor
+    weight: Tensor | None = None
+    how: How = "mean"
+
+    def into(self, x: Tensor, keep: Tensor) -> Tensor:
+        """(b, v, d) -> (b, k, d); a slot without a group is what stands there, `keep` (b, k)."""
+        (b, k), d = keep.shape, x.shape[-1]
+        slot = torch.where(self.group < 0, k, self.group)
+        weight = torch.ones_like(slot, dtype=x.dtype) if self.weight is None else self.weight
+        weight = weight.to(x.dtype).masked_fill(slot == k, 0)
+        index = slot[..., None].expand(*slot.shape, d)
+        if self.how == "max":
+            low = x.new_full((b, k + 1, d), float("-inf"))
+            merged = low.scatter_reduce(1, index, x, "amax")[:, :k]
+            return torch.where(merged.isinf(), gather(x, keep), merged)
+        if self.how == "sum":
+            wide = torch.promote_types(x.dtype, torch.float32)  # groups may be large
+            terms = x.to(wide) * weight[..., None].to(wide)
+            return terms.new_zeros(b, k + 1, d).scatter_add(1, index, terms)[:, :k].to(x)
+        total = x.new_zeros(b, k + 1, d).scatter_add(1, index, x * weight[..., None])
+        share = weight.new_zeros(b, k + 1).scatter_add(1, slot, weight)
+        mean = total[:, :k] / share[:, :k, None].clamp(min=torch.finfo(x.dtype).tiny)
+        return torch.where(share[:, :k, None] > 0, mean, gather(x, keep))
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Kept tokens that contain shares of any tokens, where a token goes to several slots.
+
+    Attributes:
+        share: (b, k, v) how much of every token each slot contains.
+    """
+
+    share: Tensor
+
+    def into(self, x: Tensor, keep: Tensor) -> Tensor:
+        """(b, v, d) -> (b, k, d)."""
+        return self.share.to(x.dtype) @ x
+
+
+@dataclass(frozen=True)
+class Gate:
+    """How much of each kept token is let through, for learned choices.
+
+    Attributes:
+        value: (b, k) of value one, or in (0, 1], with the gradient of a score.
+        fallback: (b, v) mixing weights of the tokens, used where the gate is 0; None: zeros.
+    """
+
+    value: Tensor
+    fallback: Tensor | None = None
+
+    def through(self, merged: Tensor, x: Tensor) -> Tensor:
+        """(b, k, d) what is let through of kept tokens, made of `x` (b, v, d)."""
+        value = self.value.to(x.dtype)[..., None]
+        if self.fallback is None:
+            return merged * value
+        # of value 1 the gate changes no bit: x * 1 + 0 * finite
+        return merged * value + (1 - value) * (self.fallback.to(x.dtype)[:, None] @ x)
+
+
+@dataclass(frozen=True, init=False)
 class Plan:
     """Which tokens stay, and what the kept ones contain. Data: comparable, storable, drawable.
 
@@ -173,38 +296,81 @@ class Plan:
         keep: (b, k) indices into the tokens of the stop, ascending along k where `valid` (unless
             the tokens are not `ordered`).
         valid: (b, k) False for filler; None when every entry counts.
-        group: (b, v) the slot (0..k-1) into which each token is merged, -1 where it is dropped;
-            None when the kept tokens stay as they are.
-        weight: (b, v) share of each token in its group's mean or sum; None means equal shares.
-        how: what a group becomes, the weighted `"mean"` or `"sum"`, or the elementwise `"max"`.
-        mix: (b, k, v) in place of groups: how much of every token each slot contains, where a token
-            goes to several slots.
-        gate: (b, k) how much of each kept token is let through, for learned choices: of value one,
-            or in (0, 1], with the gradient of a score. None lets everything through.
-        ground: (b, v) shares of the tokens in what stands where a gate is shut; None: zeros.
+        content: what kept tokens contain, a `Merge` or a `Mix`; None where they stay as they are.
+        gate: how much of each kept token is let through; None lets everything through.
         score: (b, v) what the tokens were ranked by, higher is kept, for pictures of the choice.
             Nothing is computed from it. None where a method ranks nothing.
     """
 
     keep: Tensor
     valid: Tensor | None = None
-    group: Tensor | None = None
-    weight: Tensor | None = None
-    how: Merge = "mean"
-    mix: Tensor | None = None
-    gate: Tensor | None = None
-    ground: Tensor | None = None
+    content: Merge | Mix | None = None
+    gate: Gate | None = None
     score: Tensor | None = None
+
+    def __init__(
+        self,
+        keep: Tensor,
+        valid: Tensor | None = None,
+        content: Merge | Mix | None = None,
+        gate: Gate | None = None,
+        score: Tensor | None = None,
+        **earlier: Any,
+    ) -> None:
+        """The attributes; `earlier` are names of version 0.1, which are deprecated.
+
+        Raises:
+            TypeError: another name.
+        """
+        if earlier or isinstance(content, Tensor) or isinstance(gate, Tensor):
+            content, gate = _translated(content, gate, earlier)
+        for name, value in zip(PLAN, (keep, valid, content, gate, score), strict=True):
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def of(
+        cls,
+        mask: Tensor,
+        tokens: Tokens,
+        budget: Sequence[int],
+        *,
+        content: Merge | Mix | None = None,
+        score: Tensor | None = None,
+    ) -> Plan:
+        """The plan that keeps the tokens of a mask, in reading order.
+
+        Args:
+            mask: (b, v) True at the kept tokens; padding is left out.
+            tokens: of the stop.
+            budget: how many of each sample are kept, at most all: exactly as many as `mask` has.
+            content: what the kept tokens contain.
+            score: (b, v) what the tokens were ranked by.
+        """
+        counts = [min(k, n) for k, n in zip(budget, tokens.counts, strict=True)]
+        keep, valid = keep_from_mask(mask & tokens.valid, max(counts, default=0))
+        even = len(set(counts)) <= 1
+        score = None if score is None else score.detach()
+        return cls(keep, None if even else valid, content, None, score)
 
     @property
     def merges(self) -> bool:
         """Whether kept tokens contain others."""
-        return self.group is not None or self.mix is not None
+        return self.content is not None
 
     @property
     def changes(self) -> bool:
         """Whether kept tokens contain anything but what they did."""
         return self.merges or self.gate is not None
+
+    @property
+    def group(self) -> Tensor | None:
+        """(b, v) the slot of each token, -1 where it is dropped; None without a `Merge`."""
+        return self.content.group if isinstance(self.content, Merge) else None
+
+    @property
+    def mix(self) -> Tensor | None:
+        """(b, k, v) how much of every token each slot contains; None without a `Mix`."""
+        return self.content.share if isinstance(self.content, Mix) else None
 
     def counts(self) -> Tensor:
         """(b,) kept tokens per sample."""
@@ -218,53 +384,59 @@ class Plan:
 
     def merge(self, x: Tensor) -> Tensor:
         """(b, v, d) -> (b, k, d): what the kept tokens contain (hidden states)."""
-        merged = self._merged(x)
-        if self.gate is None:
-            return merged
-        gate = self.gate.to(x.dtype)[..., None]
-        if self.ground is None:
-            return merged * gate
-        # of value 1 the gate changes no bit: x * 1 + 0 * finite
-        return merged * gate + (1 - gate) * (self.ground.to(x.dtype)[:, None] @ x)
-
-    def detach(self) -> Plan:
-        """The same plan as mere data, without what gradients need."""
-        held = {name: x.detach() for name, x in vars(self).items() if _differentiable(x)}
-        return replace(self, **held) if held else self
-
-    def _merged(self, x: Tensor) -> Tensor:
-        if self.mix is not None:
-            return self.mix.to(x.dtype) @ x
-        if self.group is None:
-            return self.take(x)
-        b, k = self.keep.shape
-        slot = torch.where(self.group < 0, k, self.group)
-        weight = torch.ones_like(slot, dtype=x.dtype) if self.weight is None else self.weight
-        weight = weight.to(x.dtype).masked_fill(slot == k, 0)
-        index = slot[..., None].expand(*slot.shape, x.shape[-1])
-        if self.how == "max":
-            low = x.new_full((b, k + 1, x.shape[-1]), float("-inf"))
-            merged = low.scatter_reduce(1, index, x, "amax")
-            return torch.where(merged[:, :k].isinf(), self.take(x), merged[:, :k])
-        if self.how == "sum":
-            wide = torch.promote_types(x.dtype, torch.float32)  # groups may be large
-            terms = x.to(wide) * weight[..., None].to(wide)
-            return terms.new_zeros(b, k + 1, x.shape[-1]).scatter_add(1, index, terms)[:, :k].to(x)
-        total = x.new_zeros(b, k + 1, x.shape[-1]).scatter_add(1, index, x * weight[..., None])
-        share = weight.new_zeros(b, k + 1).scatter_add(1, slot, weight)
-        mean = total[:, :k] / share[:, :k, None].clamp(min=torch.finfo(x.dtype).tiny)
-        return torch.where(share[:, :k, None] > 0, mean, self.take(x))
+        merged = self.take(x) if self.content is None else self.content.into(x, self.keep)
+        return merged if self.gate is None else self.gate.through(merged, x)
 
     def unmerge(self, x: Tensor) -> Tensor:
         """(b, k, ...) -> (b, v, ...): what every token's group contains, zero if dropped."""
         if self.group is None:
-            raise ValueError("only a plan with groups says of every token where it went")
+            raise BadOption("only a plan with groups says of every token where it went")
         gone = (self.group < 0).view(*self.group.shape, *[1] * (x.dim() - 2))
         return gather(x, self.group.clamp(min=0)).masked_fill(gone, 0)
 
+    def detach(self) -> Plan:
+        """The same plan as mere data, without what gradients need."""
+        plain: Plan = _detached(self)
+        return plain
 
-def _differentiable(x: object) -> bool:
-    return isinstance(x, Tensor) and x.requires_grad
+
+PLAN = tuple(one.name for one in fields(Plan))
+
+EARLIER = ("group", "weight", "how", "mix", "ground")
+"""What a plan of version 0.1 said by itself, and what its `content` and `gate` say now."""
+
+
+def _translated(content: Any, gate: Any, earlier: dict[str, Any]) -> tuple[Any, Any]:
+    """Content and gate of a plan that is written as in version 0.1."""
+    unknown = set(earlier) - set(EARLIER)
+    if unknown:
+        raise TypeError(f"Plan has no {min(unknown)!r} (known: {', '.join(PLAN)})")
+    if isinstance(content, Tensor):  # the groups, by position
+        earlier = {"group": content, **earlier}
+        content = None
+    warn_once(
+        f"Plan({', '.join(sorted(earlier) or ['gate'])}=...) is written "
+        "Plan(content=Merge(group, weight, how)), Plan(content=Mix(share)) and "
+        "Plan(gate=Gate(value, fallback)) from version 0.2 on"
+    )
+    if earlier.get("mix") is not None:
+        content = Mix(earlier["mix"])
+    elif earlier.get("group") is not None:
+        content = Merge(earlier["group"], earlier.get("weight"), earlier.get("how", "mean"))
+    if isinstance(gate, Tensor):
+        gate = Gate(gate, earlier.get("ground"))
+    return content, gate
+
+
+def _detached(x: Any) -> Any:
+    """A record of tensors and of such records, without gradients."""
+    if isinstance(x, Tensor):
+        return x.detach() if x.requires_grad else x
+    if not is_dataclass(x) or isinstance(x, type):
+        return x
+    parts = {one.name: _detached(getattr(x, one.name)) for one in fields(x)}
+    same = all(value is getattr(x, name) for name, value in parts.items())
+    return x if same else replace(x, **parts)
 
 
 def gather(x: Tensor, index: Tensor) -> Tensor:

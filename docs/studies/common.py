@@ -16,9 +16,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import tokenreduce as tr
 from tokenreduce.cost import cost, shape_of
 from tokenreduce.embedded import checkpoint_dir
-from tokenreduce.evaluation.asking import answers, heldout, right
 from tokenreduce.evaluation.intervals import difference, shares
-from tokenreduce.tasks.result import commit, machine, versions
+from tokenreduce.evaluation.items import heldout
+from tokenreduce.evaluation.scoring import right
+from tokenreduce.inference.answer import answers
+from tokenreduce.program.result import commit, machine, versions
 
 SEED = 0
 

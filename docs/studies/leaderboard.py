@@ -23,8 +23,8 @@ from tokenreduce.config import compose
 from tokenreduce.embedded import checkpoint_dir
 from tokenreduce.evaluation.comparing import Level
 from tokenreduce.evaluation.records import Store
+from tokenreduce.evaluation.table import collect
 from tokenreduce.tasks import evaluate
-from tokenreduce.tasks.evaluating.table import collect
 
 BUDGET = 0.5
 RULES: dict[str, dict[str, Any]] = {

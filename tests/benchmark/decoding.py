@@ -10,7 +10,7 @@ from torch import Tensor
 
 import tokenreduce as tr
 from tests.benchmark.sizes import CLOCK, DEVICE, TEXT, Size, models, prompt
-from tokenreduce.tasks.benchmarking.clock import Times, paired
+from tokenreduce.inference.clock import Times, paired
 
 PADDING = 20
 """Padded positions of the second sample in a batch of two."""

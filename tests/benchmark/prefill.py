@@ -9,9 +9,9 @@ import torch
 
 import tokenreduce as tr
 from tests.benchmark.sizes import CLOCK, DEVICE, ENGINE, TEXT, Size, models, prompt
+from tokenreduce.benchmarking.counts import CONVENTIONS, flops
 from tokenreduce.cost import shape_of
-from tokenreduce.tasks.benchmarking.clock import Times, paired
-from tokenreduce.tasks.benchmarking.counts import CONVENTIONS, flops
+from tokenreduce.inference.clock import Times, paired
 
 
 @torch.inference_mode()

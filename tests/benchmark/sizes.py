@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from tokenreduce.tasks.benchmarking.clock import Clock
-from tokenreduce.tasks.benchmarking.engine import Engine
-from tokenreduce.tasks.benchmarking.prompts import Prompt
+from tests.benchmark.engine import Engine
+from tokenreduce.benchmarking.synthetic import MarkedPrompt
+from tokenreduce.inference.clock import Clock
 
 VARIABLE = "TOKENREDUCE_BENCHMARK"
 """Environment variable: `full` sizes, or `smoke` for a run of seconds that judges nothing."""
@@ -68,6 +68,6 @@ def models(size: Size) -> tuple[Any, Any]:
     return model, twin
 
 
-def prompt(visual: int, batch: int = 1) -> Prompt:
+def prompt(visual: int, batch: int = 1) -> MarkedPrompt:
     """`visual` tokens between the text tokens that every prompt here has."""
-    return Prompt(visual, TEXT, batch, SEED)
+    return MarkedPrompt(visual, TEXT, batch, SEED)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from tokenreduce.tasks.benchmarking.peers import recorded
+from tokenreduce.benchmarking.peers import recorded
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "results" / "prefill_cpu.json"

@@ -11,7 +11,7 @@ import pytest
 
 import tokenreduce as tr
 from tests.benchmark.sizes import CLOCK, SMALL, SMOKE, VISUAL, models, prompt
-from tokenreduce.tasks.benchmarking.rounds import Candidate, Race
+from tokenreduce.benchmarking.rounds import Candidate, Race
 
 BATCHES = (1, 2, 4, 8, 16)
 COUNT = 144 if SMOKE else VISUAL[0] // 2

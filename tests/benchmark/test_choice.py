@@ -14,7 +14,7 @@ import tokenreduce as tr
 from tests.benchmark.prefill import Trial
 from tests.benchmark.sizes import ENGINE, SMALL, SMOKE, VISUAL, Size, prompt
 from tests.benchmark.test_methods import BARE, METHODS
-from tokenreduce.tasks.benchmarking.prompts import told
+from tokenreduce.benchmarking.synthetic import with_synthetic_tower
 
 SHALLOW = Size(4, SMALL.width)
 LAYER = 2
@@ -39,7 +39,9 @@ def test_a_choice(benchmark: Any, visual: int, keep: float, name: str) -> None:
     benchmark.group = f"choice of {keep} of {visual}"
     strategy, stop = tr.strategies.build(name), tr.Single(layer=LAYER, keep=keep)
     shown = prompt(visual).pictures()
-    trial = Trial(SHALLOW, visual, strategy, stop, adapter=told(BARE), pictures=shown)
+    trial = Trial(
+        SHALLOW, visual, strategy, stop, adapter=with_synthetic_tower(BARE), pictures=shown
+    )
     try:
         trial.warm_up()
         benchmark.pedantic(trial.reduced, rounds=ROUNDS)

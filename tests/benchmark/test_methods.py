@@ -14,7 +14,7 @@ import pytest
 import tokenreduce as tr
 from tests.benchmark.prefill import Trial
 from tests.benchmark.sizes import ENGINE, SMALL, SMOKE, TEXT, VISUAL, Size, prompt
-from tokenreduce.tasks.benchmarking.prompts import told
+from tokenreduce.benchmarking.synthetic import with_synthetic_tower
 
 DEEP = Size(8, 128) if SMOKE else SMALL
 ROUNDS = 3 if SMOKE else 4
@@ -32,7 +32,7 @@ METHODS = [
 @pytest.mark.parametrize("name", METHODS)
 def test_what_a_method_costs(benchmark: Any, name: str) -> None:
     strategy, shown = tr.strategies.build(name), prompt(VISUAL[-1]).pictures()
-    trial = Trial(DEEP, VISUAL[-1], strategy, adapter=told(BARE), pictures=shown)
+    trial = Trial(DEEP, VISUAL[-1], strategy, adapter=with_synthetic_tower(BARE), pictures=shown)
     trial.warm_up()
     benchmark.pedantic(trial.reduced, setup=trial.unreduced, rounds=ROUNDS)
     facts = trial.facts() | {"method": name, "asked": ASKED}

@@ -9,15 +9,15 @@ import torch
 
 import tokenreduce as tr
 from tests.pairwise import in_turn
-from tokenreduce.tasks.benchmarking.breakeven import find
-from tokenreduce.tasks.benchmarking.clock import Clock, Times, interval, paired
-from tokenreduce.tasks.benchmarking.memory import cache_bytes, peak_bytes, stored_bytes
-from tokenreduce.tasks.benchmarking.pixels import FAMILIES as KNOWN
-from tokenreduce.tasks.benchmarking.pixels import noise
-from tokenreduce.tasks.benchmarking.prompts import MEASURES, Prompt, picture
-from tokenreduce.tasks.benchmarking.rounds import Candidate, Race, compared
+from tokenreduce.benchmarking.allocation import cache_bytes, peak_bytes, stored_bytes
+from tokenreduce.benchmarking.breakeven import find
+from tokenreduce.benchmarking.pixels import FAMILIES as KNOWN
+from tokenreduce.benchmarking.pixels import noise
+from tokenreduce.benchmarking.rounds import Candidate, Race, compared
+from tokenreduce.benchmarking.synthetic import MEASURES, MarkedPrompt, picture
+from tokenreduce.inference.clock import Clock, Times, interval, paired
 from tokenreduce.testing.models import FAMILIES
-from tokenreduce.tokens import TOWER
+from tokenreduce.tokens import TOWER, at_layer
 
 CPU = torch.device("cpu")
 MEBIBYTE = 2**18  # fp32 numbers
@@ -121,6 +121,14 @@ def test_a_picture_has_every_token_and_measure(visual: int) -> None:
     assert set(made.measures) == set(MEASURES) == set(TOWER)
 
 
+def test_a_picture_has_what_a_strategy_names_in_a_layer() -> None:
+    name = at_layer("tower_attention", 1 / 3)
+    made, plain = picture(16, needs=[name, "keys"]), picture(16)
+    assert set(made.measures) == {*TOWER, name}
+    assert made.measures[name].shape == made.measures["tower_attention"].shape
+    assert all(made.measures[one].equal(x) for one, x in plain.measures.items())
+
+
 @pytest.mark.parametrize("name", KNOWN)
 def test_a_picture_of_noise_fits_its_model(name: str) -> None:
     """Placeholders and features agree, else the model itself refuses."""
@@ -142,7 +150,7 @@ def test_a_picture_of_noise_fits_its_model(name: str) -> None:
 def test_a_race_weighs_what_the_report_says(name: str, method: str) -> None:
     model = FAMILIES[name].model()
     strategy = tr.strategies.build(method)
-    race = Race(model, Prompt(40, 16, 2), [Candidate(method, strategy)], new_tokens=2).run(3)
+    race = Race(model, MarkedPrompt(40, 16, 2), [Candidate(method, strategy)], new_tokens=2).run(3)
     (row,) = race.rows()
     report = race.lanes[1].report
     assert report is not None
@@ -172,7 +180,7 @@ def test_everyone_leads_a_round() -> None:
     """The order moves on: nobody always follows the same."""
     model, order = FAMILIES["llama-gqa"].model(), []
     those = [Candidate(name, tr.strategies.build(name)) for name in ("random", "stride")]
-    race = Race(model, Prompt(20, 8), those)
+    race = Race(model, MarkedPrompt(20, 8), those)
     plain = race.turn
     race.turn = lambda lane: (order.append(lane.candidate.name), plain(lane))
     race.run(3, memory=False)

@@ -15,8 +15,8 @@ import torch
 import tokenreduce as tr
 from tests.benchmark.prefill import Trial
 from tests.benchmark.sizes import CLOCK, DEVICE, SMALL, SMOKE, TEXT, VISUAL, Size
-from tokenreduce.tasks.benchmarking.clock import paired
-from tokenreduce.tasks.benchmarking.memory import peak_bytes, stored_bytes
+from tokenreduce.benchmarking.allocation import peak_bytes, stored_bytes
+from tokenreduce.inference.clock import paired
 
 ROUNDS = 2 if SMOKE else 4
 ASKED = 0.65

@@ -17,7 +17,7 @@ STRATEGIES = sorted(
 )
 MAIN = [family for family in FAMILIES.values() if family.main]
 SCHEDULE = tr.Explicit(layers=(0, 2, 4), keeps=(0.8, 0.5, 0.2))
-OURS = "inputs.py:describe"
+OURS = "prompt.py:read_prompt"
 
 
 def counted(family, name, call, images=(1, 0, 2), side="left", **options):

@@ -7,8 +7,8 @@ import torch
 
 import tokenreduce as tr
 from tests.engine.test_evidence import Probe, TowerProbe, probed
-from tokenreduce.engine import view
-from tokenreduce.engine.view import in_turn
+from tokenreduce.engine import attention
+from tokenreduce.engine.attention import in_turn
 from tokenreduce.testing.batches import batch
 from tokenreduce.testing.memory import few_pairs, largest
 from tokenreduce.testing.models import FAMILIES
@@ -56,7 +56,7 @@ def test_blocks_say_the_same(family, probe, monkeypatch):
     model, given = FAMILIES[family].model("eager"), batch(FAMILIES[family], (1, 2), "left")
     whole, parts = probe(), probe()
     probed(model, given, whole)
-    monkeypatch.setattr(view, "ROWS_AT_ONCE", 5)
+    monkeypatch.setattr(attention, "ROWS_AT_ONCE", 5)
     probed(model, given, parts)
     for name, x in whole.seen[0].items():
         torch.testing.assert_close(parts.seen[0][name], x, msg=lambda text, n=name: f"{n}: {text}")

@@ -39,9 +39,9 @@ def test_a_larger_budget_beside_it_changes_no_choice(strategy):
 
 
 def test_the_law_sees_a_sample_that_is_reduced_after_all(monkeypatch):
-    from tokenreduce.engine.setup import Setup
+    from tokenreduce.engine.spec import EngineConfig
 
-    monkeypatch.setattr(Setup, "spared", lambda self, counts: (False,) * len(counts))
+    monkeypatch.setattr(EngineConfig, "spared", lambda self, counts: (False,) * len(counts))
     with pytest.raises(AssertionError, match="min_tokens"):
         laws.too_few_tokens_are_left_alone(laws.trial(tr.Stride(), "llama-gqa", "explicit"))
 

@@ -11,11 +11,11 @@ from omegaconf import OmegaConf
 
 from tokenreduce.config import compose
 from tokenreduce.embedded.build import build_model, build_processor
+from tokenreduce.evaluation.asking import Protocol, ask
+from tokenreduce.evaluation.conditions import FULL
+from tokenreduce.inference.loaded import Loaded
 from tokenreduce.profiling.divergence import jensen_shannon, kullback_leibler
-from tokenreduce.tasks.evaluating.asking import Asking, ask
-from tokenreduce.tasks.evaluating.conditions import FULL
-from tokenreduce.tasks.evaluating.sources import questions
-from tokenreduce.tasks.loading import Loaded
+from tokenreduce.program.sources import questions
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +28,11 @@ def loaded() -> Loaded:
 def rows(loaded: Loaded) -> list[Any]:
     items = questions(compose(["task=evaluate", "task.limit=2"]))
     starts = {item.kind: {"yes": [3], "no": [4]} for item in items}
-    return list(ask(loaded, FULL, items, Asking(2, 2, "exact", starts)))
+    return list(ask(loaded, FULL, items, Protocol(2, 2, "exact", starts)))
 
 
 def test_logits_that_are_no_numbers(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tokenreduce.tasks.evaluating.asking.is_right", lambda *given: True)
+    monkeypatch.setattr("tokenreduce.evaluation.asking.is_right", lambda *given: True)
     for row in rows(loaded):
         assert row["correct"] is True
         assert all(0 <= p <= 1 for p in row["probabilities"].values())

@@ -10,11 +10,11 @@ from omegaconf import OmegaConf
 from tokenreduce.config import compose
 from tokenreduce.cost import cost, shape_of
 from tokenreduce.embedded.build import build_model, build_processor
+from tokenreduce.evaluation.budget import lengths
+from tokenreduce.inference.loaded import Loaded
+from tokenreduce.program.sources import questions
 from tokenreduce.scheduler import schedulers
-from tokenreduce.tasks.evaluating.budget import lengths, schedule_at
-from tokenreduce.tasks.evaluating.conditions import chosen
-from tokenreduce.tasks.evaluating.sources import questions
-from tokenreduce.tasks.loading import Loaded
+from tokenreduce.tasks.evaluate import chosen
 
 EVALUATE = ["task=evaluate", "device=cpu", "task.limit=3"]
 
@@ -35,22 +35,21 @@ def test_every_rule_meets_the_budget(loaded: Loaded, strategy: str, rule: str) -
     items = questions(config)
     visual, text = lengths(loaded, items)
     assert visual == 144
-    found = schedule_at(config, loaded, items)
+    found = chosen(config, loaded, items).scheduler
     assert found is not None
-    assert found["name"] == rule
+    assert found["name"] == rule  # its defaults are left out
     options = {key: value for key, value in found.items() if key != "name"}
     price = cost(shape_of(loaded.model.config), schedulers.build(rule, **options), visual, text)
     assert 0.58 < price.share <= 0.6
-    assert chosen(config, loaded, found).scheduler is not None
 
 
 def test_without_a_budget_the_schedule_is_as_it_is(loaded: Loaded) -> None:
     config = compose([*EVALUATE, "strategy=fastv"])
-    assert schedule_at(config, loaded, questions(config)) is None
-    assert chosen(config, loaded).scheduler == {"name": "single"}  # the paper's: all defaults
+    found = chosen(config, loaded, questions(config))
+    assert found.scheduler == {"name": "single"}  # the paper's: all defaults
 
 
 def test_a_rule_without_a_share_is_refused(loaded: Loaded) -> None:
     config = compose([*EVALUATE, "strategy=fastv", "scheduler.name=stochastic", "task.flops=0.6"])
     with pytest.raises(ValueError, match="scheduler=stochastic has no share to solve for"):
-        schedule_at(config, loaded, questions(config))
+        chosen(config, loaded, questions(config))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from tokenreduce.evaluation.following import _edit, pairs, spread
 from tokenreduce.evaluation.items import heldout
-from tokenreduce.tasks.evaluating.measuring import _edit, pairs, spread
 
 ITEMS = heldout(0, 12, 9)
 OTHERS = pairs(ITEMS)

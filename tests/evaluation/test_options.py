@@ -7,8 +7,13 @@ import re
 import pytest
 from omegaconf import OmegaConf
 
-from tokenreduce.config import compose
-from tokenreduce.tasks.evaluating.options import COUNTS, SHARES, check
+from tokenreduce.config import compose, plain
+from tokenreduce.evaluation.options import COUNTS, SHARES
+from tokenreduce.evaluation.options import check as check_options
+
+
+def check(config):
+    check_options(plain(config.task), config.max_new_tokens)
 
 
 def test_what_ships_is_allowed(tmp_path):

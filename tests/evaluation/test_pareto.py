@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from tokenreduce.tasks.evaluating import dots, pareto
+from tokenreduce.evaluation import dots, pareto
 
 
 def row(role: str, cost: float, right: float, model: str = "m", *kinds: str) -> dict[str, Any]:

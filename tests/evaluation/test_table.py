@@ -12,9 +12,9 @@ import pytest
 from rich.console import Console
 
 from tests.evaluation.test_comparing import FULL, LEVEL, N, reduced, rows
+from tokenreduce.evaluation import table as shown
 from tokenreduce.evaluation.comparing import compare
-from tokenreduce.tasks.evaluating import table as shown
-from tokenreduce.tasks.evaluating.examples import accuracy, change, picked
+from tokenreduce.evaluation.examples import accuracy, change, picked
 from tokenreduce.viz.quantities import counted
 
 Rows = list[dict[str, Any]]

@@ -9,7 +9,8 @@ import tokenreduce as tr
 from tests.faults import checks
 from tests.faults.checks import law
 from tests.faults.fault import Register, choice, row
-from tokenreduce.engine import passes
+from tokenreduce import tokens
+from tokenreduce.engine.spec import EngineConfig
 from tokenreduce.testing import laws
 
 FAULTS = Register()
@@ -17,13 +18,13 @@ FAULTS = Register()
 
 @FAULTS.noticed_by(checks.EXACT, choice("stride"))
 def kept_indices_unsorted(patch):
-    in_order = tr.select.__globals__["keep_from_mask"]
+    in_order = tokens.keep_from_mask
 
     def reversed_(mask, k):
         index, valid = in_order(mask, k)
         return index.flip(1), valid.flip(1)
 
-    patch.setitem(tr.select.__globals__, "keep_from_mask", reversed_)
+    patch.setattr(tokens, "keep_from_mask", reversed_)
 
 
 @FAULTS.noticed_by(checks.BUDGET, row("pyramid_drop", "llava_next"))
@@ -34,14 +35,12 @@ def rounding_up_where_down_was_asked(patch):
 @FAULTS.noticed_by(checks.BUDGET, row("pyramid_drop", "llama"))
 def shares_of_what_is_left(patch):
     """The budget compounds: a share of the tokens of the stop before."""
-    decide = passes._decide
+    budget = EngineConfig.budget
 
-    def compounding(setup, call, seq, cached):
-        counts, seq.counts = seq.counts, tuple(max(0, n - 1) for n in seq.counts)
-        decide(setup, call, seq, cached)
-        seq.counts = counts
+    def compounding(self, layer, counts, left):
+        return budget(self, layer, tuple(max(0, n - 1) for n in counts), left)
 
-    patch.setattr(passes, "_decide", compounding)
+    patch.setattr(EngineConfig, "budget", compounding)
 
 
 @FAULTS.noticed_by(law(laws.rows_stand_alone), row("pyramid_drop", "llama"))
@@ -79,7 +78,7 @@ def padding_is_merged(patch):
         tr.Pooling,
         "plan",
         lambda self, tokens, budget: (
-            (p := plan(self, tokens, budget)) and replace(p, group=p.group.clamp(min=0))
+            (p := plan(self, tokens, budget)) and replace(p, content=tr.Merge(p.group.clamp(min=0)))
         ),
     )
 

@@ -8,7 +8,7 @@ import tokenreduce as tr
 from tests.faults import checks
 from tests.faults.checks import law
 from tests.faults.fault import Register, choice, once, row
-from tokenreduce.engine import cache, passes, positions, restore, wiring
+from tokenreduce.engine import apply, cache, decide, positions, prompt, restore
 from tokenreduce.testing import laws
 
 FAULTS = Register()
@@ -16,11 +16,11 @@ FAULTS = Register()
 
 @FAULTS.noticed_by(checks.RENUMBERING, row("pyramid_drop", "llama"))
 def positions_kept_where_they_should_be_compact(patch):
-    rotary = passes.rotary
+    rotary = apply.rotary
     patch.setattr(
-        passes,
+        apply,
         "rotary",
-        lambda setup, *given: rotary(replace(setup, positions="keep"), *given),
+        lambda config, *given: rotary(replace(config, positions="keep"), *given),
     )
 
 
@@ -28,9 +28,9 @@ def positions_kept_where_they_should_be_compact(patch):
 def decode_positions_unshifted(patch):
     shifted = positions._shifted
 
-    def unshifted(setup, call, seq, shifts):
+    def unshifted(config, seq, call, shifts):
         zeros = {id(shift): torch.zeros_like(shift) for shift in shifts if shift is not None}
-        made = shifted(setup, call, seq, list(zeros.values()))
+        made = shifted(config, seq, call, list(zeros.values()))
         return {key: made[id(zero)] for key, zero in zeros.items()}
 
     patch.setattr(positions, "_shifted", unshifted)
@@ -38,20 +38,20 @@ def decode_positions_unshifted(patch):
 
 @FAULTS.noticed_by(checks.MASKING, row("pyramid_drop", "llama"))
 def the_mask_is_cut_and_not_gathered(patch):
-    def cut(mask, queries, keys, **given):
-        return mask[:, :, : queries.shape[1], : keys.shape[1]]
+    def cut(mask, at, **given):
+        return mask[:, :, : at.queries.shape[1], : at.keys.shape[1]]
 
-    patch.setattr(passes, "gathered", cut)
+    patch.setattr(apply, "gathered", cut)
 
 
 @FAULTS.noticed_by(checks.MASKING, row("pyramid_drop", "llama"))
 def filler_is_seen(patch):
-    gathered = passes.gathered
+    gathered = apply.gathered
 
-    def seen(mask, queries, keys, **given):
-        return gathered(mask, queries, keys.clamp(min=0), **given)
+    def seen(mask, at, **given):
+        return gathered(mask, replace(at, keys=at.keys.clamp(min=0)), **given)
 
-    patch.setattr(passes, "gathered", seen)
+    patch.setattr(apply, "gathered", seen)
 
 
 @FAULTS.noticed_by(
@@ -71,22 +71,22 @@ def keys_are_stored_twice(patch):
 
 @FAULTS.noticed_by(checks.BUDGET, row("pyramid_drop", "llama"))
 def padding_is_not_removed(patch):
-    describe = wiring.inputs.describe
+    read = prompt.read_prompt
 
-    def padded(seq, *given):
-        found = describe(seq, *given)
-        seq.real, seq.texts = None, tuple(seq.length - n for n in seq.counts)
-        return found
+    def padded(kind, *given):
+        prompt, _ = read(kind, *given)
+        texts = tuple(kind.shape[1] - n for n in prompt.counts)
+        return replace(prompt, real=None, texts=texts), texts
 
-    patch.setattr(wiring.inputs, "describe", padded)
+    patch.setattr(prompt, "read_prompt", padded)
 
 
 @FAULTS.noticed_by(checks.MASKING, row("pyramid_drop", "llama"))
 def zeros_where_tokens_were_dropped(patch):
     fill = restore._fill
 
-    def zeros(seq, layout):
-        source, nothing = fill(seq, layout)
+    def zeros(seq, stage):
+        source, nothing = fill(seq, stage)
         same = torch.nn.functional.pad(source[:, 1:] == source[:, :-1], (1, 0))
         return source, same if nothing is None else nothing | same
 
@@ -98,16 +98,15 @@ def zeros_where_tokens_were_dropped(patch):
     "tests/laws/test_matrix.py::test_a_plan_is_made_once_and_kept_for_the_backward_pass",
 )
 def a_plan_is_made_again_when_a_layer_is_recomputed(patch):
-    enter = passes.enter
+    enter = apply.enter
 
-    def again(setup, call, seq):
-        if call.index in setup.stops and call.index in seq.layouts:
-            before = seq.steps[call.index].before
-            seq.layout = None if before.index is None else before
-            del seq.layouts[call.index]
-        return enter(setup, call, seq)
+    def again(config, seq, call):
+        if call.index in config.stops and call.index < seq.reached:
+            seq.stages = [stage for stage in seq.stages if stage.layer < call.index]
+            seq.reached = call.index
+        return enter(config, seq, call)
 
-    patch.setattr(passes, "enter", again)
+    patch.setattr(apply, "enter", again)
 
 
 @FAULTS.noticed_by(checks.DECODING, row("pyramid_drop", "llama"))
@@ -163,15 +162,15 @@ def no_warning_without_effect(patch):
 
 @FAULTS.noticed_by(checks.LOUD, once("pyramid_drop", "llama"))
 def a_plan_of_another_size_passes(patch):
-    patch.setattr(passes, "_check", lambda *given: None)
+    patch.setattr(decide, "check_plan", lambda *given: None)
 
 
 @FAULTS.noticed_by(law(laws.keeping_all_is_the_plain_model), once("pyramid_drop", "llama"))
 def hidden_states_change_in_the_last_bit(patch):
-    enter = passes.enter
+    enter = apply.enter
 
     def rounded(*given):
         call = enter(*given)
         return replace(call, hidden=call.hidden * (1 + 1e-7))
 
-    patch.setattr(passes, "enter", rounded)
+    patch.setattr(apply, "enter", rounded)

@@ -8,7 +8,7 @@ from tests.faults.checks import flex, law, score
 from tests.faults.fault import Register, evidence, row
 from tokenreduce.adapter import Adapter
 from tokenreduce.adapters.llava import PixtralTower
-from tokenreduce.engine import cache, masks, passes, view
+from tokenreduce.engine import apply, attention, cache, masks
 from tokenreduce.engine.sequence import rows_of
 from tokenreduce.testing import laws
 from tokenreduce.tower import PackedTower, rotate
@@ -73,16 +73,16 @@ def scores_are_not_capped(patch):
 @FAULTS.noticed_by(law(laws.dropping_is_masking, "qwen2_5_vl"), row("pyramid_drop", "qwen2_5_vl"))
 def one_count_of_positions_for_every_axis(patch):
     """M-RoPE: tables made anew from the places of the tokens, as if these were their positions."""
-    rotary = passes.rotary
+    rotary = apply.rotary
 
-    def by_count(setup, call, seq, layout, shift):
-        tables, ids, shift = rotary(setup, call, seq, layout, shift)
-        if layout is None or layout.index is None:
+    def by_count(config, seq, stage, call):
+        tables, ids, shift = rotary(config, seq, stage, call)
+        if stage.whole:
             return tables, ids, shift
-        count = layout.index if ids is None else ids
-        return setup.adapter.rotary(setup.decoder, call.layer, call.hidden, count), ids, shift
+        count = stage.layout.index if ids is None else ids
+        return config.adapter.rotary(config.decoder, call.layer, call.hidden, count), ids, shift
 
-    patch.setattr(passes, "rotary", by_count)
+    patch.setattr(apply, "rotary", by_count)
 
 
 @FAULTS.noticed_by(
@@ -113,8 +113,9 @@ def one_rotary_table_for_every_kind_of_layer(patch):
 # -- masks --------------------------------------------------------------------------------------
 
 
-def seen_before(queries, keys):
-    return (keys[:, None, None] <= queries[:, None, :, None]) & (keys >= 0)[:, None, None]
+def seen_before(at):
+    keys = at.keys[:, None, None]
+    return (keys <= at.queries[:, None, :, None]) & (keys >= 0)
 
 
 @FAULTS.noticed_by(
@@ -124,15 +125,15 @@ def seen_before(queries, keys):
 )
 def the_window_is_forgotten(patch):
     """Every key before a query is seen, however far it is."""
-    gathered = passes.gathered
+    gathered = apply.gathered
 
-    def wide(mask, queries, keys, *, kind, dtype, **given):
-        if mask is None or queries.shape[1] != keys.shape[1]:
-            return gathered(mask, queries, keys, kind=kind, dtype=dtype, **given)
-        seen = seen_before(queries, keys)
+    def wide(mask, at, *, dtype, **given):
+        if mask is None or at.queries.shape[1] != at.keys.shape[1]:
+            return gathered(mask, at, dtype=dtype, **given)
+        seen = seen_before(at)
         return seen if mask.dtype == torch.bool else masks._additive(seen, dtype)
 
-    patch.setattr(passes, "gathered", wide)
+    patch.setattr(apply, "gathered", wide)
 
 
 @FAULTS.noticed_by(
@@ -142,28 +143,28 @@ def the_window_is_forgotten(patch):
 )
 def a_mask_is_taken_for_a_causal_one(patch):
     """A prefix sees itself in both directions (PaliGemma), and so does a picture (Gemma 3)."""
-    gathered = passes.gathered
+    gathered = apply.gathered
 
-    def causal(mask, queries, keys, **given):
-        found = gathered(mask, queries, keys, **given)
+    def causal(mask, at, **given):
+        found = gathered(mask, at, **given)
         if found is None:
             return None
-        seen = seen_before(queries, keys)
+        seen = seen_before(at)
         if found.dtype == torch.bool:
             return found & seen
         return found.masked_fill(~seen, torch.finfo(found.dtype).min)
 
-    patch.setattr(passes, "gathered", causal)
+    patch.setattr(apply, "gathered", causal)
 
 
 @FAULTS.noticed_by(score("paligemma"), evidence("paligemma"), evidence("gemma3"))
 def a_score_reads_a_causal_mask(patch):
-    visible = view.visible
+    visible = attention.visible
 
-    def causal(mask, queries, keys, **given):
-        return visible(mask, queries, keys, **given) & seen_before(queries, keys)
+    def causal(mask, at):
+        return visible(mask, at) & seen_before(at)
 
-    patch.setattr(view, "visible", causal)
+    patch.setattr(attention, "visible", causal)
 
 
 @FAULTS.noticed_by(
@@ -172,7 +173,7 @@ def a_score_reads_a_causal_mask(patch):
 )
 def a_block_mask_is_cut_and_not_rewritten(patch):
     """Flex attention asks the model's rule about the places that tokens have come to."""
-    patch.setattr(masks, "_seen", lambda rule, queries, keys, start, first: rule)
+    patch.setattr(masks, "_seen", lambda rule, at, first: rule)
 
 
 @FAULTS.noticed_by(
@@ -206,12 +207,12 @@ def a_window_forgets_which_tokens_left_it(patch):
 
 def added(patch, stepped):
     def add_between(seq, add, hidden, at, features):
-        if seq.layout is None:
+        if not seq.reduced:
             return add(hidden, at, features)
         blank = hidden.new_zeros(seq.batch, seq.length, hidden.shape[-1])
         return hidden + stepped(seq, blank.masked_scatter(at[..., None], features), hidden)
 
-    patch.setattr(passes, "add_between", add_between)
+    patch.setattr(apply, "add_between", add_between)
 
 
 @FAULTS.noticed_by(
@@ -237,8 +238,8 @@ def a_merged_token_gets_the_features_of_one(patch):
     """DeepStack: of the token that it was, and of none that it contains."""
 
     def own(seq, whole, hidden):
-        for step in seq.steps.values():
-            whole = rows_of(whole, step.rows)
+        for stage in seq.stops:
+            whole = rows_of(whole, stage.step.rows)
         return whole
 
     added(patch, own)

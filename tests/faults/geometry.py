@@ -8,9 +8,9 @@ import tokenreduce as tr
 from tests.faults import checks
 from tests.faults.checks import law
 from tests.faults.fault import Register, row
-from tokenreduce.adapters import anyres, idefics3, llava_onevision
-from tokenreduce.adapters.tiles import whole
-from tokenreduce.engine import inputs
+from tokenreduce.adapters import anyres, idefics3, internvl, llava_onevision
+from tokenreduce.adapters.tiles import from_tiles
+from tokenreduce.engine import prompt
 from tokenreduce.testing import laws
 
 FAULTS = Register()
@@ -71,7 +71,7 @@ def tiles_are_joined_column_by_column(patch):
 )
 def the_first_tile_is_taken_for_the_thumbnail(patch):
     """InternVL's is the last one."""
-    patch.setattr(tr.adapters["internvl"], "joined", lambda self, parts: whole(parts, 0))
+    patch.setattr(internvl, "from_tiles", lambda tiles, thumbnail: from_tiles(tiles, 0))
 
 
 def grids(patch, change):
@@ -103,9 +103,9 @@ def the_frames_of_a_video_lie_below_each_other(patch):
 @FAULTS.noticed_by(positions("qwen2_vl-mixed"), by_positions("qwen2_vl-mixed"))
 def images_come_before_videos_whatever_the_order(patch):
     """A prompt holds both, in any order."""
-    assign = inputs.assign
+    assign = prompt.assign
     patch.setattr(
-        inputs,
+        prompt,
         "assign",
         lambda pictures, samples, used: assign(pictures, [sorted(runs) for runs in samples], used),
     )
@@ -127,4 +127,4 @@ def videos_are_looked_for_by_their_own_placeholder(patch):
 )
 def every_tile_is_a_picture_of_its_own(patch):
     """InternVL gives an image as a run of tiles."""
-    patch.setattr(inputs, "joined", lambda parts, stretches, join: list(parts))
+    patch.setattr(internvl, "by_run", lambda parts, visual, join: list(parts))

@@ -6,7 +6,8 @@ from tests.faults import checks
 from tests.faults.checks import score
 from tests.faults.fault import Register, evidence
 from tokenreduce.adapter import Adapter
-from tokenreduce.engine import view
+from tokenreduce.engine import attention
+from tokenreduce.engine.rows import TokenRows
 from tokenreduce.testing.trial import shared_model
 
 FAULTS = Register()
@@ -34,37 +35,37 @@ def no_rotary_embedding_in_the_score(patch):
 
 @FAULTS.noticed_by(checks.SCORES, evidence("qwen2"))
 def softmax_over_the_image_alone(patch):
-    visual = view.LayerView._visual
+    visual = attention.LayerView._visual
 
     def over_images(self, *given):
         share = visual(self, *given)
-        valid = self.layout.visual_valid[:, None]
+        valid = self.rows.layout.visual_valid[:, None]
         return share / (share * valid).sum(dim=-1, keepdim=True).clamp(min=1e-9)
 
-    patch.setattr(view.LayerView, "_visual", over_images)
+    patch.setattr(attention.LayerView, "_visual", over_images)
 
 
 @FAULTS.noticed_by(checks.SCORES, evidence("qwen2"))
 def padding_is_scored_by_the_last_column(patch):
     """The last position of a right-padded row is no token."""
-    asking = view.LayerView._asking
+    queries = TokenRows.queries
 
     def last(self):
-        rows, valid = asking(self)
+        rows, valid = queries(self)
         return torch.full_like(rows, self.seq.length - 1), valid
 
-    patch.setattr(view.LayerView, "_asking", last)
+    patch.setattr(TokenRows, "queries", last)
 
 
 @FAULTS.noticed_by(score("llama-gqa", training=True), evidence("llama-gqa"))
 def the_last_turn_alone_asks_in_training(patch):
-    from tokenreduce.engine import inputs
+    from tokenreduce.engine import prompt
 
-    every = inputs.before_answers
+    every = prompt.before_answers
 
     def last(labels):
         asks = every(labels)
         at = torch.arange(asks.shape[1])
         return asks & (at == torch.where(asks, at, -1).amax(dim=1, keepdim=True))
 
-    patch.setattr(inputs, "before_answers", last)
+    patch.setattr(prompt, "before_answers", last)

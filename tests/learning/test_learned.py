@@ -36,7 +36,7 @@ class Mixer(tr.LearnedStrategy):
         among = tokens.valid.float()
         mean = among / among.sum(dim=1, keepdim=True).clamp(min=1)
         own = nn.functional.one_hot(plan.keep, tokens.valid.shape[1]).float()
-        return replace(plan, mix=own * (1 - self.share) + mean[:, None] * self.share)
+        return replace(plan, content=tr.Mix(own * (1 - self.share) + mean[:, None] * self.share))
 
     def scheduler(self):
         return tr.Single(1, 0.5)
@@ -99,10 +99,11 @@ def test_a_straight_through_gate_is_one_and_has_the_soft_gradient():
         plan = tr.select(scores, tokens, budget)
         hard = gated(plan, scores, tokens, "straight_through")
         soft = gated(plan, scores, tokens, "soft")
-        assert torch.equal(hard.gate, torch.ones(plan.keep.shape))
-        assert not torch.equal(soft.gate, hard.gate)
+        assert torch.equal(hard.gate.value, torch.ones(plan.keep.shape))
+        assert not torch.equal(soft.gate.value, hard.gate.value)
         weight = torch.randn(plan.keep.shape, generator=torch.Generator().manual_seed(4))
-        grads = [torch.autograd.grad((p.gate * weight).sum(), scores)[0] for p in (hard, soft)]
+        values = hard.gate.value, soft.gate.value
+        grads = [torch.autograd.grad((value * weight).sum(), scores)[0] for value in values]
         assert torch.equal(*grads)
         assert grads[0].abs().sum() > 0
         assert not grads[0][~tokens.valid].any()
@@ -113,18 +114,18 @@ def test_a_straight_through_gate_is_one_and_has_the_soft_gradient():
 def test_behind_a_shut_gate_stands_the_mean():
     x = torch.randn(1, 4, 3, generator=torch.Generator().manual_seed(0))
     gate = torch.tensor([[1.0, 0.0]])
-    plan = tr.Plan(torch.tensor([[1, 3]]), gate=gate)
+    plan = tr.Plan(torch.tensor([[1, 3]]), gate=tr.Gate(gate))
     assert plan.changes
     assert not plan.merges
     torch.testing.assert_close(plan.merge(x)[0], torch.stack([x[0, 1], torch.zeros(3)]))
-    plan = replace(plan, ground=torch.full((1, 4), 0.25))
+    plan = replace(plan, gate=tr.Gate(gate, torch.full((1, 4), 0.25)))
     torch.testing.assert_close(plan.merge(x)[0], torch.stack([x[0, 1], x[0].mean(0)]))
 
 
 def test_a_plan_as_data_holds_no_graph():
     gate = torch.ones(1, 2, requires_grad=True) * 1
-    plan = tr.Plan(torch.tensor([[0, 1]]), gate=gate)
-    assert not plan.detach().gate.requires_grad
+    plan = tr.Plan(torch.tensor([[0, 1]]), gate=tr.Gate(gate))
+    assert not plan.detach().gate.value.requires_grad
     plain = tr.Plan(torch.tensor([[0, 1]]))
     assert plain.detach() is plain
 
@@ -146,7 +147,7 @@ def test_the_loss_reaches_the_scorer_and_the_model_does_not_notice(family, text)
             assert parameter.grad.abs().max() > 0, name
     again = Replay(reduction.plans, reduction.stops)
     assert all(plan.gate is not None for plan in again.plans.values())
-    again.plans = {i: replace(p, gate=None, ground=None) for i, p in again.plans.items()}
+    again.plans = {i: replace(p, gate=None) for i, p in again.plans.items()}
     plain_loss, plain, _ = trained_step(model, again, given, None)
     assert torch.equal(loss, plain_loss)
     assert grads.keys() == plain.keys()
@@ -205,7 +206,7 @@ def test_a_soft_gate_acts_in_training_alone():
 def test_no_graph_outlives_the_pass():
     model, given = LLAVA.model().train(), batch(LLAVA, (1,))
     _, _, reduction = trained_step(model, tr.ScorerMLP(), given)
-    assert not any(plan.gate.requires_grad for plan in reduction.plans.values())
+    assert not any(plan.gate.value.requires_grad for plan in reduction.plans.values())
 
 
 def test_frozen_parameters_need_no_gate():

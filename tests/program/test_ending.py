@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tokenreduce.program import ending
-from tokenreduce.refusals import is_refusal, one_line
+from tokenreduce.program.refusals import is_refusal, one_line
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from itertools import pairwise
 import pytest
 
 import tokenreduce as tr
-from tokenreduce.scheduler import Stop, layer_at, ordered, place, schedulers
+from tokenreduce.checks import layer_or_share
+from tokenreduce.scheduler import Stop, layer_at, ordered, schedulers
 from tokenreduce.schedulers import Cosine, Explicit, Linear, Pyramid, Single
 
 SHIPPED = ("cosine", "explicit", "linear", "pyramid", "single")
@@ -182,7 +183,7 @@ REFUSED = {
     "last beyond": (lambda: Linear(last=40).stops(32), "last 40 is outside"),
     "stop below 0": (lambda: Stop(-1, 0.5), "layer.*-1"),
     "stop with a count": (lambda: Stop(1, 288), "share.*288"),
-    "place of nothing": (lambda: place(None), "not None"),
+    "place of nothing": (lambda: layer_or_share(None), "not None"),
 }
 
 

@@ -17,15 +17,17 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 import tokenreduce as tr
-from tokenreduce.config import compose
-from tokenreduce.tasks import result
-from tokenreduce.tasks.benchmark import benchmark, compared
-from tokenreduce.tasks.benchmarking import against, plots, tables
-from tokenreduce.tasks.benchmarking.clock import coverage
-from tokenreduce.tasks.benchmarking.peers import peer, recorded
-from tokenreduce.tasks.benchmarking.schedules import candidates, schedules
-from tokenreduce.tasks.benchmarking.subjects import subject
-from tokenreduce.tasks.loading import load_random, model_source
+from tokenreduce.benchmarking import against
+from tokenreduce.benchmarking import plot as plots
+from tokenreduce.benchmarking import table as tables
+from tokenreduce.benchmarking.candidates import schedules_at
+from tokenreduce.benchmarking.peers import peer, recorded
+from tokenreduce.benchmarking.subjects import subject
+from tokenreduce.config import compose, model_spec, plain
+from tokenreduce.inference.clock import coverage
+from tokenreduce.inference.loaded import load_random, model_source
+from tokenreduce.program import result
+from tokenreduce.tasks.benchmark import benchmark, compared, entered_by
 from tokenreduce.testing.models import FAMILIES
 
 SHAPE = [
@@ -148,7 +150,7 @@ def test_presets_build_with_random_weights(model: str) -> None:
     else:
         small += [f"{vision}.num_hidden_layers=2", f"{vision}.num_attention_heads=4"]
     config = compose(["task=benchmark", f"model={model}", "task.weights=random", *small])
-    one = subject(config)
+    one = subject(model_spec(config), config.task.weights, text=int(config.task.text))
     (seen, marked) = one.prompts(None, 16, [1], 0)
     counts = {"llava_1_5_7b": 576, "llava_next_7b": 2928, "qwen2_5_vl_7b": 576}
     assert seen.visual == marked.visual == counts[model]
@@ -159,8 +161,8 @@ def test_presets_build_with_random_weights(model: str) -> None:
 
 def test_random_weights_follow_the_seed_and_leave_the_callers_alone() -> None:
     before = torch.random.get_rng_state()
-    one, same = (load_random(compose([*SHAPE, "seed=3"])) for _ in range(2))
-    other = load_random(compose([*SHAPE, "seed=4"]))
+    one, same = (load_random(model_spec(compose([*SHAPE, "seed=3"]))) for _ in range(2))
+    other = load_random(model_spec(compose([*SHAPE, "seed=4"])))
     assert torch.equal(torch.random.get_rng_state(), before)
     first, second, third = (m.model.layers[0].mlp.up_proj.weight for m in (one, same, other))
     assert torch.equal(first, second)
@@ -199,7 +201,7 @@ def entered(*words: str) -> tuple[DictConfig, Any]:
 
 
 def test_the_chosen_strategy_comes_first_and_once() -> None:
-    those = candidates(*entered("strategy=stride"), 576)
+    those = entered_by(*entered("strategy=stride"), 576)
     assert [one.name for one in those] == ["stride", "random"]
     assert {type(one.scheduler) for one in those} == {tr.Pyramid}
 
@@ -208,7 +210,8 @@ def test_the_chosen_strategy_comes_first_and_once() -> None:
 def test_every_rule_finds_its_shares(rule: str) -> None:
     words = ["strategy=random", f"scheduler={rule}", "task.keeps=[0.6]"]
     words += ["scheduler.layers=[4,8]"] if rule == "explicit" else []
-    ((share, scheduler),) = schedules(*entered(*words), 576)
+    config, shape = entered(*words)
+    ((share, scheduler),) = schedules_at(config.task.keeps, plain(config.scheduler), shape, 576)
     assert share == 0.6
     assert tr.schedulers.name_of(scheduler) == rule
 
@@ -221,8 +224,8 @@ def test_every_rule_finds_its_shares(rule: str) -> None:
         (["task.batches=4"], "task.batches must be a list"),
         (["task.visual=[]"], "task.visual must be a list"),
         (["task.break_even=[a]"], "task.break_even must be a list"),
-        (["task.rounds=0"], "task.rounds must be a whole number from 1 on, not 0"),
-        (["task.new_tokens=x"], "task.new_tokens must be a whole number from 0 on"),
+        (["task.rounds=0"], "task.rounds must be a whole number of at least 1, not 0"),
+        (["task.new_tokens=x"], "task.new_tokens must be a whole number of at least 0"),
         (["task.tolerance=-1"], "task.tolerance must be a share"),
         (["strategy=none"], "there is nothing to measure"),
         (["strategy=downsample"], "there is nothing to measure"),
@@ -241,7 +244,7 @@ def test_what_cannot_be_measured_is_refused(words: list[str], message: str, tmp_
 
 def test_a_shape_has_no_weights_to_load() -> None:
     with pytest.raises(ValueError, match="is a shape without weights, for task=benchmark"):
-        model_source(compose(["model=llama_16x512"]))
+        model_source(model_spec(compose(["model=llama_16x512"])))
 
 
 def test_pictures_need_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:

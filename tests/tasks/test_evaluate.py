@@ -20,10 +20,10 @@ from PIL import Image
 import tokenreduce as tr
 from tokenreduce.config import compose
 from tokenreduce.data import sample
+from tokenreduce.evaluation import runner as running
+from tokenreduce.evaluation.pareto import front
 from tokenreduce.evaluation.records import Store, unpack
 from tokenreduce.tasks import evaluate as task
-from tokenreduce.tasks.evaluating import running
-from tokenreduce.tasks.evaluating.pareto import front
 
 ROOT = Path(__file__).parents[2]
 FEW = [

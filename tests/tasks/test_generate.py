@@ -16,10 +16,10 @@ from rich.console import Console
 import tokenreduce as tr
 from tokenreduce.config import compose
 from tokenreduce.embedded.build import build_model, build_processor
-from tokenreduce.tasks.loading import Loaded, pick_device
-from tokenreduce.tasks.measuring import likelihood, prefill_times, ratio
-from tokenreduce.tasks.prompting import encode, full_prompt
-from tokenreduce.tasks.table import comparison, quantity, stages
+from tokenreduce.inference.loaded import Loaded, pick_device
+from tokenreduce.inference.measure import likelihood, prefill_times, ratio
+from tokenreduce.inference.prompt import encode, full_prompt
+from tokenreduce.inference.table import comparison, quantity, stages
 
 ANSWER = torch.tensor([9, 11, 2])
 

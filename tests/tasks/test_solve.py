@@ -13,14 +13,17 @@ import pytest
 from omegaconf import OmegaConf
 
 import tokenreduce as tr
-from tokenreduce import cli
-from tokenreduce.config import build_scheduler, compose
+from tokenreduce import cli, presets
+from tokenreduce.config import build_scheduler, compose, model_spec
 from tokenreduce.cost import average_tokens, cost, model_cost, shape_of
 from tokenreduce.embedded import checkpoint_dir
+from tokenreduce.inference.loaded import read_sizes
+from tokenreduce.inference.spec import ModelSpec
+from tokenreduce.program.rules import rule_of
 from tokenreduce.schedulers import Explicit, Pyramid, Single
-from tokenreduce.tasks.loading import read_sizes
-from tokenreduce.tasks.solve import pictures, rule_of, stages
-from tokenreduce.tasks.solving import preset, timing
+from tokenreduce.solving import timing
+from tokenreduce.solving.summary import stages
+from tokenreduce.tasks.solve import pictures
 
 Run = Callable[..., tuple[int, dict[str, Any], str, str]]
 
@@ -50,7 +53,7 @@ def test_the_example_of_the_help(run: Run) -> None:
     """Every number of `target.flops=0.45`, computed again."""
     code, found, out, err = run("target.flops=0.45")
     assert (code, err) == (0, "")
-    config, _ = read_sizes(compose())
+    config, _ = read_sizes(ModelSpec())
     layers = (1, 2, 4, 6)  # the strategy's own pyramid begins at layer 2 and would leave no token
     schedule = tr.solve(config, visual=144, text=64, flops=0.45, rule="explicit", layers=layers)
     price, whole = cost(config, schedule, 144, 64), model_cost(config, schedule, 1, text=64)
@@ -76,6 +79,27 @@ def test_the_example_of_the_help(run: Run) -> None:
     )
     for text in (f"{price.share:.1%}", "2 to 3", "vision tower", " ".join(found["words"])):
         assert text in out
+
+
+def written() -> list[str]:
+    """Every line with `tokenreduce task=solve ...` of the README, the pages and the help."""
+    root = Path(__file__).parents[2]
+    places = [root / "README.md", *root.glob("docs/*.md"), *root.glob("conf/hydra/help/*.yaml")]
+    lines = [line for place in places for line in place.read_text().splitlines()]
+    asked = (re.match(r"\s*tokenreduce (task=solve .*?)(\s\s|#|$)", line) for line in lines)
+    return sorted({found[1].strip() for found in asked if found})
+
+
+@pytest.mark.parametrize("line", written())
+def test_what_the_pages_write_leaves_tokens(run: Run, line: str) -> None:
+    """The first answer that a reader sees is a sensible one, without a warning."""
+    code, found, _, err = run(*line.split()[1:])
+    assert (code, err) == (0, "")
+    assert found["stages"][-1]["visual"] >= 2
+
+
+def test_there_are_lines_on_the_pages() -> None:
+    assert "task=solve target.flops=0.45" in written()
 
 
 def test_tokens_that_vanish_under_a_named_schedule_are_told(run: Run) -> None:
@@ -238,13 +262,13 @@ def test_rules_keep_their_options() -> None:
 
 
 def test_words_leave_out_what_is_usual() -> None:
-    assert preset.words(Pyramid(), "random") == ["strategy=random", "scheduler=pyramid"]
+    assert presets.words(Pyramid(), "random") == ["strategy=random", "scheduler=pyramid"]
     given = Explicit((0.25, 4), (0.5, 0.125))
-    assert preset.words(given, "fastv")[2:] == [
+    assert presets.words(given, "fastv")[2:] == [
         "scheduler.layers=[0.25,4]",
         "scheduler.keeps=[0.5,0.125]",
     ]
 
 
 def test_presets_have_the_sizes_of_their_models() -> None:
-    assert shape_of(read_sizes(compose(["model=llava_1_5_7b"]))[0]).layers == 32
+    assert shape_of(read_sizes(model_spec(compose(["model=llava_1_5_7b"])))[0]).layers == 32

@@ -20,8 +20,8 @@ from transformers import AutoModelForImageTextToText, TrainerCallback
 import tokenreduce as tr
 from tokenreduce.config import compose
 from tokenreduce.tasks import train as task
-from tokenreduce.tasks.training import checkpoints
-from tokenreduce.tasks.training.checkpoints import newest_whole
+from tokenreduce.training import resuming as checkpoints
+from tokenreduce.training.resuming import newest_whole
 
 STEPS = 4
 SMALL = [
@@ -383,13 +383,14 @@ def test_weights_that_are_trained_are_of_full_precision(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_adapters_were_trained_to_is_what_other_tasks_load(tmp_path: Path) -> None:
     """The exported folder and one of the trainer's own, which has no processor."""
-    from tokenreduce.tasks.loading import load
+    from tokenreduce.inference.loaded import load
+    from tokenreduce.inference.spec import ModelSpec
 
     pytest.importorskip("peft")
     run(tmp_path, "peft=lora", "peft.rank=2", "strategy=random", "data.measured=0")
-    plain = load(compose(["device=cpu"])).model.state_dict()
+    plain = load(ModelSpec(device="cpu")).model.state_dict()
     found = [
-        load(compose(["device=cpu", f"model.id={tmp_path / name}"])).model.state_dict()
+        load(ModelSpec(str(tmp_path / name), device="cpu")).model.state_dict()
         for name in ("checkpoint", f"checkpoints/checkpoint-{STEPS}")
     ]
     assert all(torch.equal(found[0][name], found[1][name]) for name in plain)

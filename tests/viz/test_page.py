@@ -20,9 +20,10 @@ from PIL import Image
 import tokenreduce as tr
 from tests.viz.scenery import look_at, photo
 from tokenreduce.config import compose
+from tokenreduce.inference.loaded import load
+from tokenreduce.inference.look import look
+from tokenreduce.inference.spec import ModelSpec
 from tokenreduce.tasks.generate import generate
-from tokenreduce.tasks.loading import load
-from tokenreduce.tasks.looking import look
 from tokenreduce.viz import Look, Scene, Stage, write_page
 from tokenreduce.viz.chart import chart
 from tokenreduce.viz.overlay import fitted, heat, overlay
@@ -505,7 +506,7 @@ def test_why_nothing_was_reduced_is_told(dropped: Look, tmp_path: Path) -> None:
 
 
 def test_one_question_is_looked_at_and_judged() -> None:
-    loaded = load(compose(["device=cpu"]))
+    loaded = load(ModelSpec(device="cpu"))
     asked: list[str] = []
 
     def accepts(answer: str) -> bool:

@@ -24,7 +24,11 @@ class Idefics3(Adapter):
 
     families: ClassVar[frozenset[str]] = frozenset({"idefics3"})
     evidence: ClassVar[frozenset[str]] = Adapter.evidence | frozenset(TOWER)
-    tagged: ClassVar[bool] = True
+    reads: ClassVar[tuple[str, ...]] = (
+        "config.scale_factor",
+        "config.vision_config.patch_size",
+        "vision_model",
+    )
 
     def pictures(self, base: Part, call: Mapping[str, Any], output: Any) -> list[Picture]:
         """A square per tile; the model is not told which tiles are of one image."""
@@ -45,8 +49,8 @@ class Idefics3(Adapter):
         layers = inner.encoder.layers
         return Tower(layers, len(layers) - 1, heads, 0, inner.post_layernorm)
 
-    def grouped(
-        self, parts: Sequence[Picture], ids: Sequence[int], shown: Sequence[bool]
+    def assemble(
+        self, parts: Sequence[Picture], ids: Sequence[int] | None, visual: Sequence[bool]
     ) -> list[Picture]:
         """The images that the tiles of a sample are of, as the tags before them say.
 
@@ -55,7 +59,7 @@ class Idefics3(Adapter):
         `<fake_token_around_image>` ends the image. Ids of tags are facts of a tokenizer, which the
         model does not know; where the tags stand is enough.
         """
-        rows = _rows(ids, shown, len(parts))
+        rows = None if ids is None else _rows(ids, visual, len(parts))
         if rows is None:
             return list(parts)
         queue, found = list(parts), []

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from tokenreduce.adapter import Adapter, adapters
 from tokenreduce.adapters.llava import feature_layer
-from tokenreduce.adapters.tiles import tile, whole
-from tokenreduce.geometry import Picture
+from tokenreduce.adapters.tiles import from_tiles, tile
+from tokenreduce.geometry import Picture, by_run
 from tokenreduce.tokens import TOWER
 from tokenreduce.tower import Part, Tower
 
@@ -45,7 +45,10 @@ class InternVL(Adapter):
 
     families: ClassVar[frozenset[str]] = frozenset({"internvl"})
     evidence: ClassVar[frozenset[str]] = Adapter.evidence | frozenset(TOWER)
-    runs: ClassVar[bool] = True
+    reads: ClassVar[tuple[str, ...]] = (
+        "config.downsample_ratio",
+        "config.vision_config.patch_size",
+    )
 
     def pictures(self, base: Part, call: Mapping[str, Any], output: Any) -> list[Picture]:
         """A square grid per tile; the model is not told which tiles are of one image."""
@@ -69,6 +72,8 @@ class InternVL(Adapter):
         """A token is made of a square of patches, whose groups may differ."""
         return frozenset({"spread"})
 
-    def joined(self, parts: Sequence[Picture]) -> Picture:
-        """The image that a run of tiles is of, laid out as its thumbnail shows."""
-        return whole(parts, -1)
+    def assemble(
+        self, parts: Sequence[Picture], ids: Sequence[int] | None, visual: Sequence[bool]
+    ) -> list[Picture]:
+        """An image for every run of tiles, laid out as its thumbnail shows."""
+        return by_run(parts, visual, lambda tiles: from_tiles(tiles, -1))

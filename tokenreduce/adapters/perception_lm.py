@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenreduce.adapter import Adapter, adapters
-from tokenreduce.adapters.tiles import tile, whole
+from tokenreduce.adapters.tiles import from_tiles, tile
 from tokenreduce.geometry import Picture
 from tokenreduce.tokens import TOWER
 from tokenreduce.tower import Part, Rotary, Tower, rotate
@@ -49,13 +49,19 @@ class PerceptionLM(Adapter):
 
     families: ClassVar[frozenset[str]] = frozenset({"perception_lm"})
     evidence: ClassVar[frozenset[str]] = Adapter.evidence | frozenset(TOWER)
+    reads: ClassVar[tuple[str, ...]] = (
+        "vision_tower.timm_model.patch_embed.grid_size",
+        "config.projector_pooling_ratio",
+    )
 
     def pictures(self, base: Part, call: Mapping[str, Any], output: Any) -> list[Picture]:
         """An image of its views, laid out as the thumbnail shows."""
         tokens, found, first = output.pooler_output.shape[1], [], 0
         for image in call["pixel_values"]:
             views = [tile(view, tokens) for view in image]
-            found.append(whole([self._over(base, v, first + i) for i, v in enumerate(views)], 0))
+            found.append(
+                from_tiles([self._over(base, v, first + i) for i, v in enumerate(views)], 0)
+            )
             first += len(views)
         return found
 

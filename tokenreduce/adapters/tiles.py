@@ -34,7 +34,7 @@ def tile(pixels: Tensor, tokens: int) -> Picture:
     return replace(picture, measures={COLOUR: colour.flatten(1).T.cpu()})  # sync: once per view
 
 
-def whole(tiles: Sequence[Picture], thumbnail: int) -> Picture:
+def from_tiles(tiles: Sequence[Picture], thumbnail: int) -> Picture:
     """One picture of its tiles and their thumbnail.
 
     Where the pixels tell the layout, boxes are fractions of the whole picture. Where they do not

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from tokenreduce.errors import BadOption, Incompatible
 from tokenreduce.tower import Encoder, Part, Tower, encoders
 
 
@@ -22,7 +23,7 @@ class TimmTower(Tower):
         Raises:
             TypeError: always; queries, keys and values come from one matrix.
         """
-        raise TypeError("timm projects queries and keys by one matrix")
+        raise Incompatible("timm projects queries and keys by one matrix")
 
     def key_module(self, layer: Part) -> Part:
         """The norm of the keys, an identity in most models."""
@@ -69,7 +70,7 @@ class TimmViT(Encoder):
             type(x.attn).__name__ for x in model.blocks if hasattr(x, "attn")
         }
         if odd != {"Block", "Attention"}:
-            raise ValueError(
+            raise BadOption(
                 f"this VisionTransformer has {', '.join(sorted(odd))}, where tokens can be merged "
                 "only in blocks of attention and MLP (Block with Attention)"
             )

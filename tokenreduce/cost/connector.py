@@ -9,7 +9,8 @@ from typing import Any
 
 from tokenreduce.cost.reading import read, size
 from tokenreduce.cost.tower import Grid, TowerShape
-from tokenreduce.registry import Registry, did_you_mean
+from tokenreduce.errors import BadOption, did_you_mean
+from tokenreduce.registry import Registry
 
 
 class Connector(ABC):
@@ -104,7 +105,7 @@ class Resampler(Connector):
     def _asked(self, patches: int) -> int:
         found = next((n for p, n in self.queries.items() if int(p) == patches), None)
         if found is None:
-            raise ValueError(
+            raise BadOption(
                 f"a picture of {patches} patches has no queries in this resampler "
                 f"(known: {', '.join(map(str, self.queries))})"
             )
@@ -131,7 +132,7 @@ def connector_of(config: Any, tower: TowerShape, width: int) -> Connector:
     """
     kind = str(read(config, "model_type"))
     if kind not in connectors:
-        raise ValueError(
+        raise BadOption(
             f"no formula here describes how {kind!r} connects its vision tower"
             f"{did_you_mean(kind, connectors)} (known: {', '.join(connectors)}): use "
             "tokenreduce.cost.cost for the decoder alone"

@@ -16,6 +16,7 @@ from tokenreduce.cost.connector import (
 )
 from tokenreduce.cost.reading import read, size
 from tokenreduce.cost.tower import TowerShape
+from tokenreduce.errors import BadOption
 
 
 @connectors.register("llava")
@@ -46,7 +47,7 @@ def llava_next_video(config: Any, tower: TowerShape, width: int) -> Connector:
     """
     mode = read(config, "spatial_pool_mode") or "average"
     if mode not in ("average", "max"):
-        raise ValueError(f"no formula here describes spatial_pool_mode={mode!r}")
+        raise BadOption(f"no formula here describes spatial_pool_mode={mode!r}")
     by = int(read(config, "spatial_pool_stride") or 2)
     return two_layers(tower.hidden * _layers(config), width, arranged=True, video_pool=by)
 

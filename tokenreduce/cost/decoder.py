@@ -20,9 +20,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tokenreduce.checks import MOST, integer
 from tokenreduce.cost.reading import read, size, unlike
-from tokenreduce.registry import did_you_mean
-from tokenreduce.scheduler import MOST, Scheduler, Stop, ordered, whole
+from tokenreduce.errors import BadOption, did_you_mean
+from tokenreduce.scheduler import Scheduler, Stop, ordered
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def macs(shape: DecoderShape, tokens: Sequence[float], convention: str = "matmul
         ValueError: an unknown convention.
     """
     if convention not in CONVENTIONS:
-        raise ValueError(
+        raise BadOption(
             f"no FLOPs convention {convention!r}{did_you_mean(convention, CONVENTIONS)} "
             f"(known: {', '.join(CONVENTIONS)})"
         )
@@ -143,12 +144,12 @@ def tokens_per_layer(
     Raises:
         ValueError: a stop beyond the depth, stops out of order, counts below 0.
     """
-    whole(visual, "visual", least=0)
-    whole(text, "text", least=0)
+    integer(visual, "visual", least=0)
+    integer(text, "text", least=0)
     rows = [visual + text] * depth
     for stop in ordered(stops):
         if stop.layer >= depth:
-            raise ValueError(f"a stop at layer {stop.layer} is outside a decoder of {depth} layers")
+            raise BadOption(f"a stop at layer {stop.layer} is outside a decoder of {depth} layers")
         rows[stop.layer :] = [stop.count(visual) + text] * (depth - stop.layer)
     return tuple(rows)
 
@@ -254,7 +255,7 @@ def shape_of(config: Any) -> DecoderShape:
     hidden, heads = size(part, "hidden_size"), size(part, "num_attention_heads")
     layers = size(part, "num_hidden_layers")
     if layers > MOST:
-        raise ValueError(f"num_hidden_layers={layers}: no decoder has more than {MOST:,}")
+        raise BadOption(f"num_hidden_layers={layers}: no decoder has more than {MOST:,}")
     return DecoderShape(
         layers=layers,
         hidden=hidden,

@@ -6,11 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tokenreduce.checks import integer
 from tokenreduce.cost.connector import connector_of
 from tokenreduce.cost.decoder import Cost, cost, head_macs, shape_of
 from tokenreduce.cost.memory import Activations, activations
 from tokenreduce.cost.tower import Grid, tower_macs, tower_of
-from tokenreduce.scheduler import Scheduler, Stop, whole
+from tokenreduce.errors import BadOption
+from tokenreduce.scheduler import Scheduler, Stop
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def model_cost(
     if visual is None:
         visual = connector.tokens(grids)
     if visual is None:
-        raise ValueError(
+        raise BadOption(
             "visual is needed: how many tokens these tiles become depends on how they are "
             "arranged; count the image tokens that the processor made"
         )
@@ -125,7 +127,7 @@ def model_cost(
     return ModelCost(
         tower=tower_macs(tower, grids),
         connector=connector.macs(grids),
-        head=head_macs(shape, whole(logits, "logits", least=0)),
+        head=head_macs(shape, integer(logits, "logits", least=0)),
         decoder=decoder,
         visual=visual,
         patches=tower.places(grids),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tokenreduce.scheduler import whole
+from tokenreduce.checks import integer
+from tokenreduce.errors import BadOption
 
 
 def read(part: Any, name: str) -> Any:
@@ -17,11 +18,11 @@ def size(part: Any, *names: str) -> int:
     """The first entry of these names, a whole number."""
     value = next((v for v in (read(part, name) for name in names) if v is not None), None)
     if value is None:
-        raise ValueError(
+        raise BadOption(
             f"the configuration has no {names[0]!r}: a config.json leaves out what equals its "
             "class's default; load it with transformers.AutoConfig, or pass a shape"
         )
-    return whole(value, names[0], least=1)
+    return integer(value, names[0], least=1)
 
 
 def unlike(part: Any, what: str) -> ValueError:

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tokenreduce.checks import integer
 from tokenreduce.cost.reading import read, size
-from tokenreduce.registry import Registry, did_you_mean
-from tokenreduce.scheduler import whole
+from tokenreduce.errors import BadOption, did_you_mean
+from tokenreduce.registry import Registry
 
 Sight = Literal["frame", "call"]
 
@@ -37,7 +38,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         for name in ("rows", "columns", "frames"):
-            whole(getattr(self, name), f"a grid's {name}", least=1)
+            integer(getattr(self, name), f"a grid's {name}", least=1)
 
     @property
     def patches(self) -> int:
@@ -99,9 +100,9 @@ class TowerShape:
         """
         if isinstance(pictures, Sequence):
             return tuple(pictures)
-        whole(pictures, "pictures", least=0)
+        integer(pictures, "pictures", least=0)
         if self.side is None:
-            raise ValueError(
+            raise BadOption(
                 f"pictures={pictures} does not say how large they are, and this vision tower takes "
                 "any size: list the rows and columns of their patches "
                 "(tokenreduce.cost.Grid; task.pictures=[[rows,columns]])"
@@ -167,13 +168,13 @@ def tower_of(config: Any) -> TowerShape:
         return config
     part = read(config, "vision_config")
     if part is None:
-        raise ValueError(
+        raise BadOption(
             f"the configuration of {read(config, 'model_type')!r} has no vision tower "
             "(`vision_config`): use tokenreduce.cost.cost for the decoder alone"
         )
     kind = str(read(part, "model_type"))
     if kind not in towers:
-        raise ValueError(
+        raise BadOption(
             f"no formula here describes the vision tower {kind!r}{did_you_mean(kind, towers)} "
             f"(known: {', '.join(towers)}): pass a TowerShape, or use tokenreduce.cost.cost for "
             "the decoder alone"

@@ -6,6 +6,7 @@ from typing import Any
 
 from tokenreduce.cost.reading import read, size
 from tokenreduce.cost.tower import TowerShape, pixels, square, towers
+from tokenreduce.errors import BadOption
 
 
 @towers.register("clip_vision_model")
@@ -92,7 +93,7 @@ def timm(part: Any) -> TowerShape:
     words = name.split("_")
     known = words[:2] == ["vit", "pe"] and len(words) > 3 and words[3] in PERCEPTION
     if not known or given.get("global_pool") != "" or "img_size" not in given:
-        raise ValueError(
+        raise BadOption(
             f"no formula here describes timm's {name!r} with model_args {given}: known are "
             "vit_pe_* with img_size and global_pool=''; pass a TowerShape"
         )

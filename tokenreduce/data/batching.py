@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tokenreduce.data.packing import IGNORED
+from tokenreduce.errors import BadOption
 
 SIDES = ("right", "left")
 
@@ -33,9 +34,9 @@ class Collator:
 
     def __init__(self, processor: Any, side: str = "right") -> None:
         if side not in SIDES:
-            raise ValueError(f"side={side!r} is unknown (known: {', '.join(SIDES)})")
+            raise BadOption(f"side={side!r} is unknown (known: {', '.join(SIDES)})")
         if processor.tokenizer.pad_token_id is None:
-            raise ValueError(
+            raise BadOption(
                 f"the tokenizer of {type(processor).__name__} has no padding token: set "
                 "processor.tokenizer.pad_token"
             )
@@ -73,7 +74,7 @@ class Collator:
         sizes = [max(extent) for extent in zip(*(v.shape[1:] for v in there), strict=True)]
         if any(list(v.shape[1:]) != sizes for v in there) and not self._fills_up:
             shapes = ", ".join(str(tuple(v.shape)) for v in there)
-            raise ValueError(
+            raise BadOption(
                 f"{type(self.processor).__name__} has no batches of pictures that are cut into "
                 f"different numbers of tiles ({key} {shapes}): use batches of one"
             )
@@ -95,7 +96,7 @@ class Collator:
         shapes = [[Image.new("RGB", (width, 64))] for width in (64, 128, 192, 512)]
         try:
             self.processor.image_processor(shapes, return_tensors="pt")
-        except ValueError:
+        except (ValueError, RuntimeError):  # of transformers itself, or of torch.stack in it
             return False
         return True
 

@@ -21,8 +21,8 @@ from tokenreduce.data.jsonrows import JsonRows, index_rows
 from tokenreduce.data.rows import Conversation, Message, Unusable
 from tokenreduce.data.samples import SPLITS, sample
 from tokenreduce.data.savedrows import SavedRows, open_saved
+from tokenreduce.errors import BadOption, did_you_mean
 from tokenreduce.files import named
-from tokenreduce.registry import did_you_mean
 
 __all__ = [
     "BAD",
@@ -107,10 +107,10 @@ def read_llava(
     check_bad(bad)
     file = named(path, "data.path")
     if not file.is_file():
-        raise ValueError(f"no file {str(path)!r}: give the path of a JSON or JSONL file")
+        raise BadOption(f"no file {str(path)!r}: give the path of a JSON or JSONL file")
     folder = file.parent if images is None else named(images, "data.images")
     if not folder.is_dir():
-        raise ValueError(f"no folder {str(images)!r}: images are looked for in the folder images=")
+        raise BadOption(f"no folder {str(images)!r}: images are looked for in the folder images=")
     rows = JsonRows(file, folder)
     return _checked(rows, index_rows(file, rows), str(file), bad)
 
@@ -155,11 +155,11 @@ def shapes_conversations(
         ValueError: an unknown split, fewer than one conversation or question.
     """
     if split not in SPLITS:
-        raise ValueError(
+        raise BadOption(
             f"unknown split {split!r}{did_you_mean(split, SPLITS)} (known: {', '.join(SPLITS)})"
         )
     if size < 1 or questions < 1:
-        raise ValueError(f"size={size} and questions={questions} must be at least 1")
+        raise BadOption(f"size={size} and questions={questions} must be at least 1")
     return Conversations(size, _Drawn(seed, split, questions, difficulty))
 
 
@@ -174,11 +174,11 @@ def hold_out(
         ValueError: a share outside of [0, 1), or nothing left to train on.
     """
     if not 0 <= share < 1:
-        raise ValueError(f"holdout={share} must be a share from 0 up to, not including, 1")
+        raise BadOption(f"holdout={share} must be a share from 0 up to, not including, 1")
     size = len(conversations)
     number = max(1, round(size * share)) if share else 0
     if number >= size:
-        raise ValueError(f"holdout={share} of {size} rows leaves none to train on")
+        raise BadOption(f"holdout={share} of {size} rows leaves none to train on")
     held = sorted(random.Random(seed).sample(range(size), number))
     apart = set(held)
     rest = [index for index in range(size) if index not in apart]
@@ -192,7 +192,7 @@ def check_bad(bad: str) -> None:
         ValueError: not one of `BAD`.
     """
     if bad not in BAD:
-        raise ValueError(
+        raise BadOption(
             f"bad={bad!r} is unknown{did_you_mean(str(bad), BAD)} (known: {', '.join(BAD)})"
         )
 
@@ -211,13 +211,13 @@ def _checked(
         if fault is None:
             good.append(index)
         elif bad == "error":
-            raise ValueError(f"{place}: {fault}; {WAY_OUT}")
+            raise BadOption(f"{place}: {fault}; {WAY_OUT}")
         else:
             skipped.append((name, fault.reason))
     if not good:
         every = Conversations(0, rows, skipped).summary()
         why = "; ".join(f"{reason}: {count}" for reason, count in every.items())
-        raise ValueError(f"{source} has no usable row among {index + 1}" + (why and f" ({why})"))
+        raise BadOption(f"{source} has no usable row among {index + 1}" + (why and f" ({why})"))
     rows.keep(good)
     return Conversations(len(good), rows, skipped)
 

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from tokenreduce.data.conversations import Conversations, check_bad
 from tokenreduce.data.rows import Conversation, Unusable
+from tokenreduce.errors import BadOption
 
 try:
     import fcntl
@@ -68,12 +69,12 @@ class EncodedDataset(Dataset[dict[str, Tensor]]):
                 return self._encode(place)
             except Unusable as error:
                 if self.bad == "error":
-                    raise ValueError(
+                    raise BadOption(
                         f"{self._name(place)}: {error}; mend the row, or leave such rows out with "
                         "bad=skip"
                     ) from error
                 self._skip(place, error)
-        raise ValueError(f"no row of {size} is usable (the last: {self._faults[place]})")
+        raise BadOption(f"no row of {size} is usable (the last: {self._faults[place]})")
 
     def _encode(self, place: int) -> dict[str, Tensor]:
         try:

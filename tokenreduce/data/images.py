@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from tokenreduce.errors import BadOption
 from tokenreduce.files import named
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
@@ -124,35 +125,35 @@ def _opened(source: Path | io.BytesIO, file: str) -> Iterator[Image.Image]:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise TooLarge(_too_many_pixels(file)) from None
     except UnidentifiedImageError:
-        raise ValueError(
+        raise BadOption(
             f"image {file!r} is not a picture of a known format ({', '.join(FORMATS)}): "
             "convert it to one of them"
         ) from None
     except Exception as error:  # decoders raise nearly anything on damaged files
-        raise ValueError(
+        raise BadOption(
             f"image {file!r} is damaged or cut short ({error}): copy or save it again"
         ) from None
 
 
-class TooLarge(ValueError):
+class TooLarge(BadOption):
     """A picture with more pixels or bytes than is sensible to decode."""
 
 
-class NoRange(ValueError):
+class NoRange(BadOption):
     """A picture of numbers that may mean any brightness."""
 
 
 def _checked_file(path: str | Path) -> Path:
     if "://" in str(path):
-        raise ValueError(
+        raise BadOption(
             f"image {str(path)!r} is an address: only files on this disk are opened; "
             "download it and give the path"
         )
     file = named(path, "image")
     if file.is_dir():
-        raise ValueError(f"image {str(file)!r} is a folder: give the path of one picture")
+        raise BadOption(f"image {str(file)!r} is a folder: give the path of one picture")
     if not file.is_file():
-        raise ValueError(f"image {str(file)!r} does not exist: check the path (from {Path.cwd()})")
+        raise BadOption(f"image {str(file)!r} does not exist: check the path (from {Path.cwd()})")
     _check_bytes(file.stat().st_size, str(file))
     return file
 

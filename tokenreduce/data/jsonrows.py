@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenreduce.data.rows import Conversation, Unusable, image_names, image_path, read_row
+from tokenreduce.errors import BadOption
 from tokenreduce.files import parse_json
 
 
@@ -118,7 +119,7 @@ def _list(file: Path) -> Iterator[tuple[int, bytes, int]]:
     try:
         text = file.read_bytes().decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not UTF-8 ({error}): convert the file") from None
+        raise BadOption(f"{file}: not UTF-8 ({error}): convert the file") from None
     scan = json.JSONDecoder().raw_decode
     at = _skip(text, text.index("[") + 1)
     line, start, seen = 1, 0, 0  # up to the character `seen`: lines and bytes
@@ -129,7 +130,7 @@ def _list(file: Path) -> Iterator[tuple[int, bytes, int]]:
             if text[after : after + 1] not in (",", "]"):
                 raise json.JSONDecodeError("expected , or ]", text, after)
         except (ValueError, RecursionError) as error:
-            raise ValueError(
+            raise BadOption(
                 f"{file}: broken JSON ({error}); one list cannot be read beyond this: mend it, or "
                 "write one object per line"
             ) from None

@@ -16,6 +16,7 @@ import numpy as np
 
 from tokenreduce.data.glyphs import GLYPHS
 from tokenreduce.data.shapes import COLOURS, GRID, SHAPES, Item, Scene
+from tokenreduce.errors import BadOption
 
 ROWS = ("top", "upper", "lower", "bottom")
 COLUMNS = ("first", "second", "third", "fourth")
@@ -196,7 +197,7 @@ def ask(
     if isinstance(weights, Mapping):
         unknown = set(weights) - set(ASKERS)
         if unknown:
-            raise ValueError(f"unknown question types {sorted(unknown)}; known: {list(ASKERS)}")
+            raise BadOption(f"unknown question types {sorted(unknown)}; known: {list(ASKERS)}")
         weights = [weights.get(name, 0.0) for name in ASKERS]
     shares = np.ones(len(TYPES)) if weights is None else np.asarray(weights, float)
     names = tuple(ASKERS)
@@ -213,7 +214,7 @@ def ask(
         asked.append(question)
         if len(asked) == number:
             return tuple(asked)
-    raise ValueError(f"the scene admits no {number} questions with the weights {weights}")
+    raise BadOption(f"the scene admits no {number} questions with the weights {weights}")
 
 
 REWORDED = (

@@ -20,6 +20,7 @@ from typing import Any
 from PIL import Image
 
 from tokenreduce.data.images import load_image, to_rgb
+from tokenreduce.errors import BadOption
 
 MARKER = "<image>"
 """Stands for a picture in the text of a row, whatever a model's own placeholder is."""
@@ -34,7 +35,7 @@ Part = dict[str, str]
 Message = dict[str, Any]
 
 
-class Unusable(ValueError):
+class Unusable(BadOption):
     """A row that cannot be trained on.
 
     Attributes:

@@ -10,6 +10,7 @@ import numpy as np
 from tokenreduce.data.glyphs import GLYPHS
 from tokenreduce.data.questions import Question, ask
 from tokenreduce.data.shapes import Image, Owners, Scene, compose, render
+from tokenreduce.errors import BadOption
 
 SPLITS = ("train", "heldout")
 
@@ -39,7 +40,7 @@ def sample(
     The split enters the seed of the random generator, so train and held-out never share a stream.
     """
     if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
+        raise BadOption(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
     rng = np.random.default_rng((seed, SPLITS.index(split), index))
     scene = compose(rng, difficulty, glyphs)
     image, owners = render(scene, rng)

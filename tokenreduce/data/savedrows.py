@@ -11,7 +11,7 @@ from PIL import Image
 
 from tokenreduce.data.images import decode_image
 from tokenreduce.data.rows import Conversation, Unusable, image_path, read_row
-from tokenreduce.registry import did_you_mean
+from tokenreduce.errors import BadOption, did_you_mean
 
 TEXTS = ("conversations", "messages")
 IMAGES = ("images", "image")
@@ -116,11 +116,11 @@ def open_saved(folder: Path, split: str | None) -> SavedRows:
     try:
         import datasets
     except ImportError:
-        raise ValueError(
+        raise BadOption(
             'reading saved datasets needs the package datasets: pip install "tokenreduce[train]"'
         ) from None
     if not ((folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file()):
-        raise ValueError(
+        raise BadOption(
             f"{str(folder)!r} is not a saved dataset: give a folder that "
             "datasets.Dataset.save_to_disk has written"
         )
@@ -129,13 +129,13 @@ def open_saved(folder: Path, split: str | None) -> SavedRows:
         if split is None or split not in table:
             known = ", ".join(table)
             hint = did_you_mean(str(split), list(table))
-            raise ValueError(f"{str(folder)!r} has no split {split!r}{hint} (known: {known})")
+            raise BadOption(f"{str(folder)!r} has no split {split!r}{hint} (known: {known})")
         table, folder = table[split], folder / split
     elif split is not None:
-        raise ValueError(f"{str(folder)!r} has no splits: leave split={split!r} away")
+        raise BadOption(f"{str(folder)!r} has no splits: leave split={split!r} away")
     columns = table.column_names
     if not set(TEXTS) & set(columns):
-        raise ValueError(
+        raise BadOption(
             f"{str(folder)!r} has neither a column 'conversations' nor 'messages' "
             f"(it has: {', '.join(columns)}): rename one with Dataset.rename_column"
         )

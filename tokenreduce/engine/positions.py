@@ -9,41 +9,53 @@ import torch
 from torch import Tensor
 
 from tokenreduce.engine.call import LayerCall
-from tokenreduce.engine.sequence import Layout, Sequence, rows_of
-from tokenreduce.engine.setup import Setup
+from tokenreduce.engine.sequence import Sequence, Stage, rows_of
+from tokenreduce.engine.spec import EngineConfig
 from tokenreduce.tower import Rotary
 
+Turned = tuple[Rotary, Tensor | None, Tensor | None]
+"""Rotary tables, position ids, and the shift that decoding goes on with."""
 
-def rotary(
-    setup: Setup, call: LayerCall, seq: Sequence, layout: Layout | None, shift: Tensor | None
-) -> tuple[Rotary, Tensor | None, Tensor | None]:
-    """Rotary tables and position ids of a layout, and the shift that decoding goes on with.
+
+def rotary(config: EngineConfig, seq: Sequence, stage: Stage, call: LayerCall) -> Turned:
+    """Rotary tables and position ids of a stage, and the shift that decoding goes on with.
 
     With `keep` the model's own tables are gathered. With `compact` a token's position falls by the
-    number of visual tokens dropped before it; `shift` (b,) is what earlier passes have dropped.
+    number of visual tokens dropped before it; the shift (b,) of the layer's cache is what earlier
+    passes have dropped.
     """
-    tables, ids = call.rotary, call.position_ids
-    index = None if layout is None else layout.index
-    table = setup.adapter.rotary_kind(call.layer)
-    if setup.positions == "compact" and index is None and shift is not None:
-        # one call makes the tables of all layers, in whose cache the shifts are
-        cached = call.cache.layers
-
-        def make() -> dict[int, tuple[Tensor, Rotary, Tensor]]:
-            return _shifted(setup, call, seq, [getattr(layer, "shift", None) for layer in cached])
-
-        found = seq.once(("shifted", table, id(ids)), make, ids)
-        if id(shift) not in found:  # it lies on another device
-            found = _shifted(setup, call, seq, [shift])
-        return (*found[id(shift)][1:], shift)
-    if setup.positions == "compact" and layout is not None and index is not None:
-        key = ("compact", table, id(layout), id(shift), id(ids))
-        return seq.once(
-            key, lambda: _renumbered(setup, call, seq, layout, shift), layout, shift, ids
+    shift, ids = shift_of(call), call.position_ids
+    if config.positions == "keep":
+        return *_gathered(seq, stage, call), shift
+    table = config.adapter.rotary_kind(call.layer)
+    if not stage.whole:
+        return stage.made.once(
+            ("compact", table), lambda: _renumbered(config, seq, stage, call), shift, ids
         )
-    if index is None:
-        return tables, ids, shift
-    at = index
+    if shift is None:
+        return call.rotary, ids, None
+    # one call makes the tables of all layers, in whose cache the shifts are
+    cached = [getattr(layer, "shift", None) for layer in call.cache.layers]
+    found = seq.made.once(("shifted", table), lambda: _shifted(config, seq, call, cached), ids)
+    if id(shift) not in found:  # it lies on another device
+        found = _shifted(config, seq, call, [shift])
+    _, tables, own = found[id(shift)]
+    return tables, own, shift
+
+
+def shift_of(call: LayerCall) -> Tensor | None:
+    """(b,) what earlier passes have dropped, where the layer's cache says so."""
+    layers = getattr(call.cache, "layers", ())
+    return getattr(layers[call.index], "shift", None) if len(layers) > call.index else None
+
+
+def _gathered(seq: Sequence, stage: Stage, call: LayerCall) -> tuple[Rotary, Tensor | None]:
+    """The model's own tables and ids at the tokens that are left."""
+    tables, ids = call.rotary, call.position_ids
+    if stage.whole:
+        return tables, ids
+    at = stage.kept.index
+    assert at is not None  # a stage that lacks tokens says which are left
 
     def pick(x: Tensor) -> Tensor:
         if x.dim() > 3:  # axes in front (Qwen2-VL's, up to transformers 5.16)
@@ -53,15 +65,15 @@ def rotary(
     def pick_ids(x: Tensor) -> Tensor:
         return torch.stack([pick(axis) for axis in x]) if x.dim() > 2 else pick(x)
 
-    rotary = seq.once(("rotary", id(tables), id(layout)), lambda: tuple(map(pick, tables)), tables)
+    cos, sin = stage.made.once("rotary", lambda: tuple(map(pick, tables)), tables)
     if ids is not None:
         own = ids
-        ids = seq.once(("ids", id(own), id(layout)), lambda: pick_ids(own), own)
-    return (rotary[0], rotary[1]), ids, shift
+        ids = stage.made.once("ids", lambda: pick_ids(own), own)
+    return (cos, sin), ids
 
 
 def _shifted(
-    setup: Setup, call: LayerCall, seq: Sequence, shifts: list[Tensor | None]
+    config: EngineConfig, seq: Sequence, call: LayerCall, shifts: list[Tensor | None]
 ) -> dict[int, tuple[Tensor, Rotary, Tensor]]:
     """Every shift with its rotary tables and position ids, by the id of the shift; no `None`."""
     ids = call.position_ids
@@ -69,7 +81,7 @@ def _shifted(
     ids = ids.expand(seq.batch, -1)
     several = {id(s): s for s in shifts if s is not None and s.device == ids.device}
     moved = torch.cat([ids - shift[:, None] for shift in several.values()]).clamp(min=0)
-    parts = (moved, *setup.adapter.rotary(setup.decoder, call.layer, call.hidden, moved))
+    parts = (moved, *config.adapter.rotary(config.decoder, call.layer, call.hidden, moved))
     found = zip(*(part.chunk(len(several)) for part in parts), strict=True)
     return {
         key: (shift, (cos, sin), own)
@@ -77,24 +89,21 @@ def _shifted(
     }
 
 
-def _renumbered(
-    setup: Setup, call: LayerCall, seq: Sequence, layout: Layout, shift: Tensor | None
-) -> tuple[Rotary, Tensor, Tensor | None]:
-    """The same for a layout that lacks tokens; the shift grows by what it lacks."""
-    ids = call.position_ids
+def _renumbered(config: EngineConfig, seq: Sequence, stage: Stage, call: LayerCall) -> Turned:
+    """The same for a stage that lacks tokens; the shift grows by what it lacks."""
+    ids, shift, layout = call.position_ids, shift_of(call), stage.kept
     assert ids is not None  # the adapter allows `compact` only where layers receive position ids
-    assert layout.index is not None  # and in passes with visual tokens, which alone drop any
-    assert seq.visual is not None
+    assert layout.index is not None  # a stage that lacks tokens says which are left
     ids = ids.expand(seq.batch, -1)
     present = torch.zeros(seq.batch, seq.length + 1, dtype=torch.bool, device=seq.device)
     at = layout.index
     if layout.valid is not None:
         at = torch.where(layout.valid, at, seq.length)
     present.scatter_(1, at, True)
-    dropped = (seq.visual & ~present[:, : seq.length]).long()
+    dropped = (seq.visual.visual & ~present[:, : seq.length]).long()
     ids = ids.gather(1, layout.index) - dropped.cumsum(dim=1).gather(1, layout.index)
     total = dropped.sum(dim=1)
     if shift is not None:
         ids, total = ids - shift[:, None], total + shift
     ids = ids.clamp(min=0)
-    return setup.adapter.rotary(setup.decoder, call.layer, call.hidden, ids), ids, total
+    return config.adapter.rotary(config.decoder, call.layer, call.hidden, ids), ids, total

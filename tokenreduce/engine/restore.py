@@ -14,20 +14,20 @@ import torch
 from torch import Tensor
 
 from tokenreduce.engine.call import last_hidden, set_states, states_of
-from tokenreduce.engine.sequence import Layout, Sequence, rows_of
+from tokenreduce.engine.sequence import Sequence, Stage, rows_of
 
 
-def restore(
-    seq: Sequence, layout: Layout | None, hidden: Tensor, wanted: Tensor | None = None
-) -> Tensor:
-    """(b, p, d) -> (b, l, d), the identity for a layout that has every token.
+def restore(seq: Sequence, stage: Stage, hidden: Tensor, wanted: Tensor | None = None) -> Tensor:
+    """(b, p, d) -> (b, l, d), the identity for a stage that has every token.
 
     With `wanted` (b, t) only these positions are copied, zeros where it is -1.
     """
     wanted = None if wanted is None else wanted.to(hidden.device)
-    if layout is None or layout.index is None:
+    if stage.whole:
         return hidden if wanted is None else _pick(hidden, wanted.clamp(min=0), wanted < 0)
-    source, nothing = seq.once(("fill", id(layout)), lambda: _fill(seq, layout), layout)
+    if stage.order.device != hidden.device:  # of a layer that lies elsewhere
+        stage = stage.to(hidden.device)
+    source, nothing = stage.made.once("fill", lambda: _fill(seq, stage))
     if wanted is None:
         return _pick(hidden, source, nothing)
     at = wanted.clamp(min=0)
@@ -40,14 +40,14 @@ def _pick(hidden: Tensor, source: Tensor, nothing: Tensor | None) -> Tensor:
     return picked if nothing is None else picked.masked_fill(nothing[..., None], 0.0)
 
 
-def _fill(seq: Sequence, layout: Layout) -> tuple[Tensor, Tensor | None]:
+def _fill(seq: Sequence, stage: Stage) -> tuple[Tensor, Tensor | None]:
     """(b, l) the token that stands for each position, and where there is none before it."""
-    order = (seq.order(layout) - seq.start).contiguous()
-    if layout.valid is not None:
-        order = order.masked_fill(~layout.valid, -1)
+    order = (stage.order - seq.start).contiguous()
+    if stage.kept.valid is not None:
+        order = order.masked_fill(~stage.kept.valid, -1)
     logical = torch.arange(seq.length, device=order.device).expand(seq.batch, -1).contiguous()
     source = torch.searchsorted(order, logical, right=True) - 1
-    if seq.text_first:  # text stays, so that every position has a token before it
+    if seq.visual.text_first:  # text stays, so that every position has a token before it
         return source, None
     nothing = (source < 0) | (order.gather(1, source.clamp(min=0)) < 0)
     return source.clamp(min=0), nothing
@@ -55,16 +55,16 @@ def _fill(seq: Sequence, layout: Layout) -> tuple[Tensor, Tensor | None]:
 
 def restore_output(seq: Sequence, output: Any, rows: Tensor | None) -> Any:
     """A decoder's output with every hidden state at logical length, or only `rows` (b, t) of it."""
-    output = last_hidden(output, lambda x: restore(seq, seq.layout, x, rows))
+    last = seq.last
+    output = last_hidden(output, lambda x: restore(seq, last, x, rows))
     states = states_of(output)
-    if states is not None and seq.steps:
+    if states is not None and seq.reduced:
         # entry j is the output of layer j - 1; entry 0 the input of layer 0, after its stop.
         # Lengths say nothing: beside a long text-only sample, shortened rows stay as wide
-        last = len(states) - 1
-        layouts = [seq.layouts.get(max(j - 1, 0)) for j in range(last)] + [seq.layout]
+        stages = [seq.stage(max(j - 1, 0)) for j in range(len(states) - 1)] + [last]
         whole = [
-            None if state is None else restore(seq, layout, state)
-            for layout, state in zip(layouts, states, strict=True)
+            None if state is None else restore(seq, stage, state)
+            for stage, state in zip(stages, states, strict=True)
         ]
         set_states(output, tuple(whole))
     return output

@@ -1,24 +1,54 @@
 """One forward pass, in two coordinate systems: logical (the caller's) and physical (what is left).
 
 A `Sequence` travels through the model's own keyword arguments from the decoder to its layers, so
-that nothing has to be kept on modules. Shapes: b samples, l logical tokens of this pass,
-p physical tokens, v visual tokens, r asking tokens.
+that nothing has to be kept on modules. It is a row of `Stage`s: the first has every token, and each
+stop begins another. Shapes: b samples, l logical tokens of this pass, p physical tokens, v visual
+tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from tokenreduce.geometry import Picture
-from tokenreduce.tokens import Places, Plan, keep_from_mask
+from tokenreduce.engine.prompt import Prompt
+from tokenreduce.tokens import Plan, keep_from_mask
 
 T = TypeVar("T")
 M = TypeVar("M")
+
+BEGINNING = -1
+"""The layer at which the first stage begins: before every one, and no stop."""
+
+
+class Closable(Protocol):
+    """What has put hooks on for a while."""
+
+    def close(self) -> None:
+        """Takes them off."""
+
+
+class Made:
+    """What was made of the arguments of layers, found again by their identity.
+
+    A model hands the same tensors to all of its layers (or one set to each kind of layer), so that
+    one result serves them all. The arguments are kept: no other object can get their identity.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[Hashable, tuple[Any, tuple[Any, ...]]] = {}
+
+    def once(self, what: Hashable, make: Callable[[], T], *of: Any) -> T:
+        """`make()`, called once for `what` of these very objects."""
+        key = (what, *map(id, of))
+        if key not in self._found:
+            self._found[key] = (make(), of)
+        value: T = self._found[key][0]
+        return value
 
 
 @dataclass(frozen=True)
@@ -42,108 +72,148 @@ class Layout:
     counts: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Stage:
+    """The tokens from one stop to the next, and what all layers between them share.
+
+    Attributes:
+        layer: at whose input it begins; `BEGINNING` for the first. Where a model lies on several
+            devices, the layers of another one go on with a copy, which begins there.
+        order: (b, p) absolute logical index of every token, -1 for filler.
+        layout: which tokens these are; None in a pass without visual tokens.
+        plan: what the strategy decided at the stop; None for the first stage, and for a copy.
+        step: what that does to hidden states; None where every token stayed.
+        made: masks, rotary tables and other results that its layers share.
+    """
+
+    layer: int
+    order: Tensor
+    layout: Layout | None = None
+    plan: Plan | None = None
+    step: Step | None = None
+    made: Made = field(default_factory=Made, compare=False)
+
+    @property
+    def whole(self) -> bool:
+        """Whether every token of the pass is present."""
+        return self.layout is None or self.layout.index is None
+
+    @property
+    def ragged(self) -> bool:
+        """Whether some of its tokens are filler."""
+        return self.layout is not None and self.layout.valid is not None
+
+    @property
+    def kept(self) -> Layout:
+        """The layout of a stage with visual tokens, which every stop has."""
+        assert self.layout is not None  # the engine decides in passes with visual tokens alone
+        return self.layout
+
+    def to(self, device: torch.device) -> Stage:
+        """The tokens on another device; what its layers shared stays where it was."""
+        return Stage(self.layer, moved(self.order, device), moved(self.layout, device))
+
+
 @dataclass
 class Sequence:
     """What one forward pass knows about its tokens.
 
     Attributes:
         batch, length: b and l; `start` is the logical index of the first token (cached before it).
-        visual: (b, l) True at visual tokens; None in a pass without any.
-        real: (b, l) False at padding; None when there is none.
-        asking: (b, r) index of the tokens whose attention scores the visual ones, and
-            `asking_valid` (b, r), False where a sample has fewer.
-        question: (b, l) False from the sample's first answer on, which no choice may depend on;
-            None without labels.
-        counts: visual tokens per sample; `texts`: other real tokens per sample (host).
-        places: where the visual tokens stand; `pictures` the same per sample, on the host.
-        separators: the largest number of separator tokens in a sample (host).
-        restarts: whether the positions of a row fall, as those of packed prompts do (host).
-        text_first: whether every sample begins with a real text token (host).
-        layouts: per layer, once its turn has come; a recomputed layer finds its own again.
-        plans: the strategy's decision at every stop; `steps` what it does to the hidden states;
-            `kept` the origins (b, k) of what is left, their validity, and the counts.
+        device: of what is said below; it follows the layers.
+        prompt: what the call said of its visual tokens; None in a pass without any.
+        texts: real tokens per sample that are not visual (host).
+        stages: from layer to layer, the first one with every token; empty until a layer is called.
+        reached: how many layers have been called; activation checkpointing calls some again.
         embedded: (b, l, d) the input of layer 0, where a strategy reads it.
-        evidence: captures that run for a coming stop, and what is handed to the layer of a stop.
+        capture: what runs at the layer before a stop, for the stop.
+        reuse: what the layer of a stop is handed of what a score has computed.
         cache: the KV cache that the layers were given, once one was.
+        made: results that do not depend on a stage.
     """
 
     batch: int
     length: int
     start: int
     device: torch.device
-    visual: Tensor | None = None
-    real: Tensor | None = None
-    asking: Tensor | None = None
-    asking_valid: Tensor | None = None
-    question: Tensor | None = None
-    counts: tuple[int, ...] = ()
+    prompt: Prompt | None = None
     texts: tuple[int, ...] = ()
-    places: Places | None = None
-    pictures: list[list[Picture]] = field(default_factory=list)
-    separators: int = 0
-    restarts: bool = False
-    text_first: bool = False
-    layouts: dict[int, Layout | None] = field(default_factory=dict)
-    plans: dict[int, Plan] = field(default_factory=dict)
-    steps: dict[int, Step] = field(default_factory=dict)
-    kept: dict[int, tuple[Tensor, Tensor, tuple[int, ...]]] = field(default_factory=dict)
-    evidence: dict[int, Any] = field(default_factory=dict)
-    layout: Layout | None = None
+    stages: list[Stage] = field(default_factory=list)
+    reached: int = 0
     embedded: Tensor | None = None
+    capture: Any = None
+    reuse: Closable | None = None
     cache: Any = None
-    memo: dict[Hashable, Any] = field(default_factory=dict)
+    made: Made = field(default_factory=Made)
 
-    def move(self, device: torch.device) -> None:
-        """Follows the layers to another device, with everything that later ones need."""
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Visual tokens per sample (host); none in a pass of text alone."""
+        return () if self.prompt is None else self.prompt.counts
+
+    @property
+    def visual(self) -> Prompt:
+        """The prompt of a pass that has visual tokens."""
+        assert self.prompt is not None  # the engine decides in such passes alone
+        return self.prompt
+
+    @property
+    def stops(self) -> list[Stage]:
+        """The stages that a stop began."""
+        return [stage for stage in self.stages if stage.plan is not None]
+
+    @property
+    def reduced(self) -> bool:
+        """Whether a stop has changed what the layers after it get."""
+        return any(stage.step is not None for stage in self.stages)
+
+    def stage(self, layer: int) -> Stage:
+        """The stage that a layer belongs to, also when it is called again."""
+        if not self.stages:
+            self.stages.append(self._first())
+        return next(stage for stage in reversed(self.stages) if stage.layer <= layer)
+
+    @property
+    def last(self) -> Stage:
+        """The stage that the decoder ends with."""
+        return self.stages[-1] if self.stages else self.stage(BEGINNING)
+
+    def begin(self, layer: int, layout: Layout, plan: Plan, step: Step | None) -> Stage:
+        """A stage that begins at a stop."""
+        order = self.stages[-1].order
+        if step is not None and layout.index is not None:
+            order = layout.index + self.start
+            if layout.valid is not None:
+                order = order.masked_fill(~layout.valid, -1)
+        self.stages.append(Stage(layer, order, layout, plan, step))
+        return self.stages[-1]
+
+    def move(self, device: torch.device, layer: int) -> None:
+        """Follows the layers from `layer` on to another device, with all that they need."""
         if device == self.device:
             return
         self.device = device
-        for name, value in vars(self).items():
-            if isinstance(value, Tensor | Places | Layout):
-                setattr(self, name, moved(value, device))
-        self.memo.clear()  # made there, and found by the ids of what was there
+        self.prompt = moved(self.prompt, device)
+        self.embedded = moved(self.embedded, device)
+        if self.stages and layer >= self.reached:  # one that is called again has its stage there
+            self.stages.append(replace(self.stages[-1].to(device), layer=layer))
+        self.made = Made()
 
-    def once(self, key: Hashable, make: Callable[[], T], *alive: Any) -> T:
-        """`make()`, computed once per pass; `alive` are the objects whose ids are in `key`."""
-        if key not in self.memo:
-            self.memo[key] = (make(), alive)
-        value: T = self.memo[key][0]
-        return value
+    def close(self) -> None:
+        """Takes off every hook that the pass has put on."""
+        for hooks in (self.capture, self.reuse):
+            if hooks is not None:
+                hooks.close()
 
-    def first(self) -> Layout:
-        """The layout before any stop: everything is present."""
-        assert self.visual is not None  # the engine asks only in passes with visual tokens
-        index, valid = keep_from_mask(self.visual, max(self.counts))
-        places = torch.arange(index.shape[1], device=index.device).expand_as(index)
-        return Layout(None, None, index, valid, places, self.counts)
-
-    def embedding(self, kind: str) -> Tensor:
-        """(b, n, d) the input of layer 0 at `"visual"` or `"text"` tokens, zeros at filler.
-
-        Text is that of the question.
-        """
-        assert self.embedded is not None  # kept where a strategy reads it
-        assert self.visual is not None
-        mask, counts = self.visual, self.counts
-        if kind == "text":
-            mask, counts = ~self.visual, self.texts
-            for also in (self.real, self.question):
-                mask = mask if also is None else mask & also
-        index, valid = keep_from_mask(mask, max(max(counts), 1))
-        return rows_of(self.embedded, index).masked_fill(~valid[..., None], 0.0)
-
-    def order(self, layout: Layout | None) -> Tensor:
-        """(b, p) absolute logical index of every token of a layout, -1 for filler."""
-
-        def make() -> Tensor:
-            if layout is None or layout.index is None:
-                return torch.arange(
-                    self.start, self.start + self.length, device=self.device
-                ).expand(self.batch, -1)
-            order = layout.index + self.start
-            return order if layout.valid is None else order.masked_fill(~layout.valid, -1)
-
-        return self.once(("order", id(layout)), make, layout)
+    def _first(self) -> Stage:
+        """The stage before any stop: every token is present."""
+        order = torch.arange(self.start, self.start + self.length, device=self.device)
+        order = order.expand(self.batch, -1)
+        if self.prompt is None:
+            return Stage(BEGINNING, order)
+        index, valid = keep_from_mask(self.prompt.visual, max(self.prompt.counts))
+        origin = torch.arange(index.shape[1], device=index.device).expand_as(index)
+        return Stage(BEGINNING, order, Layout(None, None, index, valid, origin, self.prompt.counts))
 
 
 @dataclass(frozen=True)
@@ -205,8 +275,8 @@ def advance(
     alive = torch.ones(seq.batch, present, dtype=torch.bool, device=seq.device)
     if before.valid is not None:
         alive = before.valid.clone()
-    elif before.index is None and seq.real is not None:
-        alive = seq.real.clone()
+    elif before.index is None and seq.visual.real is not None:
+        alive = seq.visual.real.clone()
     # a spare column takes the writes of filler entries
     spare = torch.cat([alive, alive[:, :1]], dim=1)
     gone = torch.where(before.visual_valid, before.visual, present)

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import FrameType
@@ -16,8 +19,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tokenreduce.engine.inputs import Album
+from tokenreduce.engine.prompt import PictureQueue
 from tokenreduce.engine.sequence import Sequence
+from tokenreduce.geometry import Picture
+
+MARKED = "marked"
+"""The kind of pictures whose tokens the caller marks."""
 
 RUNS = nn.Module.__call__.__code__.co_filename
 """The file of torch in which modules are called."""
@@ -64,8 +71,7 @@ class CallState:
     def close(self) -> None:
         """Takes off every hook that the pass has added."""
         if self.current is not None:
-            for capture in self.current.evidence.values():
-                capture.close()
+            self.current.close()
         self.current = None
 
 
@@ -123,7 +129,7 @@ class Mark:
     """A caller's own mask (b, l) of visual tokens, and its pictures."""
 
     mask: Tensor
-    album: Album = field(default_factory=Album)
+    pictures: PictureQueue = field(default_factory=PictureQueue)
 
 
 class Marks:
@@ -135,9 +141,36 @@ class Marks:
     def __init__(self) -> None:
         self.mark: ContextVar[Mark | None] = ContextVar("mark", default=None)
         self.labels: ContextVar[Tensor | None] = ContextVar("labels", default=None)
-        self.open = 0
-        """How many blocks are open that mark tokens or give labels, in any context."""
+        self.open = Counter[str]()
+        """How many blocks are open in any context that mark tokens, and that give labels."""
 
     def unseen(self) -> bool:
         """Whether a block is open, and this context sees none."""
-        return bool(self.open) and self.mark.get() is None and self.labels.get() is None
+        some = any(self.open.values())
+        return some and self.mark.get() is None and self.labels.get() is None
+
+    def unlabelled(self) -> bool:
+        """Whether a block with labels is open, and this context sees none."""
+        return bool(self.open[self.labels.name]) and self.labels.get() is None
+
+    @contextmanager
+    def marked(self, mask: Tensor, pictures: list[Picture]) -> Iterator[None]:
+        """The caller's visual mask (b, l) holds inside the block, in this context."""
+        with self._open(self.mark, Mark(mask, PictureQueue({MARKED: pictures}))):
+            yield
+
+    @contextmanager
+    def labelled(self, labels: Tensor) -> Iterator[None]:
+        """Calls without labels have these (b, l) inside the block, in this context."""
+        with self._open(self.labels, labels):
+            yield
+
+    @contextmanager
+    def _open(self, where: ContextVar[Any], what: Any) -> Iterator[None]:
+        token = where.set(what)
+        self.open[where.name] += 1
+        try:
+            yield
+        finally:
+            self.open[where.name] -= 1
+            where.reset(token)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tokenreduce.errors import BadOption
 from tokenreduce.evaluation import statistics as st
 from tokenreduce.evaluation.intervals import clustered, shares
 from tokenreduce.evaluation.records import Row
@@ -77,7 +78,7 @@ def compare(noted: Conditions, answers: Answers, level: Level = Level()) -> list
         (k for k, n in noted.items() if _is_full(n["condition"]) and k in answers), None
     )
     if full_key is None:
-        raise ValueError("the unreduced model has not answered: nothing to compare with")
+        raise BadOption("the unreduced model has not answered: nothing to compare with")
     groups = _groups(noted, answers, answers[full_key])
     full = next(group for group in groups if group.role == "full")
     rows = [_row(group, full, groups, level) for group in groups]

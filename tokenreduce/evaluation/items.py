@@ -27,8 +27,8 @@ from tokenreduce.data.conversations import Conversations
 from tokenreduce.data.images import check_image, load_image, to_rgb
 from tokenreduce.data.questions import paraphrased
 from tokenreduce.data.rows import Unusable, image_path
+from tokenreduce.errors import BadOption, did_you_mean
 from tokenreduce.files import named, parse_json, skim
-from tokenreduce.registry import did_you_mean
 
 HELDOUT = 1_000_000
 """Held-out samples below were looked at while models were trained, these were not."""
@@ -130,12 +130,10 @@ def read_questions(path: str | Path, images: str | Path | None = None) -> list[I
     """
     file = named(path, "data.path")
     if not file.is_file():
-        raise ValueError(f"no file {str(path)!r}: give the path of a JSON-lines file of questions")
+        raise BadOption(f"no file {str(path)!r}: give the path of a JSON-lines file of questions")
     folder = file.parent if images is None else named(images, "data.images")
     if not folder.is_dir():
-        raise ValueError(
-            f"no folder {str(images)!r}: pictures are looked for in the images= folder"
-        )
+        raise BadOption(f"no folder {str(images)!r}: pictures are looked for in the images= folder")
     found: dict[str, Item] = {}
     seen: set[Path] = set()
     with file.open("rb") as lines:
@@ -148,12 +146,12 @@ def read_questions(path: str | Path, images: str | Path | None = None) -> list[I
                     check_image(item.pixels)
                     seen.add(item.pixels)
             except ValueError as error:
-                raise ValueError(f"{file}:{number}: {error}") from None
+                raise BadOption(f"{file}:{number}: {error}") from None
             if item.name in found:
-                raise ValueError(f"{file}:{number}: a second question with the id {item.name!r}")
+                raise BadOption(f"{file}:{number}: a second question with the id {item.name!r}")
             found[item.name] = item
     if not found:
-        raise ValueError(f"{file} holds no question")
+        raise BadOption(f"{file} holds no question")
     return list(found.values())
 
 
@@ -176,7 +174,7 @@ def first_questions(rows: Conversations, limit: int | None = None) -> list[Item]
         key = str(source) if isinstance(source, Path) else row.name
         found.append(Item(key, source, "question", asked, answer, name=row.name))
     if not found:
-        raise ValueError(
+        raise BadOption(
             "the data has no conversation that begins with a question about one picture"
         )
     return found

@@ -21,7 +21,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from tokenreduce.files import whole
+from tokenreduce.errors import BadOption
+from tokenreduce.files import atomic
 
 HEAD = "evaluation.json"
 Row = dict[str, Any]
@@ -51,13 +52,13 @@ class Store:
                 theirs = self.head["identity"]
                 for name in {**theirs, **ours}:
                     if theirs.get(name) != ours.get(name):
-                        raise ValueError(
+                        raise BadOption(
                             f"{self.folder} holds answers with {name} {_short(theirs.get(name))}, "
                             f"and this run has {_short(ours.get(name))}: give another "
                             "task.folder=..., or move that one away"
                         )
                 return
-            with whole(path) as draft:
+            with atomic(path) as draft:
                 draft.write_text(json.dumps({"identity": ours, **notes}, indent=1, default=str))
 
     @property
@@ -83,7 +84,7 @@ class Store:
         with self.locked("conditions"):
             known = json.loads(path.read_text()) if path.is_file() else {}
             known.setdefault("number", len(list(path.parent.glob("*.json"))))
-            with whole(path) as draft:
+            with atomic(path) as draft:
                 draft.write_text(json.dumps({**known, **more}, indent=1, default=str) + "\n")
 
     def answers(self, key: str) -> dict[str, Row]:
@@ -122,7 +123,7 @@ class Store:
             )
         path = self._file(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as draft:
+        with atomic(path) as draft:
             draft.write_text(
                 "".join(json.dumps(found[n], ensure_ascii=False) + "\n" for n in names),
                 encoding="utf-8",

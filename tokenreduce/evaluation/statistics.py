@@ -17,6 +17,7 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import binomtest, entropy, norm
 from scipy.stats import t as student
 
+from tokenreduce.errors import BadOption
 from tokenreduce.evaluation.intervals import Right, clustered, resampled
 
 Values = np.ndarray[Any, Any]
@@ -249,7 +250,7 @@ def check_margin(margin: float) -> None:
         ValueError: it does not lie between 0 and 1.
     """
     if isinstance(margin, bool) or not 0 < margin < 1:
-        raise ValueError(
+        raise BadOption(
             f"margin={margin!r}: it is the share of answers that may be lost, above 0 and below 1"
         )
 

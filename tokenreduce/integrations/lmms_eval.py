@@ -20,6 +20,7 @@ from typing import Any
 
 from torch import nn
 
+from tokenreduce.errors import BadOption
 from tokenreduce.integrations.settings import PARTS, Settings, flat_settings, read_settings
 from tokenreduce.reduction import Reduction
 
@@ -104,7 +105,7 @@ def split_settings(arguments: Mapping[str, Any]) -> tuple[Settings | None, dict[
             flat[key] = own.pop(key)
     config = own.pop(CONFIG, None)
     if config is not None and flat:
-        raise ValueError(
+        raise BadOption(
             f"{CONFIG} and {', '.join(flat)} are both given: put all of it into one of them"
         )
     if config is not None:
@@ -274,7 +275,7 @@ def _module_of(holder: Any) -> nn.Module:
         if isinstance(found, nn.Module):
             return found
     plain = getattr(holder, "plain", type(holder))
-    raise ValueError(
+    raise BadOption(
         f"{plain.__module__}.{plain.__name__} holds no PyTorch model in this process (its `model` "
         f"is {getattr(holder, 'model', None)!r}): reductions are for lmms-eval's Hugging Face "
         "models, such as llava_hf or qwen2_5_vl"

@@ -7,6 +7,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from tokenreduce.errors import BadOption, Missing
 from tokenreduce.files import parse_json
 
 OWN = frozenset(
@@ -51,7 +52,7 @@ def read_samples(
         known = {**_mapping(row.get("doc")), **_mapping(value)}
         score = _score(value, f"{place}: {name}")
         if row["doc_id"] in found:
-            raise ValueError(f"{place}: question {row['doc_id']} has an answer already")
+            raise BadOption(f"{place}: question {row['doc_id']} has an answer already")
         found[row["doc_id"]] = {
             "id": row["doc_id"],
             "image": known.get(image),
@@ -70,10 +71,10 @@ def _file(path: Path) -> Path:
         return path
     found = sorted(path.rglob("*_samples_*.jsonl")) if path.is_dir() else []
     if not found:
-        raise FileNotFoundError(f"{path} holds no ..._samples_<task>.jsonl: run with --log_samples")
+        raise Missing(f"{path} holds no ..._samples_<task>.jsonl: run with --log_samples")
     if len(found) > 1:
         names = ", ".join(str(file.relative_to(path)) for file in found)
-        raise ValueError(f"{path} holds several samples files, name one of them: {names}")
+        raise BadOption(f"{path} holds several samples files, name one of them: {names}")
     return found[0]
 
 
@@ -81,10 +82,10 @@ def _row(line: str, place: str) -> dict[str, Any]:
     try:
         row = parse_json(line)
     except ValueError as error:
-        raise ValueError(f"{place} is no JSON ({error}): it was not written to its end") from None
+        raise BadOption(f"{place} is no JSON ({error}): it was not written to its end") from None
     for name in ("doc_id", "target", "filtered_resps"):
         if not isinstance(row, dict) or name not in row:
-            raise ValueError(f"{place} is no sample of lmms-eval: it has no {name!r}")
+            raise BadOption(f"{place} is no sample of lmms-eval: it has no {name!r}")
     return dict(row)
 
 
@@ -94,7 +95,7 @@ def _metric(row: Mapping[str, Any], metric: str | None, place: str) -> str:
         return known[0]
     if metric not in known:
         asked = "say which metric decides" if metric is None else f"no metric {metric!r}"
-        raise ValueError(f"{place}: {asked} (known: {', '.join(known) or 'none'})")
+        raise BadOption(f"{place}: {asked} (known: {', '.join(known) or 'none'})")
     return metric
 
 
@@ -107,7 +108,7 @@ def _score(value: Any, place: str) -> float:
     if isinstance(value, Mapping):
         value = next(value[name] for name in SCORES if isinstance(value.get(name), Real))
     if not 0 <= float(value) <= 1:
-        raise ValueError(f"{place} is {value!r}: a score lies between 0 and 1")
+        raise BadOption(f"{place} is {value!r}: a score lies between 0 and 1")
     return float(value)
 
 

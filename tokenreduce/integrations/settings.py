@@ -17,10 +17,10 @@ from typing import Any
 from torch import nn
 
 from tokenreduce import plugins
-from tokenreduce.checkpoint import FILE, load
+from tokenreduce.checkpoint import FILE
+from tokenreduce.errors import BadOption, Missing, did_you_mean
 from tokenreduce.files import parse_json
-from tokenreduce.reduction import Reduction, reduce
-from tokenreduce.registry import did_you_mean
+from tokenreduce.reduction import Reduction, load, reduce
 from tokenreduce.scheduler import Scheduler, schedulers
 from tokenreduce.strategy import Strategy, strategies
 
@@ -91,12 +91,12 @@ def read_settings(given: str | Mapping[str, Any]) -> Settings:
     if path.is_dir() or path.name == FILE:
         return Settings(folder=path if path.is_dir() else path.parent)
     if not path.is_file():
-        raise FileNotFoundError(
+        raise Missing(
             f"reduction_config={text} is no file: give a JSON or YAML file, the folder of a "
             'saved reduction, or JSON such as {"strategy": "fastv"}'
         )
     if path.suffix not in (".json", ".yaml", ".yml"):
-        raise ValueError(f"{path}: a reduction's settings are read from .json, .yaml or .yml")
+        raise BadOption(f"{path}: a reduction's settings are read from .json, .yaml or .yml")
     read = _json if path.suffix == ".json" else _yaml
     return _settings(read(path.read_text(encoding="utf-8"), str(path)), str(path))
 
@@ -122,20 +122,18 @@ def flat_settings(given: Mapping[str, Any]) -> Settings:
 
 def _settings(content: Any, where: str) -> Settings:
     if not isinstance(content, Mapping):
-        raise ValueError(
-            f"{where} must hold a mapping such as {{strategy: fastv}}, not {content!r}"
-        )
+        raise BadOption(f"{where} must hold a mapping such as {{strategy: fastv}}, not {content!r}")
     for key in content:
         if key not in PARTS:
             hint = did_you_mean(str(key), PARTS)
-            raise ValueError(f"{where}: no {key!r}{hint} (known: {', '.join(PARTS)})")
+            raise BadOption(f"{where}: no {key!r}{hint} (known: {', '.join(PARTS)})")
     strategy = _node(content.get("strategy"), f"{where}: strategy")
     if not isinstance(strategy.get("name"), str):
-        raise ValueError(f"{where}: no strategy is named (known names: {', '.join(strategies)})")
+        raise BadOption(f"{where}: no strategy is named (known names: {', '.join(strategies)})")
     seed, least = content.get("seed", 0), content.get("min_tokens", 0)
     for name, value in (("seed", seed), ("min_tokens", least)):
         if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError(f"{where}: {name} must be a whole number, not {value!r}")
+            raise BadOption(f"{where}: {name} must be a whole number, not {value!r}")
     scheduler = _node(content.get("scheduler"), f"{where}: scheduler")
     return Settings(strategy, scheduler, content.get("positions"), seed, least)
 
@@ -147,7 +145,7 @@ def _node(given: Any, where: str) -> dict[str, Any]:
     if isinstance(given, str):
         return {"name": given}
     if not isinstance(given, Mapping):
-        raise ValueError(f"{where} must be a name, or a mapping of name and options, not {given!r}")
+        raise BadOption(f"{where} must be a name, or a mapping of name and options, not {given!r}")
     return {str(key): tuple(x) if isinstance(x, list) else x for key, x in given.items()}
 
 
@@ -175,7 +173,7 @@ def _json(text: str, where: str) -> Any:
     try:
         return parse_json(text)
     except ValueError as error:
-        raise ValueError(f"{where} is no valid JSON ({error}): {' '.join(text.split())}") from None
+        raise BadOption(f"{where} is no valid JSON ({error}): {' '.join(text.split())}") from None
 
 
 def _yaml(text: str, where: str) -> Any:
@@ -184,4 +182,4 @@ def _yaml(text: str, where: str) -> Any:
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{where} is no valid YAML: {' '.join(str(error).split())}") from None
+        raise BadOption(f"{where} is no valid YAML: {' '.join(str(error).split())}") from None

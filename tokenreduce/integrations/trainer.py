@@ -26,10 +26,11 @@ import torch
 import torch.distributed
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tokenreduce.adapter import unwrap
 from tokenreduce.engine.hooks import owners_of
-from tokenreduce.errors import ReductionWarning
+from tokenreduce.errors import BadOption, ReductionWarning
 from tokenreduce.learned import LearnedStrategy
-from tokenreduce.reduction import Reduction, reduce, unwrap
+from tokenreduce.reduction import Reduction, reduce
 from tokenreduce.report import Report
 
 PREFIX = "tokenreduce/"
@@ -214,15 +215,15 @@ def follow(trainer: Trainer, reduction: Reduction) -> ReductionCallback:
             `logits="text"` leaves out.
     """
     if unwrap(trainer.model) is not unwrap(reduction.model):
-        raise ValueError(
+        raise BadOption(
             f"the trainer trains a {type(unwrap(trainer.model)).__name__} that is not the model "
             "under this reduction: reduce the model that you hand to the trainer"
         )
     callbacks = trainer.callback_handler.callbacks
     if any(isinstance(callback, ReductionCallback) for callback in callbacks):
-        raise ValueError("this trainer follows a reduction already")
+        raise BadOption("this trainer follows a reduction already")
     if reduction.logits == "text" and (names := _compares(trainer)):
-        raise ValueError(
+        raise BadOption(
             f"{', '.join(names)} compare(s) labels with the logits of every position, but "
             'logits="text" leaves out those of visual ones: reduce with logits="full"'
         )
@@ -282,7 +283,7 @@ def _reference(trainer: Trainer, reduction: Reduction) -> Reduction | None:
             stacklevel=3,
         )
         return None
-    reduction._wiring.handles.append(found)  # is taken off with it
+    reduction.take_along(found)
     return found
 
 

@@ -22,16 +22,16 @@ import torch
 from torch import Tensor
 
 from tokenreduce import plugins
+from tokenreduce.adapter import unwrap
+from tokenreduce.checks import share
 from tokenreduce.data.images import in_rgb
-from tokenreduce.errors import ReductionWarning
-from tokenreduce.files import whole
+from tokenreduce.errors import BadOption, Incompatible, Missing, ReductionWarning, did_you_mean
+from tokenreduce.files import atomic
 from tokenreduce.learned import complaint
-from tokenreduce.reduction import reduce, unwrap
-from tokenreduce.registry import did_you_mean
-from tokenreduce.scheduler import share
+from tokenreduce.reduction import reduce
 from tokenreduce.schedulers.single import Single
 from tokenreduce.strategy import Strategy, TowerStrategy, strategies
-from tokenreduce.tokens import TOWER
+from tokenreduce.tokens import TOWER, kind_of
 
 FAMILIES = ("llava", "llava_next", "llava_onevision")
 """Where vLLM takes rows as they are: one placeholder each, plain positions."""
@@ -86,20 +86,20 @@ def embed(
     _check_family(core)
     _check_needs(chosen, prompts)
     if prompts is not None and len(prompts) != len(images):
-        raise ValueError(f"{len(prompts)} prompts for {len(images)} pictures: give one for each")
+        raise BadOption(f"{len(prompts)} prompts for {len(images)} pictures: give one for each")
     token: str = processor.image_token
     texts = [token] * len(images) if prompts is None else prompts
     found = []
     for number, (image, text) in enumerate(zip(images, texts, strict=True)):
         if text.count(token) != 1:
-            raise ValueError(f"prompt {number} has {text.count(token)} {token}, and needs one")
+            raise BadOption(f"prompt {number} has {text.count(token)} {token}, and needs one")
         plain = image if image.mode == "RGB" else in_rgb(image)
         inputs = processor(images=[plain], text=text, return_tensors="pt")
         inputs = inputs.to(core.device, core.dtype)  # whole numbers stay what they are
         try:
             found.append(kept_rows(model, inputs, chosen, keep, seed=seed))
         except ValueError as error:
-            raise ValueError(f"picture {number}: {error}") from error
+            raise BadOption(f"picture {number}: {error}") from error
     if said := complaint(chosen, False):
         warnings.warn(said, ReductionWarning, stacklevel=2)
     return found
@@ -134,7 +134,7 @@ def kept_rows(
     at = shown.nonzero().flatten().tolist()
     v = len(at)
     if not v or at[-1] - at[0] != v - 1 or len(ids) != 1:
-        raise ValueError(
+        raise BadOption(
             f"expected one prompt with one picture, whose tokens are in a row; found {v} of them"
         )
     k = _count(keep, v)
@@ -163,11 +163,11 @@ def _count(keep: int | float, v: int) -> int:
     """How many of `v` tokens stay."""
     if isinstance(keep, Integral) and not isinstance(keep, bool):
         if not 1 <= keep <= v:
-            raise ValueError(f"keep={keep} tokens, but there are {v}: choose 1 to {v}")
+            raise BadOption(f"keep={keep} tokens, but there are {v}: choose 1 to {v}")
         return int(keep)
     k = round(share(keep, "keep") * v)
     if not k:
-        raise ValueError(f"keep={keep} of {v} tokens leaves none: vLLM needs at least one row")
+        raise BadOption(f"keep={keep} of {v} tokens leaves none: vLLM needs at least one row")
     return k
 
 
@@ -176,41 +176,46 @@ def _check_family(core: Any) -> None:
     kind = getattr(getattr(core, "config", None), "model_type", type(core).__name__)
     known = f"(known: {', '.join(FAMILIES)})"
     if kind.startswith(GRIDDED):
-        raise ValueError(
+        raise BadOption(
             f"vLLM counts the placeholders and the positions of {kind} from a picture's whole grid "
             f"(image_grid_thw), which no choice of tokens fills {known}: give it smaller pictures "
             "instead (tokenreduce.downsample)"
         )
     if kind not in FAMILIES:
         hint = did_you_mean(kind, FAMILIES)
-        raise ValueError(f"vLLM takes no reduced picture embeddings for {kind}{hint} {known}")
+        raise BadOption(f"vLLM takes no reduced picture embeddings for {kind}{hint} {known}")
     if core.config.vision_config.model_type == "pixtral":
-        raise ValueError(f"vLLM takes no picture embeddings where the tower is Pixtral's {known}")
+        raise BadOption(f"vLLM takes no picture embeddings where the tower is Pixtral's {known}")
 
 
 def _check_needs(strategy: Strategy, prompts: Sequence[str] | None) -> None:
     """Refuses methods that read the language model, or a question that is not given."""
     name = type(strategy).__name__
     if strategy.site == "pictures":
-        raise TypeError(
+        raise Incompatible(
             f"{name} acts on pictures, before the processor: hand vLLM the pictures themselves, of "
             "tokenreduce.downsample(processor, images, keep).images"
         )
     if isinstance(strategy, TowerStrategy) and strategy.tower is not None:
-        raise ValueError(
+        raise BadOption(
             f"{name} with tower={strategy.tower!r} leaves as many tokens as its tower says: a "
             "server needs a number that is known before"
         )
-    inside = strategy.needs - BEFORE - ASKED
+    inside = _inside(strategy.needs)
     if inside:
-        usable = [one for one, kind in strategies.items() if not kind.needs - BEFORE - ASKED]
+        usable = [one for one, kind in strategies.items() if not _inside(kind.needs)]
         usable = [one for one in usable if strategies[one].reduces]
-        raise TypeError(
-            f"{name} reads {', '.join(sorted(inside))} of the language model, which runs in vLLM: "
+        raise Incompatible(
+            f"{name} reads {', '.join(inside)} of the language model, which runs in vLLM: "
             f"choose one that decides before it ({', '.join(usable)})"
         )
     if strategy.needs & ASKED and prompts is None:
-        raise ValueError(f"{name} chooses by the question: give prompts=[...], one per picture")
+        raise BadOption(f"{name} chooses by the question: give prompts=[...], one per picture")
+
+
+def _inside(needs: frozenset[str]) -> list[str]:
+    """The evidence among `needs` that only the language model has."""
+    return sorted(need for need in needs if kind_of(need) not in BEFORE | ASKED)
 
 
 def request(
@@ -231,13 +236,13 @@ def request(
     pictures = [rows] if isinstance(rows, Tensor) else list(rows)
     count = prompt.count(image_token)
     if count != len(pictures) or not count:
-        raise ValueError(
+        raise BadOption(
             f"the prompt has {count} {image_token} for {len(pictures)} "
             f"picture{'s' * (len(pictures) != 1)}: write one for each"
         )
     shapes = sorted({tuple(one.shape) for one in pictures})
     if len(shapes) > 1 or len(shapes[0]) != 2 or 0 in shapes[0]:
-        raise ValueError(
+        raise BadOption(
             f"vLLM takes pictures of one shape (tokens, width) in a prompt, not of {shapes}: embed "
             "them with the same whole number to keep"
         )
@@ -255,7 +260,7 @@ def save_rows(path: str | Path, rows: Sequence[Tensor], **note: Any) -> None:
     from safetensors.torch import save_file
 
     tensors = {str(number): one.contiguous() for number, one in enumerate(rows)}
-    with whole(Path(path)) as draft:
+    with atomic(Path(path)) as draft:
         save_file(tensors, draft, {name: str(value) for name, value in note.items()})
 
 
@@ -269,11 +274,11 @@ def load_rows(path: str | Path) -> tuple[list[Tensor], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no {path}: write it with save_rows")
+        raise Missing(f"there is no {path}: write it with save_rows")
     with suppress(SafetensorError), safe_open(path, "pt") as file:
         names = set(file.keys())
         if names == {str(number) for number in range(len(names))}:
             rows = [file.get_tensor(str(number)) for number in range(len(names))]
             if all(one.dim() == 2 for one in rows):
                 return rows, dict(file.metadata() or {})
-    raise ValueError(f"{path} holds no rows of pictures: write it with save_rows")
+    raise BadOption(f"{path} holds no rows of pictures: write it with save_rows")

@@ -8,12 +8,12 @@
 `task=profile` does all of it, keeps what it has measured, and writes the schedule as an option.
 """
 
+from tokenreduce.presets import load_schedule, schedule_of, write_preset
 from tokenreduce.profiling.cells import Cell, Cells
 from tokenreduce.profiling.meter import Meter
 from tokenreduce.profiling.planning import candidates, topped
-from tokenreduce.profiling.preset import load_schedule, schedule_of, write_preset
 from tokenreduce.profiling.prices import Prices, Stops
-from tokenreduce.profiling.prompts import Prompt, alone, first, prompts_of
+from tokenreduce.profiling.prompts import Prompt, alone, conversation, first, prompts_of
 from tokenreduce.profiling.refining import refine
 from tokenreduce.profiling.sensitivity import Sensitivity, sensitivity
 
@@ -27,6 +27,7 @@ __all__ = [
     "Stops",
     "alone",
     "candidates",
+    "conversation",
     "first",
     "load_schedule",
     "prompts_of",

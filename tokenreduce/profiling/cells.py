@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tokenreduce.files import whole
+from tokenreduce.errors import BadOption
+from tokenreduce.files import atomic
 from tokenreduce.profiling.prices import Stops
 
 MEASURES = ("jsd", "kl", "same", "right", "nll")
@@ -49,7 +50,7 @@ class Cell:
         """
         value = getattr(self, measure)
         if value is None:
-            raise ValueError(f"measure={measure} needs right answers: use jsd, kl or same")
+            raise BadOption(f"measure={measure} needs right answers: use jsd, kl or same")
         return 1 - float(value) if measure in BETTER_HIGH else float(value)
 
 
@@ -73,7 +74,7 @@ class Cells:
             before = rows[0]
             other = [k for k in {**before, **about} if before.get(k) != about.get(k)]
             if other:
-                raise ValueError(
+                raise BadOption(
                     f"{path} holds the profile of another {', '.join(other)}: use another "
                     "hydra.run.dir, or move it away"
                 )
@@ -82,7 +83,7 @@ class Cells:
                 self._cells[row["stops"]] = Cell(**row)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as draft:
+        with atomic(path) as draft:
             draft.write_text(json.dumps(about) + "\n")
 
     def __contains__(self, stops: Stops) -> bool:
@@ -115,9 +116,9 @@ class Cells:
         text = self.path.read_text()
         if not text.endswith("\n"):
             text = text[: text.rfind("\n") + 1]
-            with whole(self.path) as draft:
+            with atomic(self.path) as draft:
                 draft.write_text(text)
         try:
             return [json.loads(line) for line in text.splitlines()]
         except json.JSONDecodeError as error:
-            raise ValueError(f"{self.path} holds something else than a profile: {error}") from error
+            raise BadOption(f"{self.path} holds something else than a profile: {error}") from error

@@ -17,16 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenreduce.adapter import adapter_for
+from tokenreduce.adapter import adapter_for, unwrap
+from tokenreduce.checks import integer
 from tokenreduce.data.batching import Collator
+from tokenreduce.errors import BadOption
+from tokenreduce.presets import schedule_of
 from tokenreduce.profiling.cells import Cell
 from tokenreduce.profiling.divergence import jensen_shannon, kullback_leibler
 from tokenreduce.profiling.forcing import dictated, own_answers
-from tokenreduce.profiling.preset import schedule_of
 from tokenreduce.profiling.prices import Prices, Stops
 from tokenreduce.profiling.prompts import Prompt
-from tokenreduce.reduction import reduce, unwrap
-from tokenreduce.scheduler import whole
+from tokenreduce.reduction import reduce
 from tokenreduce.schedulers import Single
 from tokenreduce.strategies.stride import Stride
 from tokenreduce.strategy import Positions, Strategy, TowerStrategy, strategies
@@ -87,13 +88,16 @@ class Meter:
             strategies.build(strategy) if isinstance(strategy, str) else strategy
         )
         self.positions, self.seed, self.convention = positions, seed, convention
-        self.draws = whole(draws, "draws", least=1)
+        self.draws = integer(draws, "draws", least=1)
         self.min_tokens = min_tokens
-        self.tokens, self.batch = whole(tokens, "tokens", least=1), whole(batch, "batch", least=1)
+        self.tokens, self.batch = (
+            integer(tokens, "tokens", least=1),
+            integer(batch, "batch", least=1),
+        )
         self._collate = Collator(processor, side="left")
         tower = isinstance(self.strategy, TowerStrategy) and self.strategy.tower is not None
         if not self.strategy.reduces or self.strategy.site == "pictures" or tower:
-            raise ValueError(
+            raise BadOption(
                 f"{type(self.strategy).__name__} drops no tokens at decoder layers: there is no "
                 "stop to profile"
             )
@@ -183,7 +187,7 @@ class Meter:
             for key, values in apart.items():
                 rows[key][i] = float(values[row, : len(answer)].mean())
             if np.isnan(rows["jsd"][i]):
-                raise ValueError(
+                raise BadOption(
                     f"the model's logits are no numbers (NaN) for prompt {i}: use model.dtype="
                     "float32, or look for what overflows"
                 )

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from math import floor
 
+from tokenreduce.checks import integer
+from tokenreduce.errors import BadOption
 from tokenreduce.profiling.prices import Prices, Stops
 from tokenreduce.profiling.sensitivity import Sensitivity
-from tokenreduce.scheduler import whole
 
 Path = tuple[int, float, Stops]
 """MACs so far, loss so far, stops so far."""
@@ -35,8 +36,8 @@ def candidates(
     Raises:
         ValueError: a budget that even one early stop to the smallest share does not meet.
     """
-    whole(stops, "stops", least=1)
-    whole(grid, "grid", least=1)
+    integer(stops, "stops", least=1)
+    integer(grid, "grid", least=1)
     limit = budget * prices.full
     _check(found, prices, budget)
     least = found.keeps[0]
@@ -128,9 +129,9 @@ def _frontier(rows: list[Path], limit: float) -> list[Path]:
 def _check(found: Sensitivity, prices: Prices, budget: float) -> None:
     least = prices.share(((found.layers[0], found.keeps[0]),))
     if not 0 < budget < 1:
-        raise ValueError(f"budget must lie between 0 and 1 of the unreduced FLOPs, not {budget!r}")
+        raise BadOption(f"budget must lie between 0 and 1 of the unreduced FLOPs, not {budget!r}")
     if least > budget:
-        raise ValueError(
+        raise BadOption(
             f"infeasible: the minimum is {least:.4g} of the unreduced FLOPs with one stop to "
             f"{found.keeps[0]:g} at layer {found.layers[0]}, and {budget:.4g} is asked for: "
             "profile earlier layers or smaller shares, or raise the budget"

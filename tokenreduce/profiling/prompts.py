@@ -12,6 +12,8 @@ from torch import Tensor
 
 from tokenreduce.data.packing import IGNORED
 from tokenreduce.data.rows import Conversation, Message, Unusable
+from tokenreduce.errors import BadOption
+from tokenreduce.evaluation.items import Item
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,12 @@ def prompts_of(
         except Unusable as error:
             if bad == "skip":
                 continue
-            raise ValueError(
+            raise BadOption(
                 f"{conversation.name}: {error}; mend the row, or leave such rows out with bad=skip"
             ) from error
         found.append(_prompt(row, pictures.number(conversation.images), conversation.name))
     if not found:
-        raise ValueError("no conversation about a picture: there is nothing to measure on")
+        raise BadOption("no conversation about a picture: there is nothing to measure on")
     return found
 
 
@@ -134,3 +136,15 @@ def _prompt(row: Mapping[str, Tensor], picture: int, name: str) -> Prompt:
         if key != "labels"
     }
     return Prompt(inputs, tuple(labels[start:stop]), picture, name)
+
+
+def conversation(item: Item) -> Conversation:
+    """A question and its right answer as a turn each."""
+    asked = [{"type": "image"}, {"type": "text", "text": item.question}]
+    said = [{"type": "text", "text": item.answer}]
+    picture = item.pixels if isinstance(item.pixels, Path) else item.picture()
+    return Conversation(
+        item.name,
+        (picture,),
+        ({"role": "user", "content": asked}, {"role": "assistant", "content": said}),
+    )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
+from tokenreduce.errors import BadOption
 from tokenreduce.profiling.cells import Cell
 from tokenreduce.profiling.planning import topped
 from tokenreduce.profiling.prices import Prices, Stops
@@ -42,7 +43,7 @@ def refine(
     """
     tried = {way: measure(way) for way in starts if prices.share(way) <= budget}
     if not tried:
-        raise ValueError(f"none of the schedules to start from costs at most {budget:.4g}")
+        raise BadOption(f"none of the schedules to start from costs at most {budget:.4g}")
 
     def loss(cell: Cell) -> tuple[float, float]:
         return cell.loss(by), prices.share(cell.stops)

@@ -15,9 +15,10 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from tokenreduce.checks import share
+from tokenreduce.errors import BadOption
 from tokenreduce.profiling.cells import Cell
 from tokenreduce.profiling.prices import Stops
-from tokenreduce.scheduler import share
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def sensitivity(
     """
     rows, shares = sorted(set(layers)), sorted({share(k, "each of keeps") for k in keeps})
     if not rows or not shares or shares[-1] >= 1:
-        raise ValueError(
+        raise BadOption(
             f"a profile needs layers and shares below 1, not layers={rows} and keeps={shares}"
         )
     whole = measure(()).loss(by)

@@ -11,8 +11,7 @@ from pathlib import Path
 from hydra._internal.utils import get_args_parser
 
 from tokenreduce.config import option_files
-from tokenreduce.errors import Refused
-from tokenreduce.registry import did_you_mean
+from tokenreduce.errors import Refused, did_you_mean
 
 TEXT = ("image", "prompt", "model.id")
 COMMANDS = ("list", "doctor", "version", "help")

@@ -14,7 +14,7 @@ from pathlib import Path
 from tokenreduce import plugins
 from tokenreduce.config import known
 from tokenreduce.program.listing import WIDTH
-from tokenreduce.tasks.result import versions
+from tokenreduce.program.result import versions
 
 DISTRIBUTION = "tokenreduce"
 Row = tuple[str, str]
@@ -57,7 +57,7 @@ def measured(number: str) -> str:
 def _devices() -> Iterator[Row]:
     import torch
 
-    from tokenreduce.tasks.loading import pick_device
+    from tokenreduce.inference.loaded import pick_device
 
     yield "device=auto", str(pick_device("auto"))
     yield "cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"

@@ -14,8 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tokenreduce.program import ending
-from tokenreduce.tasks import result
+from tokenreduce.program import ending, result
 
 
 @dataclass

@@ -15,9 +15,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from tokenreduce.config import known, option_files
-from tokenreduce.errors import Refused
-from tokenreduce.registry import did_you_mean
-from tokenreduce.tasks.result import versions
+from tokenreduce.errors import Refused, did_you_mean
+from tokenreduce.program.result import versions
 
 KINDS = {
     "strategy": "strategies",

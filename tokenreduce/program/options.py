@@ -14,10 +14,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from tokenreduce.checks import integer, one_of
 from tokenreduce.config import build_scheduler, build_strategy
-from tokenreduce.errors import Refused
-from tokenreduce.registry import did_you_mean
-from tokenreduce.tasks import result
+from tokenreduce.errors import BadOption
+from tokenreduce.program import result
 
 LEAST: Mapping[str, Mapping[str, int]] = {
     "": {"seed": 0, "max_new_tokens": 1, "min_tokens": 0},
@@ -62,12 +62,11 @@ def check(config: DictConfig) -> None:
     task = str(config.task.name)
     for name, place in (("", config), (task, config.task)):
         for option, least in LEAST.get(name, {}).items():
-            _whole(f"{'task.' if name else ''}{option}", place.get(option, least), least)
+            integer(place.get(option, least), f"{'task.' if name else ''}{option}", least)
     for option, words in WORDS.items():
         value = config.get(option)
-        if value is not None and value not in words:
-            hint = did_you_mean(str(value), words)
-            raise Refused(f"no {option} {value!r}{hint} (known: {', '.join(words)})")
+        if value is not None:
+            one_of(value, words, option)
     for option, value, usual in given():
         _of_kind(option, value if value is None else OmegaConf.select(config, option), usual)
     build_strategy(config)
@@ -78,13 +77,13 @@ def check_installed(config: DictConfig) -> None:
     """Refuses what needs a package that is not installed.
 
     Raises:
-        Refused: with the extra that brings it.
+        BadOption: with the extra that brings it.
     """
     for group, options in NEEDS.items():
         name = str((config.get(group) or {}).get("name"))
         package, extra = options.get(name, ("", ""))
         if package and importlib.util.find_spec(package) is None:
-            raise Refused(f'{group}={name} needs {package}: pip install "tokenreduce[{extra}]"')
+            raise BadOption(f'{group}={name} needs {package}: pip install "tokenreduce[{extra}]"')
 
 
 def given() -> Iterator[tuple[str, Any, Any]]:
@@ -106,11 +105,6 @@ def _name(word: str) -> str:
     return word.partition("=")[0].lstrip("+~")
 
 
-def _whole(option: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise Refused(f"{option} must be a whole number of at least {least}, not {value!r}")
-
-
 def _of_kind(option: str, value: Any, usual: Any) -> None:
     """Refuses a value of another kind than its default; null is left to the task."""
     if value is None or usual is None:
@@ -130,14 +124,14 @@ def _of_kind(option: str, value: Any, usual: Any) -> None:
     else:
         return
     if not fits:
-        raise Refused(f"{option} must be {noun}, not {value!r}")
+        raise BadOption(f"{option} must be {noun}, not {value!r}")
 
 
 def check_files(words: Sequence[str]) -> None:
     """Refuses option files of one's own that are too large to be options, before they are read.
 
     Raises:
-        Refused: a file in a `--config-dir` of more than `MOST_BYTES`, or whose anchors stand for
+        BadOption: a file in a `--config-dir` of more than `MOST_BYTES`, or whose anchors stand for
             more than `MOST_VALUES` values.
     """
     flags = ("--config-dir", "-cd", "--config-path", "-cp")
@@ -151,18 +145,18 @@ def check_files(words: Sequence[str]) -> None:
 
 def _check_file(path: Path) -> None:
     if (size := path.stat().st_size) > MOST_BYTES:
-        raise Refused(f"{path} has {size:,} bytes, more than an option file may: {MOST_BYTES:,}")
+        raise BadOption(f"{path} has {size:,} bytes, more than an option file may: {MOST_BYTES:,}")
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise Refused(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+        raise BadOption(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     counts: dict[int, int] = {}
     try:
         values = _values(root, counts)
     except RecursionError:
-        raise Refused(f"{path} is nested too deeply, or in itself") from None
+        raise BadOption(f"{path} is nested too deeply, or in itself") from None
     if values > MOST_VALUES:
-        raise Refused(
+        raise BadOption(
             f"{path} stands for {values:.1e} values with its anchors written out, more than an "
             f"option file may: {MOST_VALUES:,}"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import cos, pi
 
+from tokenreduce.checks import integer, layer_or_share, share
 from tokenreduce.scheduler import (
     Rounding,
     Scheduler,
@@ -12,10 +13,7 @@ from tokenreduce.scheduler import (
     between,
     checked_floor,
     checked_rounding,
-    place,
     schedulers,
-    share,
-    whole,
 )
 
 
@@ -34,17 +32,23 @@ class Cosine(Scheduler):
     """
 
     first: int | float = 0.25
+    """A layer, or a share of the depth below 1."""
     last: int | float = 0.75
+    """The same."""
     keep: float = 0.125
+    """Share of the original tokens that is left at `last`."""
     every: int = 1
+    """Layers from one stop to the next."""
     rounding: Rounding = "nearest"
+    """nearest | floor | ceil; floor is the rule of the PyramidDrop code."""
     at_least: int | None = None
+    """Tokens that a share above 0 leaves; null: 1, and 0 under floor."""
 
     def __post_init__(self) -> None:
-        place(self.first, "first")
-        place(self.last, "last")
+        layer_or_share(self.first, "first")
+        layer_or_share(self.last, "last")
         share(self.keep, "keep")
-        whole(self.every, "every", least=1)
+        integer(self.every, "every", least=1)
         checked_rounding(self.rounding)
         checked_floor(self.at_least)
 

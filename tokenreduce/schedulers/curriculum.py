@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from tokenreduce.registry import did_you_mean
-from tokenreduce.scheduler import Scheduler, Stop, schedulers, share
+from tokenreduce.checks import share
+from tokenreduce.errors import BadOption, did_you_mean
+from tokenreduce.scheduler import Scheduler, Stop, schedulers
 from tokenreduce.schedulers.wrapped import TARGET, named, towards
 
 Shape = Literal["linear", "cosine"]
@@ -23,31 +24,29 @@ class Curriculum(Scheduler):
     between every share falls in a straight line or along half a cosine wave. At inference
     (progress 1) it is the target.
 
-    Args:
-        target: a scheduler, its name, or a mapping with its `name` and options.
-        begin: share of training, 0 to 1.
-        end: share of training; not before `begin`.
-        shape: `"linear"` or `"cosine"`.
-
     Raises:
         ValueError: `begin` behind `end`, a value outside 0 to 1, an unknown shape.
     """
 
     target: Scheduler | Mapping[str, Any] | str = TARGET
+    """A scheduler, its name, or a mapping with its `name` and options."""
     begin: float = 0.0
+    """Share of training up to which everything stays."""
     end: float = 0.5
+    """Share of training from which on the target's shares hold."""
     shape: Shape = "linear"
+    """linear | cosine"""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "target", named(self.target))
         if share(self.begin, "begin") > share(self.end, "end"):
-            raise ValueError(
+            raise BadOption(
                 f"begin={self.begin!r} lies behind end={self.end!r}: shares fall between them"
             )
         if self.shape not in get_args(Shape):
             known = get_args(Shape)
             hint = did_you_mean(self.shape, known)
-            raise ValueError(f"no shape {self.shape!r}{hint} (known: {', '.join(known)})")
+            raise BadOption(f"no shape {self.shape!r}{hint} (known: {', '.join(known)})")
 
     def stops(self, depth: int, progress: float = 1.0) -> tuple[Stop, ...]:
         """The target's stops, as far on their way down as training is."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import groupby
 
+from tokenreduce.checks import layer_or_share, sequence, share
+from tokenreduce.errors import BadOption
 from tokenreduce.scheduler import (
     Rounding,
     Scheduler,
@@ -13,10 +15,7 @@ from tokenreduce.scheduler import (
     checked_rounding,
     layer_at,
     ordered,
-    place,
     schedulers,
-    sequence,
-    share,
 )
 
 
@@ -37,15 +36,19 @@ class Explicit(Scheduler):
     """
 
     layers: tuple[int | float, ...] = (8, 16, 24)
+    """Layers, or shares of the depth below 1."""
     keeps: tuple[float, ...] = (0.5, 0.25, 0.125)
+    """Of the original tokens, one for each layer."""
     rounding: Rounding = "nearest"
+    """nearest | floor | ceil; floor is the rule of the PyramidDrop code."""
     at_least: int | None = None
+    """Tokens that a share above 0 leaves; null: 1, and 0 under floor."""
 
     def __post_init__(self) -> None:
-        layers = tuple(place(x, "each of layers") for x in sequence(self.layers, "layers"))
+        layers = tuple(layer_or_share(x, "each of layers") for x in sequence(self.layers, "layers"))
         keeps = tuple(share(x, "each of keeps") for x in sequence(self.keeps, "keeps"))
         if len(layers) != len(keeps):
-            raise ValueError(
+            raise BadOption(
                 f"layers={list(layers)} and keeps={list(keeps)} must be of one length, not "
                 f"{len(layers)} and {len(keeps)}: give one share for each layer"
             )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tokenreduce.checks import integer, share
+from tokenreduce.errors import BadOption
 from tokenreduce.scheduler import (
     Rounding,
     Scheduler,
@@ -11,8 +13,6 @@ from tokenreduce.scheduler import (
     checked_floor,
     checked_rounding,
     schedulers,
-    share,
-    whole,
 )
 
 
@@ -35,12 +35,16 @@ class Pyramid(Scheduler):
     """
 
     stages: int = 4
+    """Equal parts of the decoder."""
     ratio: float = 0.5
+    """Share of the stage before that each stage keeps."""
     rounding: Rounding = "nearest"
+    """nearest | floor | ceil; floor is the rule of the PyramidDrop code."""
     at_least: int | None = None
+    """Tokens that a share above 0 leaves; null: 1, and 0 under floor."""
 
     def __post_init__(self) -> None:
-        whole(self.stages, "stages (one stage alone never reduces)", least=2)
+        integer(self.stages, "stages (one stage alone never reduces)", least=2)
         share(self.ratio, "ratio")
         checked_rounding(self.rounding)
         checked_floor(self.at_least)
@@ -48,7 +52,7 @@ class Pyramid(Scheduler):
     def stops(self, depth: int, progress: float = 1.0) -> tuple[Stop, ...]:
         """A stop at the input of every stage but the first."""
         if self.stages > depth:
-            raise ValueError(
+            raise BadOption(
                 f"stages={self.stages} is more than the decoder has layers ({depth}): "
                 f"use at most {depth}"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tokenreduce.checks import layer_or_share, share
 from tokenreduce.scheduler import (
     Rounding,
     Scheduler,
@@ -11,9 +12,7 @@ from tokenreduce.scheduler import (
     checked_floor,
     checked_rounding,
     layer_at,
-    place,
     schedulers,
-    share,
 )
 
 
@@ -32,12 +31,16 @@ class Single(Scheduler):
     """
 
     layer: int | float = 2
+    """A layer, or a share of the depth below 1 (0.5: half-way)."""
     keep: float = 0.5
+    """Of the original tokens."""
     rounding: Rounding = "nearest"
+    """nearest | floor | ceil; floor is the rule of the PyramidDrop code."""
     at_least: int | None = None
+    """Tokens that a share above 0 leaves; null: 1, and 0 under floor."""
 
     def __post_init__(self) -> None:
-        place(self.layer)
+        layer_or_share(self.layer)
         share(self.keep, "keep")
         checked_rounding(self.rounding)
         checked_floor(self.at_least)

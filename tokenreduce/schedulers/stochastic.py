@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tokenreduce.scheduler import Scheduler, Stop, schedulers, share, whole
+from tokenreduce.checks import integer, share
+from tokenreduce.errors import BadOption
+from tokenreduce.scheduler import Scheduler, Stop, schedulers
 from tokenreduce.schedulers.wrapped import TARGET, named, towards
 
 
@@ -21,26 +23,24 @@ class Stochastic(Scheduler):
     every micro-batch of a step and a resumed run draw the same. At inference (progress 1) it is the
     target.
 
-    Args:
-        target: a scheduler, its name, or a mapping with its `name` and options.
-        least: the smallest part of the way.
-        most: the largest.
-        seed: of the draws.
-
     Raises:
         ValueError: `least` above `most`, a value outside 0 to 1, a seed below 0.
     """
 
     target: Scheduler | Mapping[str, Any] | str = TARGET
+    """A scheduler, its name, or a mapping with its `name` and options."""
     least: float = 0.0
+    """Part of the way from keeping everything to the target, at least."""
     most: float = 1.0
+    """At most."""
     seed: int = 0
+    """Of the draws."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "target", named(self.target))
         if share(self.least, "least") > share(self.most, "most"):
-            raise ValueError(f"least={self.least!r} is above most={self.most!r}: swap them")
-        whole(self.seed, "seed", least=0)
+            raise BadOption(f"least={self.least!r} is above most={self.most!r}: swap them")
+        integer(self.seed, "seed", least=0)
 
     def stops(self, depth: int, progress: float = 1.0) -> tuple[Stop, ...]:
         """The target's stops, at the part of the way that this step draws."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from tokenreduce.errors import BadOption, Incompatible
 from tokenreduce.scheduler import Scheduler, Stop, schedulers
 from tokenreduce.schedulers.pyramid import Pyramid
 
@@ -26,12 +27,12 @@ def named(target: Scheduler | Mapping[str, Any] | str) -> Scheduler:
     if isinstance(target, str):
         target = {"name": target}
     if not isinstance(target, Mapping):
-        raise TypeError(
+        raise Incompatible(
             f"target is a scheduler, its name, or a mapping with `name` and options, not {target!r}"
         )
     options = {str(key): value for key, value in target.items()}
     if "name" not in options:
-        raise ValueError(
+        raise BadOption(
             f"target={options!r} has no name: say which scheduler it is "
             f"(known: {', '.join(schedulers)})"
         )

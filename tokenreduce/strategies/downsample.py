@@ -29,6 +29,9 @@ class Downsample(Strategy):
     site: ClassVar[str] = "pictures"
     needs: ClassVar[frozenset[str]] = frozenset({"pictures"})
 
+    formula: ClassVar[str] = "pictures resized so that a share of their tokens is left"
+    cost: ClassVar[str] = "none in the model: fewer tokens enter its vision tower, too"
+
     def plan(self, tokens: Tokens, budget: Sequence[int]) -> Plan:
         """All of them: there are fewer already."""
         keep = torch.arange(tokens.valid.shape[1], device=tokens.valid.device)

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from tokenreduce.registry import did_you_mean
+from tokenreduce.errors import did_you_mean
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
 from tokenreduce.strategy import Strategy, strategies
-from tokenreduce.tokens import Plan, Tokens, keep_from_mask
+from tokenreduce.tokens import Merge, Plan, Tokens
 
 
 @strategies.register("pooling")
@@ -32,6 +32,11 @@ class Pooling(Strategy):
     """
 
     mode: Literal["avg", "max"] = "avg"
+    """avg | max"""
+
+    formula: ClassVar[str] = "the mean, or the largest, of each of k windows of the image grid"
+    cost: ClassVar[str] = "O(v log v)"
+    mixes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.mode not in ("avg", "max"):
@@ -42,10 +47,9 @@ class Pooling(Strategy):
         """Groups of neighbouring tokens, one to every kept place."""
         limit = torch.tensor(budget, device=tokens.origin.device)[:, None]
         window = _windows(tokens, limit)
-        keep, valid, group = _slots(window, tokens.valid, max(budget, default=0))
-        even = len(set(budget)) <= 1
+        mask, group = _slots(window, tokens.valid)
         how: Literal["mean", "max"] = "mean" if self.mode == "avg" else "max"
-        return Plan(keep, None if even else valid, group, how=how)
+        return Plan.of(mask, tokens, budget, content=Merge(group, how=how))
 
     def scheduler(self) -> Scheduler:
         """2 x 2 windows before the first layer."""
@@ -96,8 +100,8 @@ def _windows(tokens: Tokens, limit: Tensor) -> Tensor:
     return torch.where(unfilled, _least(tile, base).gather(1, tile) + place, window)
 
 
-def _slots(window: Tensor, valid: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Kept index (b, k), its validity, and every token's slot (b, v), from windows (b, v)."""
+def _slots(window: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """(b, v) which tokens stand for their windows, and the slot of every token's window."""
     v = window.shape[1]
     position = torch.arange(v, device=window.device).expand_as(window)
     alive = valid & (window >= 0)
@@ -111,12 +115,11 @@ def _slots(window: Tensor, valid: Tensor, k: int) -> tuple[Tensor, Tensor, Tenso
     middle = (start + (size - 1) // 2).gather(1, label)
     chosen = (middle == position) & alive.gather(1, order)
     mask = torch.zeros_like(alive).scatter_(1, order, chosen)
-    keep, kept = keep_from_mask(mask, k)
     # the slot of a window is the rank of its middle token in reading order
     slot_at = mask.long().cumsum(dim=1) - 1
     middle_token = order.gather(1, middle.clamp(0, v - 1))
     slot = slot_at.gather(1, middle_token).masked_fill(~alive.gather(1, order), -1)
-    return keep, kept, torch.full_like(window, -1).scatter_(1, order, slot)
+    return mask, torch.full_like(window, -1).scatter_(1, order, slot)
 
 
 def _runs(key: Tensor, valid: Tensor) -> Tensor:

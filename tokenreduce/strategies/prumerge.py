@@ -1,23 +1,34 @@
-"""LLaVA-PruMerge: adaptive token reduction (arXiv 2403.15388, ICCV 2025), section 3; PruMerge+."""
+"""LLaVA-PruMerge: adaptive token reduction, section 3 of its paper; PruMerge+."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
-from tokenreduce.choice import blocks, candidates, elsewhere, empty_mix, kept, packed
+from tokenreduce.choice import blocks, candidates, elsewhere, empty_mix, kept
+from tokenreduce.paper import Paper
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
 from tokenreduce.strategy import Strategy, select, strategies
-from tokenreduce.tokens import Plan, Tokens, gather
+from tokenreduce.tokens import Mix, Plan, Tokens, gather
 
 NEAR = 32
 """Neighbours whose contents a kept token takes in."""
+
+PAPER = Paper(
+    key="shang2025prumerge",
+    title="{LLaVA-PruMerge}: Adaptive Token Reduction for Efficient Large Multimodal Models",
+    authors="Shang, Yuzhang and Cai, Mu and Xu, Bingxin and Lee, Yong Jae and Yan, Yan",
+    year=2025,
+    arxiv="2403.15388",
+    venue="Proceedings of the IEEE/CVF International Conference on Computer Vision (ICCV)",
+    code="42Shawn/LLaVA-PruMerge, Apache-2.0",
+)
 
 
 @strategies.register("prumerge")
@@ -32,8 +43,6 @@ class PruMerge(Strategy):
     half of those that stay are evenly spaced instead.
 
     The budget counts the one more token, and is one for a sample, whatever its number of pictures.
-    Cost: O(k v d), for the likeness of keys and the mixing of hidden states; memory O(k v), for the
-    mixture, refused above 2^28 of it (16,384 of as many tokens, or 4,096 of 65,536).
 
     Deviations from the original: its count follows from outliers of the weights, here the budget
     does. The sum of the rest stands where the best weighted of them stood (there, behind all
@@ -46,9 +55,19 @@ class PruMerge(Strategy):
     """
 
     plus: bool = False
+    """PruMerge+: half of what stays is evenly spaced."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"class_match", "match_keys"})
-    paper: ClassVar[str] = "arXiv 2403.15388"
+    paper: ClassVar[Paper] = PAPER
+    formula: ClassVar[str] = (
+        "top k - 1 of softmax(q_cls K), each plus its 32 nearest, and the weighted sum of the rest"
+    )
+    cost: ClassVar[str] = (
+        "O(k v d), for the likeness of keys and the mixing of hidden states; memory O(k v), "
+        "for the mixture, refused above 2^28 of it (16,384 of as many tokens, or 4,096 of "
+        "65,536)"
+    )
+    mixes: ClassVar[bool] = True
 
     def plan(self, tokens: Tokens, budget: Sequence[int]) -> Plan:
         """The kept tokens with their neighbours, and the sum of the rest."""
@@ -68,7 +87,8 @@ class PruMerge(Strategy):
         spare = tokens.valid & ~picture & ~own & one & ~rest.any(dim=1, keepdim=True)
         spare = spare & (spare.cumsum(dim=1) == 1)
 
-        keep, valid = packed(own | total | spare, tokens, budget)
+        plan = Plan.of(own | total | spare, tokens, budget, score=weight)
+        keep = plan.keep
         merging = torch.tensor([k < n for k, n in counts], device=own.device)[:, None]
         alone, summed = gather(picture, keep) & merging, gather(total, keep)
         for slots in blocks(*mix.shape[1:]):
@@ -77,7 +97,7 @@ class PruMerge(Strategy):
             contents = contents + torch.where(alone[:, slots, None], around, 0.0)
             everything = (weight * rest)[:, None].expand_as(contents)
             mix[:, slots] = torch.where(summed[:, slots, None], everything, contents)
-        return Plan(keep, valid, mix=mix, score=weight)
+        return replace(plan, content=Mix(mix))
 
     def score(self, weight: Tensor, picture: Tensor, counts: Sequence[int]) -> Tensor:
         """(b, v) weights; with `plus`, the better half and evenly spaced tokens come first."""

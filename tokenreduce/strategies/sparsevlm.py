@@ -1,4 +1,4 @@
-"""SparseVLM: visual token sparsification (arXiv 2410.04417, ICML 2025), section 3; SparseVLM+."""
+"""SparseVLM: visual token sparsification, section 3 of its paper; SparseVLM+."""
 
 from __future__ import annotations
 
@@ -10,13 +10,26 @@ import torch
 from torch import Tensor
 
 from tokenreduce.choice import blocks, dense
+from tokenreduce.paper import Paper
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.explicit import Explicit
 from tokenreduce.strategy import Positions, Strategy, select, strategies
-from tokenreduce.tokens import Plan, Tokens, gather, keep_from_mask
+from tokenreduce.tokens import Merge, Plan, Tokens, gather
 
 SHARE, MEMBERS, HEADS = 0.3, 10, 14
 """Of what is dropped this share is recycled, one cluster to so many tokens; heads of version 2."""
+
+PAPER = Paper(
+    key="zhang2025sparsevlm",
+    title="SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference",
+    authors="Zhang, Yuan and Fan, Chun-Kai and Ma, Junpeng and Zheng, Wenzhao and Huang, Tao "
+    "and Cheng, Kuan and Gudovskiy, Denis and Okuno, Tomoyuki and Nakata, Yohei and "
+    "Keutzer, Kurt and Zhang, Shanghang",
+    year=2025,
+    arxiv="2410.04417",
+    venue="Proceedings of the International Conference on Machine Learning (ICML)",
+    code="Gumpest/SparseVLMs, Apache-2.0",
+)
 
 
 @strategies.register("sparsevlm")
@@ -34,15 +47,16 @@ class SparseVLM(Strategy):
 
     The budget counts merged tokens. A merged token stands in the place of its cluster's centre (the
     original puts them behind the kept ones). A sample without text behind its first visual token is
-    rated by its last token. Pictures of a sample share its budget. Cost: O(h t v) for t text
-    tokens, and O(r² d) for r recycled ones; memory O(h t v), and O(r²) up to 4,096 of them.
+    rated by its last token. Pictures of a sample share its budget.
 
     Raises:
         ValueError: another version than 1 or 2.
     """
 
     version: Literal[1, 2] = 1
+    """1: the paper, merges; 2: SparseVLM+, drops only, positions kept."""
     distance: bool = True
+    """Version 2: undo what rotation takes from attention over the distance."""
 
     needs: ClassVar[frozenset[str]] = frozenset(
         {
@@ -52,7 +66,15 @@ class SparseVLM(Strategy):
     )  # fmt: skip
     positions: ClassVar[Positions] = "compact"
     reads_text: ClassVar[bool] = True
-    paper: ClassVar[str] = "arXiv 2410.04417"
+    paper: ClassVar[Paper] = PAPER
+    formula: ClassVar[str] = (
+        "top of the attention of words that match the picture, and clusters of the best of the rest"
+    )
+    cost: ClassVar[str] = (
+        "O(h t v) for t text tokens, and O(r² d) for r recycled ones; memory O(h t v), and "
+        "O(r²) up to 4,096 of them"
+    )
+    mixes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.version not in (1, 2):
@@ -143,13 +165,12 @@ def _recycled(score: Tensor, tokens: Tokens, numbers: list[tuple[int, int, int]]
     centre, cluster = density_peaks(gather(tokens.hidden, index), there, merged)
     spare = torch.where(there, index, v)  # filler writes behind the tokens
     mask = _put(mask, spare, centre)
-    keep, valid = keep_from_mask(mask, max(sum(n[::2]) for n in numbers))
 
     slot = mask.long().cumsum(dim=1) - 1
     into = slot.gather(1, index.gather(1, cluster))
     group = _put(torch.where(mask, slot, -1), spare, into)
-    even = len({sum(n[::2]) for n in numbers}) <= 1
-    return Plan(keep, None if even else valid, group, score=score.detach())
+    left = [sum(n[::2]) for n in numbers]
+    return Plan.of(mask, tokens, left, content=Merge(group), score=score)
 
 
 def density_peaks(x: Tensor, there: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:

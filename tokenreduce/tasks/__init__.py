@@ -6,7 +6,6 @@ into `result.json`. The modules are imported on demand: some need transformers.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,3 @@ from tokenreduce.registry import Registry
 Task = Callable[[Any, Path], dict[str, Any]]
 
 tasks: Registry[Task] = Registry("task")
-
-
-def first_process() -> bool:
-    """Whether this is the one of several processes that writes and speaks."""
-    return os.environ.get("RANK", "0") == "0"

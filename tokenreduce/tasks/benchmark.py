@@ -20,16 +20,22 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 import tokenreduce as tr
-from tokenreduce.cost import shape_of
-from tokenreduce.tasks import result, tasks
-from tokenreduce.tasks.benchmarking import against, plots, tables
-from tokenreduce.tasks.benchmarking.breakeven import find
-from tokenreduce.tasks.benchmarking.clock import Clock
-from tokenreduce.tasks.benchmarking.peers import peer
-from tokenreduce.tasks.benchmarking.prompts import Prompt
-from tokenreduce.tasks.benchmarking.rounds import Race
-from tokenreduce.tasks.benchmarking.schedules import candidates, whole_numbers
-from tokenreduce.tasks.benchmarking.subjects import Subject, subject
+from tokenreduce.benchmarking import against
+from tokenreduce.benchmarking import plot as plots
+from tokenreduce.benchmarking import table as tables
+from tokenreduce.benchmarking.breakeven import find
+from tokenreduce.benchmarking.candidates import candidates, schedules_at
+from tokenreduce.benchmarking.peers import peer
+from tokenreduce.benchmarking.rounds import Candidate, Race
+from tokenreduce.benchmarking.subjects import Subject, subject
+from tokenreduce.benchmarking.synthetic import MarkedPrompt
+from tokenreduce.checks import integer, integers
+from tokenreduce.config import build_scheduler, build_strategy, known, model_spec, plain
+from tokenreduce.cost import DecoderShape, shape_of
+from tokenreduce.errors import BadOption
+from tokenreduce.inference.clock import Clock
+from tokenreduce.program import result
+from tokenreduce.tasks import tasks
 
 
 @tasks.register("benchmark")
@@ -41,13 +47,13 @@ def benchmark(config: DictConfig, output: Path) -> dict[str, Any]:
     task = config.task
     settled(config)
     drawn = plots.wanted(task.plots)
-    one = subject(config)
+    one = subject(model_spec(config), task.weights, config.image, config.prompt, int(task.text))
     before = None if task.against is None else against.read(str(task.against), one.identity)
     text, seed = int(task.text), int(config.seed)
     visual = None if task.visual is None else list(task.visual)
     prompts = one.prompts(visual, text, list(task.batches), seed)
     shape = shape_of(tr.unwrap(one.model).config)
-    entered = [candidates(config, shape, prompt.visual) for prompt in prompts]
+    entered = [entered_by(config, shape, prompt.visual) for prompt in prompts]
     rows: list[dict[str, Any]] = []
     for prompt, those in zip(prompts, entered, strict=True):
         race = Race(one.model, prompt, those, int(task.new_tokens), task.progress)
@@ -81,6 +87,23 @@ def benchmark(config: DictConfig, output: Path) -> dict[str, Any]:
     return numbers
 
 
+def entered_by(config: DictConfig, shape: DecoderShape, visual: int) -> list[Candidate]:
+    """The chosen strategy and those of `task.baselines`, under every schedule.
+
+    Raises:
+        ValueError: as `candidates` and `schedules_at`.
+        KeyError: an unknown strategy in `task.baselines`.
+    """
+    keeps, strategies = config.task.keeps, {str(config.strategy.name): build_strategy(config)}
+    for name in config.task.baselines or ():
+        strategies.setdefault(str(name), known("strategy").build(str(name)))
+    if keeps is None:
+        schedules: list[Any] = [(None, build_scheduler(config))]
+    else:
+        schedules = schedules_at(list(keeps), plain(config.scheduler), shape, visual)
+    return candidates(strategies, schedules, config.positions, int(config.seed))
+
+
 def settled(config: DictConfig) -> None:
     """Refuses what could not be measured, before a model is loaded.
 
@@ -90,13 +113,11 @@ def settled(config: DictConfig) -> None:
     task = config.task
     for name in ("visual", "batches", "break_even"):
         if task[name] is not None or name == "batches":
-            whole_numbers(task[name], f"task.{name}")
+            integers(task[name], f"task.{name}")
     for name, least in (("text", 1), ("rounds", 1), ("new_tokens", 0)):
-        value = task[name]
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"task.{name} must be a whole number from {least} on, not {value!r}")
+        integer(task[name], f"task.{name}", least)
     if not isinstance(task.tolerance, int | float) or task.tolerance < 0:
-        raise ValueError(f"task.tolerance must be a share such as 0.05, not {task.tolerance!r}")
+        raise BadOption(f"task.tolerance must be a share such as 0.05, not {task.tolerance!r}")
 
 
 def broken_even(config: DictConfig, one: Subject) -> dict[str, Any]:
@@ -104,8 +125,8 @@ def broken_even(config: DictConfig, one: Subject) -> dict[str, Any]:
     shape, measured = shape_of(tr.unwrap(one.model).config), {}
 
     def measure(visual: int) -> dict[str, Any]:
-        prompt = Prompt(visual, int(config.task.text), 1, int(config.seed))
-        chosen = candidates(config, shape, visual)[:1]
+        prompt = MarkedPrompt(visual, int(config.task.text), 1, int(config.seed))
+        chosen = entered_by(config, shape, visual)[:1]
         race = Race(one.model, prompt, chosen, progress=config.task.progress)
         race.run(int(config.task.rounds), memory=False)
         row = measured[visual] = race.rows()[0]
@@ -117,7 +138,7 @@ def broken_even(config: DictConfig, one: Subject) -> dict[str, Any]:
             "unreduced_ms": row["prefill"]["unreduced"]["median_ms"],
         }
 
-    found = find(whole_numbers(config.task.break_even, "task.break_even"), measure)
+    found = find(integers(config.task.break_even, "task.break_even"), measure)
     return {
         "strategy": str(config.strategy.name),
         "reduction": next(iter(measured.values()))["reduction"],

@@ -18,35 +18,35 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 
-from tokenreduce.evaluation.answering import first_tokens, is_right
+from tokenreduce.config import build_strategy, model_spec, plain
+from tokenreduce.evaluation.asking import Protocol
+from tokenreduce.evaluation.bars import Bars
+from tokenreduce.evaluation.budget import schedule_at
 from tokenreduce.evaluation.comparing import Level
-from tokenreduce.evaluation.items import Item, candidates
-from tokenreduce.evaluation.records import Store, locked
-from tokenreduce.evaluation.statistics import needed, planned_power
-from tokenreduce.tasks import result, tasks
-from tokenreduce.tasks.evaluating.asking import Asking
-from tokenreduce.tasks.evaluating.bars import Bars
-from tokenreduce.tasks.evaluating.budget import schedule_at
-from tokenreduce.tasks.evaluating.conditions import (
+from tokenreduce.evaluation.conditions import (
     BASELINES,
     FULL,
     Condition,
-    chosen,
     draws_beside,
     plan,
+    spelled_out,
 )
-from tokenreduce.tasks.evaluating.examples import accuracy, examples, picked, telling
-from tokenreduce.tasks.evaluating.identity import folder_of, identity, root_of
-from tokenreduce.tasks.evaluating.options import check
-from tokenreduce.tasks.evaluating.pareto import draw
-from tokenreduce.tasks.evaluating.running import Runner
-from tokenreduce.tasks.evaluating.shard import Shard
-from tokenreduce.tasks.evaluating.sources import questions
-from tokenreduce.tasks.evaluating.sweep import in_sweep
-from tokenreduce.tasks.evaluating.table import (
+from tokenreduce.evaluation.examples import accuracy, examples, picked, telling
+from tokenreduce.evaluation.identity import folder_of, identity
+from tokenreduce.evaluation.items import Item, candidates
+from tokenreduce.evaluation.options import check
+from tokenreduce.evaluation.pareto import draw
+from tokenreduce.evaluation.records import Store, locked
+from tokenreduce.evaluation.runner import Runner
+from tokenreduce.evaluation.scoring import first_tokens, is_right
+from tokenreduce.evaluation.shard import Shard
+from tokenreduce.evaluation.statistics import needed, planned_power
+from tokenreduce.evaluation.table import (
     collect,
     earlier_notes,
     joined,
@@ -55,8 +55,13 @@ from tokenreduce.tasks.evaluating.table import (
     summary,
     write,
 )
-from tokenreduce.tasks.loading import Loaded, load
-from tokenreduce.tasks.looking import write_report
+from tokenreduce.inference.loaded import Loaded, load
+from tokenreduce.program import result
+from tokenreduce.program.pages import write_report
+from tokenreduce.program.rules import rule_of
+from tokenreduce.program.sources import questions
+from tokenreduce.program.sweep import in_sweep
+from tokenreduce.tasks import tasks
 from tokenreduce.viz.quantities import counted
 
 ENOUGH = 0.8
@@ -69,14 +74,14 @@ def evaluate(config: DictConfig, output: Path) -> dict[str, Any]:
 
     output: folder of this run; answers go to the folder that the runs of a sweep share.
     """
-    check(config)
+    check(plain(config.task), config.max_new_tokens)
     items = questions(config)
     level = Level(config.task.margin, config.task.alpha)
     _tell_power(len(items), level, config.task.changing)
     is_right(items[0], "", config.task.match)  # an unknown rule is refused now
     shard = Shard.begin(str(config.device))
-    loaded = load(config)
-    tested = chosen(config, loaded, schedule_at(config, loaded, items))
+    loaded = load(model_spec(config))
+    tested = chosen(config, loaded, items)
     conditions = plan(
         tested, list(config.task.baselines), config.task.seeds, list(config.task.changes)
     )
@@ -102,6 +107,32 @@ def evaluate(config: DictConfig, output: Path) -> dict[str, Any]:
         }
     shard.wait()
     return numbers
+
+
+def chosen(config: DictConfig, loaded: Loaded, items: Sequence[Item]) -> Condition:
+    """The condition that a configuration names, at `task.flops` where that is given."""
+    scheduler = plain(config.scheduler)
+    if config.task.flops is not None:
+        on_pictures = build_strategy(config).site == "pictures"
+        rule, options = ("single", {"layer": 0}) if on_pictures else rule_of(config)
+        scheduler = schedule_at(loaded, items, float(config.task.flops), rule, options)
+    asked = Condition(
+        plain(config.strategy),
+        scheduler,
+        config.positions,
+        int(config.seed),
+        min_tokens=config.min_tokens,
+    )
+    return spelled_out(asked, loaded)
+
+
+def root_of(config: DictConfig, output: Path) -> Path:
+    """The folder that all runs of a comparison share: of the whole sweep, where there is one."""
+    if config.task.folder is not None:
+        return Path(str(config.task.folder)).expanduser()
+    if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        return Path(HydraConfig.get().sweep.dir).absolute()
+    return output
 
 
 def _table(
@@ -144,8 +175,9 @@ def _runner(
         "commit": result.commit(),
         "baselines": list(BASELINES),
     }
-    store.begin(identity(config, loaded, items, starts), about)
-    how = Asking(config.task.batch, config.max_new_tokens, config.task.match, starts)
+    how = Protocol(config.task.batch, config.max_new_tokens, config.task.match, starts)
+    same = identity(loaded, items, how, str(config.data.name), str(config.attention))
+    store.begin(same, about)
     task = config.task
     return Runner(
         loaded,

@@ -19,15 +19,17 @@ from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 
 import tokenreduce as tr
-from tokenreduce.adapter import adapter_for
-from tokenreduce.config import build_scheduler, build_strategy
+from tokenreduce.config import build_scheduler, build_strategy, model_spec
 from tokenreduce.data.images import load_image
 from tokenreduce.embedded import checkpoint_dir
-from tokenreduce.files import whole
+from tokenreduce.errors import BadOption
+from tokenreduce.files import atomic
+from tokenreduce.inference.loaded import Loaded, load
+from tokenreduce.inference.look import look
+from tokenreduce.inference.prompt import only_share
+from tokenreduce.inference.table import comparison
+from tokenreduce.program.pages import write_report
 from tokenreduce.tasks import tasks
-from tokenreduce.tasks.loading import Loaded, load
-from tokenreduce.tasks.looking import look, write_report
-from tokenreduce.tasks.table import comparison
 from tokenreduce.viz import Look, checked_size, stack, strip, write_panels
 
 
@@ -51,11 +53,11 @@ def generate(config: DictConfig, output: Path) -> dict[str, Any]:
         checked_size(size)
     images = [load_image(path) for path in question.paths]
     strategy, scheduler = build_strategy(config), build_scheduler(config)
-    loaded = load(config)
+    loaded = load(model_spec(config))
     small = None
     if strategy.site == "pictures":  # smaller ones; in the model nothing is left to do
         if config.min_tokens:
-            raise ValueError(
+            raise BadOption(
                 f"min_tokens={config.min_tokens} is decided in the model, and "
                 f"strategy={config.strategy.name} acts before it: leave one of them out"
             )
@@ -106,7 +108,7 @@ def draw(seen: Look, config: DictConfig, loaded: Loaded, output: Path) -> dict[s
     """Write `kept.png`, and the page and the panels where asked for; returns where they are."""
     task = config.task
     strips = [strip(s.image, s.boxes, s.stages, bool(task.scores)) for s in seen.scenes]
-    with whole(output / "kept.png") as draft:
+    with atomic(output / "kept.png") as draft:
         stack(strips).save(draft, "PNG")
     found: dict[str, Any] = {"picture": str(output / "kept.png")}
     if task.panels is not None:
@@ -116,22 +118,6 @@ def draw(seen: Look, config: DictConfig, loaded: Loaded, output: Path) -> dict[s
         title = f"{config.strategy.name}, {config.scheduler.name}"
         found["page"] = str(write_report(output, [seen], config, loaded, title))
     return found
-
-
-def only_share(scheduler: tr.Scheduler, loaded: Loaded) -> float:
-    """The share of the tokens that a schedule lets into the language model.
-
-    Raises:
-        ValueError: a schedule that reduces elsewhere than before the first layer.
-    """
-    model = tr.unwrap(loaded.model)
-    stops = scheduler.stops(len(adapter_for(model).decoder(model).layers))
-    if len(stops) != 1 or stops[0].layer != 0:
-        raise ValueError(
-            "smaller pictures have fewer tokens from layer 0 on, but the schedule stops at layers "
-            f"{[stop.layer for stop in stops]}: use scheduler=input scheduler.keep=..."
-        )
-    return stops[0].keep
 
 
 def read_question(config: DictConfig) -> Question:
@@ -149,8 +135,8 @@ def read_question(config: DictConfig) -> Question:
             return Question(example["question"], picture, example["answer"])
         return Question(str(config.prompt), picture)
     if config.image is None:
-        raise ValueError("a prompt needs a picture: add image=path/to/picture.png")
+        raise BadOption("a prompt needs a picture: add image=path/to/picture.png")
     if config.prompt is None:
-        raise ValueError('a picture needs a question: add prompt="What is this?"')
+        raise BadOption('a picture needs a question: add prompt="What is this?"')
     names = config.image if isinstance(config.image, ListConfig) else [config.image]
     return Question(str(config.prompt), tuple(str(name) for name in names))

@@ -26,9 +26,10 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from tokenreduce.data import sample
 from tokenreduce.data.packing import Packer
 from tokenreduce.embedded.build import build_model, build_processor
-from tokenreduce.files import whole, write_json
-from tokenreduce.tasks import first_process, tasks
-from tokenreduce.tasks.naming import name_as_published
+from tokenreduce.errors import BadOption
+from tokenreduce.files import atomic, first_process, write_json
+from tokenreduce.inference.naming import name_as_published
+from tokenreduce.tasks import tasks
 from tokenreduce.tasks.pretraining import align, language, tower
 from tokenreduce.tasks.pretraining.assess import assess
 from tokenreduce.tasks.pretraining.curriculum import Curriculum, at_level, blend_weights
@@ -47,9 +48,7 @@ def pretrain(config: DictConfig, output: Path) -> dict[str, Any]:
     processor, log) and `assessment.json` are written into it.
     """
     if "architecture" not in config.model:
-        raise ValueError(
-            f"model={config.model.name} cannot be trained from nothing; try model=tiny"
-        )
+        raise BadOption(f"model={config.model.name} cannot be trained from nothing; try model=tiny")
     task, architecture = config.task, OmegaConf.to_container(config.model.architecture)
     assert isinstance(architecture, dict)
     _join_processes(task.threads)
@@ -66,7 +65,7 @@ def pretrain(config: DictConfig, output: Path) -> dict[str, Any]:
         model.requires_grad_(True)
         if first_process():
             weights = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}  # tied
-            with whole(done) as draft:
+            with atomic(done) as draft:
                 save_file(weights, draft)
         _wait()
     result: dict[str, Any] = {"log": str(output / "log.jsonl")}
@@ -91,7 +90,7 @@ def export(model: LlavaForConditionalGeneration, processor: LlavaProcessor, outp
         file.chmod(0o644)  # safetensors writes for the owner only
     size = sum(file.stat().st_size for file in folder.iterdir())
     if size > SIZE_LIMIT:
-        raise ValueError(f"the checkpoint takes {size} bytes; the limit is {SIZE_LIMIT}")
+        raise BadOption(f"the checkpoint takes {size} bytes; the limit is {SIZE_LIMIT}")
     return size
 
 

@@ -12,41 +12,53 @@ into its folder. What was measured stands in `cells.jsonl`: with the same folder
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from tqdm.auto import tqdm
 
-from tokenreduce.config import build_scheduler, build_strategy, public
-from tokenreduce.evaluation.intervals import clustered
+from tokenreduce.config import (
+    build_scheduler,
+    build_strategy,
+    model_spec,
+    plain,
+    public,
+    refuse_shipped,
+)
+from tokenreduce.data.conversations import Conversations, shapes_conversations
+from tokenreduce.data.encoding import Encoder
+from tokenreduce.data.rows import Conversation
+from tokenreduce.errors import BadOption, did_you_mean
+from tokenreduce.inference.loaded import load
+from tokenreduce.presets import check_name, stops_of
 from tokenreduce.profiling import (
     Cell,
     Cells,
     Meter,
-    Prices,
-    Sensitivity,
+    Prompt,
     Stops,
+    alone,
     candidates,
+    conversation,
+    options,
+    prompts_of,
     refine,
     sensitivity,
     write_preset,
 )
 from tokenreduce.profiling.cells import MEASURES
-from tokenreduce.profiling.preset import check_name
-from tokenreduce.registry import did_you_mean
-from tokenreduce.scheduler import Scheduler
+from tokenreduce.profiling.plot import draw
+from tokenreduce.profiling.summary import summary
+from tokenreduce.profiling.table import layers_table, schedules_table, way
+from tokenreduce.program.sources import conversations, file_questions
 from tokenreduce.tasks import tasks
-from tokenreduce.tasks.loading import load
-from tokenreduce.tasks.profiling.asked import asked
-from tokenreduce.tasks.profiling.picture import draw
-from tokenreduce.tasks.profiling.summary import layers_table, schedules_table, way
 from tokenreduce.viz.quantities import counted
 
 CELLS = "cells.jsonl"
@@ -59,9 +71,11 @@ def profile(config: DictConfig, output: Path) -> dict[str, Any]:
     output: folder of this run.
     """
     task, given = config.task, build_scheduler(config)
+    options.check(plain(task))
     by = _measure(str(task.measure))
-    check_name(str(task.preset))
-    loaded = load(config)
+    check_name(str(task.preset), "task.preset")
+    refuse_shipped("scheduler", str(task.preset), "task.preset")
+    loaded = load(model_spec(config))
     meter = Meter(
         loaded.model,
         loaded.processor,
@@ -98,7 +112,7 @@ def profile(config: DictConfig, output: Path) -> dict[str, Any]:
             int(task.trials),
             1 / int(task.grid),
         )
-    numbers = told(config, meter, cells, found, ranked, theirs, budget)
+    numbers = summary(meter, cells, found, ranked, theirs, budget, by)
     best = ranked[0]
     preset = write_preset(output, str(task.preset), best.stops, comments(config, numbers))
     numbers["preset"] = str(preset)
@@ -111,9 +125,37 @@ def profile(config: DictConfig, output: Path) -> dict[str, Any]:
     return numbers
 
 
-def stops_of(scheduler: Scheduler, depth: int) -> Stops:
-    """Layers and shares of a scheduler for a decoder of `depth` layers."""
-    return tuple((stop.layer, stop.keep) for stop in scheduler.stops(depth))
+def asked(config: DictConfig, processor: Any) -> list[Prompt]:
+    """The prompts of a profile: `task.samples` questions.
+
+    Of rendered scenes every question is asked alone; of other data `seed` draws rows, and the first
+    question of each is asked. What `data.holdout` sets aside is left for tests.
+
+    Raises:
+        ValueError: as the readers of data, or nothing to ask.
+    """
+    data = config.data
+    encoder = Encoder(processor, data.get("max_length"), data.get("prompt", "chat"))
+    limit = int(config.task.samples)
+    if limit < 1:
+        raise BadOption(f"task.samples={limit} must be at least 1")
+    return prompts_of(_questions(config, limit), encoder, limit, data.get("bad", "error"))
+
+
+def _questions(config: DictConfig, limit: int) -> Iterator[Conversation]:
+    data = config.data
+    if data.name == "shapes":
+        scenes = shapes_conversations(
+            config.seed, data.split, limit, data.questions, data.difficulty
+        )
+        return islice((one for scene in scenes for one in alone(scene)), limit)
+    rows: Sequence[Conversation] | Conversations
+    if data.name == "questions":
+        rows = [conversation(item) for item in file_questions(data)]
+    else:
+        rows = conversations(config).train
+    order = random.Random(int(config.seed)).sample(range(len(rows)), len(rows))
+    return (rows[i] for i in order)
 
 
 def about(config: DictConfig, meter: Meter) -> dict[str, Any]:
@@ -122,73 +164,6 @@ def about(config: DictConfig, meter: Meter) -> dict[str, Any]:
     parts = public(OmegaConf.masked_copy(config, list(names)), apart=True)
     task = {key: config.task[key] for key in ("samples", "tokens", "batch", "draws")}
     return {**parts, **task, **meter.fingerprint()}
-
-
-def told(
-    config: DictConfig,
-    meter: Meter,
-    cells: Cells,
-    found: Sensitivity,
-    ranked: Sequence[Cell],
-    theirs: Stops,
-    budget: float,
-) -> dict[str, Any]:
-    """The numbers of `result.json`."""
-    prices, by = meter.prices, str(config.task.measure)
-    whole = cells[()]
-
-    def row(cell: Cell) -> dict[str, Any]:
-        known = all(layer in found.layers and k >= found.keeps[0] for layer, k in cell.stops)
-        return {
-            **_plain(cell, meter),
-            "flops_share": round(prices.share(cell.stops), 6),
-            "predicted": round(found.predicted(cell.stops), 6) if known else None,
-            "loss": round(cell.loss(by) - whole.loss(by), 6),
-        }
-
-    schedules = [row(cell) for cell in ranked]
-    return {
-        "measure": by,
-        "budget": budget,
-        "convention": prices.convention,
-        "depth": prices.depth,
-        "prompts": len(meter.prompts),
-        "pictures": len(set(meter.pictures.tolist())),
-        "tokens": {
-            "visual": _mean(prices, 0),
-            "text": _mean(prices, 1),
-        },
-        "layers": list(found.layers),
-        "keeps": sorted(found.keeps, reverse=True),
-        "full": _plain(whole, meter),
-        "sensitivity": [row(cells[((a, k),)]) for a in found.layers for k in found.keeps],
-        "given": row(cells[theirs]),
-        "found": schedules[0],
-        "schedules": schedules,
-        "additivity": additivity([r for r in schedules if len(r["stops"]) > 1]),
-        "cells": str(cells.path),
-        "seconds_measuring": round(sum(cell.seconds for cell in cells), 1),
-    }
-
-
-def additivity(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """How well losses that add up foretell those of several stops; None where too few are known.
-
-    `error` is the mean difference (measured less predicted), `absolute` its mean size, `rank` the
-    correlation of ranks (Spearman).
-    """
-    pairs = [(r["predicted"], r["loss"]) for r in rows if r["predicted"] is not None]
-    if len(pairs) < 3:
-        return None
-    predicted, measured = np.array(pairs).T
-    one, other = _ranks(predicted), _ranks(measured)
-    flat = np.ptp(one) == 0 or np.ptp(other) == 0
-    return {
-        "schedules": len(pairs),
-        "error": round(float((measured - predicted).mean()), 6),
-        "absolute": round(float(np.abs(measured - predicted).mean()), 6),
-        "rank": None if flat else round(float(np.corrcoef(one, other)[0, 1]), 4),
-    }
 
 
 def comments(config: DictConfig, numbers: dict[str, Any]) -> list[str]:
@@ -203,31 +178,9 @@ def comments(config: DictConfig, numbers: dict[str, Any]) -> list[str]:
     ]
 
 
-def _plain(cell: Cell, meter: Meter) -> dict[str, Any]:
-    """A cell without what each prompt gave; intervals, drawn over pictures, in its place."""
-    row = {key: value for key, value in asdict(cell).items() if key != "each"}
-    for key, values in cell.each.items():
-        bounds = clustered(np.array(values), meter.pictures)
-        row[f"{key}_interval"] = [float(f"{x:.4g}") for x in bounds]
-    return row
-
-
-def _mean(prices: Prices, which: int) -> float:
-    total = sum(key[which] * number for key, number in prices.counts.items())
-    return round(total / sum(prices.counts.values()), 2)
-
-
-def _ranks(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Ranks from 0; equal values share theirs."""
-    less = (values[:, None] > values[None]).sum(axis=1)
-    equal = (values[:, None] == values[None]).sum(axis=1)
-    shared: np.ndarray[Any, Any] = less + (equal - 1) / 2
-    return shared
-
-
 def _measure(name: str) -> str:
     if name not in MEASURES:
-        raise ValueError(
+        raise BadOption(
             f"task.measure={name} is unknown{did_you_mean(name, MEASURES)} "
             f"(known: {', '.join(MEASURES)})"
         )

@@ -19,26 +19,22 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 import tokenreduce as tr
-from tokenreduce.config import build_strategy, plain
+from tokenreduce import presets
+from tokenreduce.checks import integer
+from tokenreduce.config import build_strategy, model_spec, refuse_shipped
 from tokenreduce.cost import (
-    Cost,
-    DecoderShape,
     Grid,
-    ModelCost,
-    activations,
-    average_tokens,
     connector_of,
-    cost,
-    model_cost,
     shape_of,
     tower_of,
 )
-from tokenreduce.registry import did_you_mean
-from tokenreduce.scheduler import whole
-from tokenreduce.solve import FREE, by_share
+from tokenreduce.errors import BadOption
+from tokenreduce.inference.loaded import read_sizes
+from tokenreduce.program.rules import chosen, rule_of
+from tokenreduce.solving import fallback, table, timing
+from tokenreduce.solving.search import by_share
+from tokenreduce.solving.summary import summary
 from tokenreduce.tasks import tasks
-from tokenreduce.tasks.loading import read_sizes
-from tokenreduce.tasks.solving import preset, rules, table, timing
 
 TARGETS = ("average", "flops", "kv_bytes", "ms")
 
@@ -52,17 +48,26 @@ def solve(config: DictConfig, output: Path) -> dict[str, Any]:
     target, goal = only_target(config)
     rule, options = rule_of(config)
     if config.task.save is not None:
-        preset.check_name(str(config.task.save))
+        presets.check_name(str(config.task.save), "task.save")
+        refuse_shipped("scheduler", str(config.task.save), "task.save")
     ms = None
     if target == "ms":
         ms, sizes, visual, text = by_time(config, float(goal), rule, options)
         scheduler = by_share(rule, options)(ms.share)
     else:
-        sizes, _ = read_sizes(config)
+        sizes, _ = read_sizes(model_spec(config))
         visual, text = visual_tokens(config, sizes), int(config.task.text)
         scheduler = by_target(config, sizes, {target: goal}, visual, text)
         rule = tr.schedulers.name_of(scheduler)
-    answer = told(config, sizes, scheduler, visual, text)
+    answer = summary(
+        sizes,
+        scheduler,
+        visual,
+        text,
+        pictures(config),
+        convention=str(config.task.convention),
+        width=float(config.task.bytes_per_value),
+    )
     if ms is not None:
         points = [[share, took] for share, took in ms.points.items()]
         answer["ms"] = {
@@ -71,7 +76,7 @@ def solve(config: DictConfig, output: Path) -> dict[str, Any]:
             "points": points,
             "clock": ms.clock,
         }
-    answer["words"] = preset.words(scheduler, str(config.strategy.name))
+    answer["words"] = presets.words(scheduler, str(config.strategy.name))
     console = Console()
     console.print(f"{config.model.name}: {visual} visual and {text} other tokens, {target}={goal}")
     console.print(table.stops(answer))
@@ -82,7 +87,9 @@ def solve(config: DictConfig, output: Path) -> dict[str, Any]:
             f"Found by task=solve target.{target}={goal} for {config.model.name}, {visual} tokens."
         )
         folder = output / "conf"
-        answer["preset"] = str(preset.write(scheduler, str(config.task.save), folder, says))
+        answer["preset"] = str(
+            presets.write_preset(folder, str(config.task.save), scheduler, [says])
+        )
         print(f"tokenreduce --config-dir {folder} scheduler={config.task.save}")
     return {"target": {target: goal}, "rule": rule, "model": str(config.model.name), **answer}
 
@@ -100,9 +107,9 @@ def by_target(
         ValueError: no rule meets the target.
     """
     rule, options = rule_of(config)
-    depth, named = shape_of(sizes).layers, rules.chosen()
+    depth, named = shape_of(sizes).layers, chosen()
     tried: list[tr.Scheduler | ValueError] = []
-    for name, others in [*rules.families(rule, options, depth)][: 1 if named else None]:
+    for name, others in [*fallback.families(rule, options, depth)][: 1 if named else None]:
         exactly: dict[str, Any] = {
             "convention": str(config.task.convention),
             "bytes_per_value": float(config.task.bytes_per_value),
@@ -115,14 +122,14 @@ def by_target(
             tried.append(error)
             continue
         tried.append(one)
-        if rules.vanishing(one, depth, visual) is None:
+        if fallback.vanishing(one, depth, visual) is None:
             if name != rule:
                 print(f"{rule} as it is would leave next to no tokens: {name} stops earlier")
             return one
     own = tried[0]
     if isinstance(own, ValueError):
         raise own
-    if (stop := rules.vanishing(own, depth, visual)) is not None:
+    if (stop := fallback.vanishing(own, depth, visual)) is not None:
         warnings.warn(
             f"{stop.count(visual)} of {visual} visual tokens are left from layer {stop.layer} on: "
             "raise the target, or stop earlier, as scheduler=explicit scheduler.layers=[0,...] or "
@@ -140,38 +147,15 @@ def only_target(config: DictConfig) -> tuple[str, Any]:
     """
     given = {name: config.target[name] for name in TARGETS if config.target[name] is not None}
     if len(given) != 1:
-        raise ValueError(
+        raise BadOption(
             f"task=solve takes exactly one of {', '.join(f'target.{name}=...' for name in TARGETS)}"
             f", not {' and '.join(given) or 'none'}"
         )
     ((name, goal),) = given.items()
     number = isinstance(goal, int | float) and not isinstance(goal, bool)
     if name == "ms" and not (number and goal > 0):
-        raise ValueError(f"target.ms must be a number of milliseconds above 0, not {goal!r}")
+        raise BadOption(f"target.ms must be a number of milliseconds above 0, not {goal!r}")
     return name, goal
-
-
-def rule_of(config: DictConfig) -> tuple[str, dict[str, Any]]:
-    """The rule that `config.scheduler` names, and its options but the one that is looked for.
-
-    Raises:
-        ValueError: a rule whose share cannot be found, or a strategy that knows no schedule.
-    """
-    strategy = build_strategy(config)
-    if strategy.site == "pictures" or not strategy.reduces:
-        raise ValueError(
-            f"strategy={config.strategy.name} reduces nothing inside the model, so that there is "
-            "nothing to solve: choose another"
-        )
-    options = dict(plain(config.scheduler))
-    rule = str(options.pop("name"))
-    if rule not in FREE:
-        raise ValueError(
-            f"scheduler={rule} has no share to solve for{did_you_mean(rule, FREE)} "
-            f"(known: {', '.join(FREE)})"
-        )
-    options.pop(FREE[rule])
-    return rule, {name: value for name, value in options.items() if value is not None}
 
 
 def visual_tokens(config: DictConfig, sizes: Any) -> int:
@@ -181,16 +165,16 @@ def visual_tokens(config: DictConfig, sizes: Any) -> int:
         ValueError: the model's sizes do not tell.
     """
     if config.task.visual is not None:
-        return whole(config.task.visual, "task.visual", least=1)
+        return integer(config.task.visual, "task.visual", least=1)
     try:
         tower = tower_of(sizes)
         found = connector_of(sizes, tower, shape_of(sizes).hidden).tokens(
             tower.grids(pictures(config))
         )
     except ValueError as error:
-        raise ValueError(f"task.visual=... is needed, visual tokens of a prompt: {error}") from None
+        raise BadOption(f"task.visual=... is needed, visual tokens of a prompt: {error}") from None
     if not found:
-        raise ValueError(
+        raise BadOption(
             "task.visual=... is needed, visual tokens of a prompt: how many these pictures become "
             "depends on how their tiles are arranged"
         )
@@ -205,81 +189,31 @@ def pictures(config: DictConfig) -> int | list[Grid]:
     """
     given = config.task.pictures
     if isinstance(given, int) and not isinstance(given, bool):
-        return whole(given, "task.pictures", least=0)
+        return integer(given, "task.pictures", least=0)
     rows = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else []
     sides = [list(row) for row in rows if isinstance(row, Sequence) and len(row) in (2, 3)]
     if not rows or len(sides) < len(rows):
-        raise ValueError(
+        raise BadOption(
             "task.pictures must be a whole number, or patches as [[rows, columns]] or "
             f"[[frames, rows, columns]], not {given!r}"
         )
     return [Grid(row[-2], row[-1], frames=row[0] if len(row) == 3 else 1) for row in sides]
 
 
-def told(
-    config: DictConfig, sizes: Any, scheduler: tr.Scheduler, visual: int, text: int
-) -> dict[str, Any]:
-    """A schedule and what it costs, as plain data.
-
-    The vision tower is left out where its sizes are not known, or where nobody says which pictures
-    it is given.
-    """
-    shape = shape_of(sizes)
-    convention, width = str(config.task.convention), float(config.task.bytes_per_value)
-    made = scheduler.stops(shape.layers)
-    price = cost(shape, made, visual, text, convention, width)
-    unknown, whole_model = None, None
-    try:
-        whole_model = model_cost(
-            sizes,
-            made,
-            pictures(config),
-            visual,
-            text,
-            convention=convention,
-            bytes_per_value=width,
-        )
-    except ValueError as error:
-        unknown = str(error)
-    return {
-        "scheduler": preset.options_of(scheduler),
-        "stops": [[stop.layer, stop.keep, stop.count(visual)] for stop in made],
-        "visual": visual,
-        "text": text,
-        "stages": stages(price.tokens_per_layer, text),
-        "average_tokens": average_tokens(made, shape.layers, visual),
-        "flops_share": price.share,
-        "kv_share": price.kv_bytes / price.kv_bytes_full,
-        "model_share": None if whole_model is None else whole_model.share,
-        "flops": _flops(price, whole_model),
-        "bytes": _bytes(shape, price, visual + text, whole_model, width),
-        "tower_unknown": unknown,
-    }
-
-
-def stages(tokens: Sequence[int], text: int) -> list[dict[str, Any]]:
-    """Runs of layers that work on the same number of visual tokens."""
-    found: list[dict[str, Any]] = []
-    for layer, n in enumerate(tokens):
-        if found and found[-1]["visual"] == n - text:
-            found[-1]["layers"][1] = layer
-        else:
-            found.append({"layers": [layer, layer], "visual": n - text})
-    return found
-
-
 def by_time(
     config: DictConfig, goal: float, rule: str, options: dict[str, Any]
 ) -> tuple[timing.Found, Any, int, int]:
     """Measures shares on this device; returns what was found, sizes, visual and text tokens."""
-    from tokenreduce.tasks.benchmarking.clock import Clock
-    from tokenreduce.tasks.benchmarking.rounds import Candidate, Race
-    from tokenreduce.tasks.benchmarking.subjects import subject
+    from tokenreduce.benchmarking.rounds import Candidate, Race
+    from tokenreduce.benchmarking.subjects import subject
+    from tokenreduce.inference.clock import Clock
 
-    one, build = subject(config), by_share(rule, options)
+    task = config.task
+    one = subject(model_spec(config), task.weights, config.image, config.prompt, int(task.text))
+    build = by_share(rule, options)
     sizes = tr.unwrap(one.model).config
     asked = config.task.visual
-    visual = None if asked is None else [whole(asked, "task.visual", least=1)]
+    visual = None if asked is None else [integer(asked, "task.visual", least=1)]
     # a picture runs the vision tower as well, but has the tokens that the family gives it
     prompt = one.prompts(visual, int(config.task.text), [1], int(config.seed))[-1 if asked else 0]
     strategy, first = build_strategy(config), []
@@ -307,34 +241,3 @@ def by_time(
     found = timing.find(goal, first[0], points, measure, same, int(config.task.tries))
     found.clock = Clock(one.model.device).name
     return found, sizes, prompt.visual, prompt.text
-
-
-def _flops(price: Cost, whole_model: ModelCost | None) -> list[list[Any]]:
-    """Rows of a table: name, unreduced, reduced."""
-    if whole_model is None:
-        per_mac = price.flops_full // price.macs_full if price.macs_full else 1
-        rows = [
-            ("decoder layers", price.flops_full, price.flops),
-            ("token selection, at most", 0, per_mac * price.selection_macs),
-        ]
-    else:
-        rows = whole_model.rows()
-        rows.append(("whole model", whole_model.flops_full, whole_model.flops))
-    return [list(row) for row in rows]
-
-
-def _bytes(
-    shape: DecoderShape, price: Cost, full: int, whole_model: ModelCost | None, width: float
-) -> list[list[Any]]:
-    """The same of bytes: the cache, and the activations of a prefill and of training."""
-    if whole_model is None:
-        before = activations(shape, (full,) * shape.layers, width)
-        after = activations(shape, price.tokens_per_layer, width)
-    else:
-        before, after = whole_model.activations_full, whole_model.activations
-    return [
-        ["KV cache", price.kv_bytes_full, price.kv_bytes],
-        ["activations of a prefill", before.prefill, after.prefill],
-        ["activations kept in training", before.stored, after.stored],
-        ["the same, checkpointed", before.checkpointed, after.checkpointed],
-    ]

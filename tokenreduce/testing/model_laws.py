@@ -17,7 +17,7 @@ from tokenreduce.scheduler import Stop
 from tokenreduce.testing import oracle
 from tokenreduce.testing.batches import Batch
 from tokenreduce.testing.trial import STEPS, Outcome, Replay, Trial, everything, generate
-from tokenreduce.tokens import Plan
+from tokenreduce.tokens import Gate, Plan
 
 TOLERANCE = 1e-5
 """In logits, which have a standard deviation of about 1, in fp32."""
@@ -77,9 +77,9 @@ def a_gate_of_ones_changes_nothing(trial: Trial) -> None:
 
 def _opened(plan: Plan, v: int) -> Plan:
     """The plan with a gate that lets everything through, and a token of `v` behind it."""
-    ground = torch.zeros(len(plan.keep), v)
-    ground[:, :1] = 1.0
-    return replace(plan, gate=torch.ones(plan.keep.shape), ground=ground)
+    fallback = torch.zeros(len(plan.keep), v)
+    fallback[:, :1] = 1.0
+    return replace(plan, gate=Gate(torch.ones(plan.keep.shape), fallback))
 
 
 def decoding_is_recomputing(trial: Trial) -> None:

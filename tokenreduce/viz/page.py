@@ -19,6 +19,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from tokenreduce.data.images import in_rgb
+from tokenreduce.errors import BadOption
 from tokenreduce.files import write_text
 from tokenreduce.viz.chart import Chart, chart
 from tokenreduce.viz.overlay import DARK, GLOW, HEAT, LINES, TINT, TURN, Stage, areas, ranks
@@ -89,7 +90,7 @@ def write_page(
         ValueError: nothing to look at.
     """
     if not looks:
-        raise ValueError("a page needs at least one question that was looked at")
+        raise BadOption("a page needs at least one question that was looked at")
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(

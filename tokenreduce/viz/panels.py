@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tokenreduce.files import whole
+from tokenreduce.errors import BadOption
+from tokenreduce.files import atomic
 from tokenreduce.viz.overlay import fitted, heat, overlay
 from tokenreduce.viz.scene import Scene
 
@@ -39,7 +40,7 @@ def write_panels(
             if heated and stage.score is not None:
                 panels[f"{i}_scores.png"] = heat(shown, scene.boxes, stage.score)
             for name, panel in panels.items():
-                with whole(place / name) as draft:
+                with atomic(place / name) as draft:
                     panel.save(draft, "PNG")
                 written.append(place / name)
     return written
@@ -52,7 +53,7 @@ def checked_size(size: object) -> int:
         ValueError: no whole number above 0, or more than `MOST`.
     """
     if not isinstance(size, int) or isinstance(size, bool) or not 0 < size <= MOST:
-        raise ValueError(
+        raise BadOption(
             f"panels={size!r} is no number of pixels from 1 to {MOST}: give panels=512, for example"
         )
     return size

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from tokenreduce.data.images import in_rgb
+from tokenreduce.errors import BadOption
 from tokenreduce.geometry import Picture
 from tokenreduce.tokens import Plan
 from tokenreduce.viz.overlay import Boxes, Stage
@@ -80,9 +81,9 @@ def scenes(
     Raises:
         ValueError: another number of pictures than the sample has.
     """
-    found = reduction.places[sample]
+    found = reduction.pictures[sample]
     if len(found) != len(pictures):
-        raise ValueError(
+        raise BadOption(
             f"the sample has {counted(len(found), 'picture')}, but {len(pictures)} were given to "
             "draw: give every image or video of its prompt, in order"
         )
@@ -94,7 +95,7 @@ def scenes(
         start = part.stop
         if isinstance(shown, Image.Image):
             image, frames = shown, 1
-            if processor is not None:
+            if processor is not None and reduction.adapter is not None:
                 view = reduction.adapter.view(processor, shown.width, shown.height)
                 picture = picture.inside(view)
             boxes = picture.box.double().numpy()
@@ -116,7 +117,7 @@ def filmstrip(frames: Sequence[Image.Image], picture: Picture) -> tuple[Image.Im
     """
     number = int(picture.frame.max()) + 1 if len(picture) else 1
     if len(frames) < number:
-        raise ValueError(f"tokens of {number} frames, but {len(frames)} were given to draw")
+        raise BadOption(f"tokens of {number} frames, but {len(frames)} were given to draw")
     shown = [in_rgb(frames[i * len(frames) // number]) for i in range(number)]
     scale = min(1.0, FRAME / max(shown[0].size))
     width, height = (max(1, round(side * scale)) for side in shown[0].size)

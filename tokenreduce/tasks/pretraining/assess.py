@@ -22,8 +22,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from tokenreduce.data import TYPES, Sample, sample
 from tokenreduce.data.packing import NAMES, Packer
 from tokenreduce.data.questions import DIRECTIONS
-from tokenreduce.evaluation.asking import HELDOUT, answers, items_of, right
 from tokenreduce.evaluation.intervals import wilson
+from tokenreduce.evaluation.items import HELDOUT, items_of
+from tokenreduce.evaluation.scoring import right
+from tokenreduce.inference.answer import answers
 from tokenreduce.tasks.pretraining.language import AnsweringModel
 
 Counts = dict[str, list[bool]]

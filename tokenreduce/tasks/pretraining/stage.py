@@ -22,6 +22,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from tokenreduce.errors import BadOption
 from tokenreduce.files import write_json, write_text
 from tokenreduce.tasks.pretraining.curriculum import Curriculum
 from tokenreduce.tasks.pretraining.optim import build_optimizer, build_schedule
@@ -193,7 +194,7 @@ def run_stage(
     """
     ranks = _ranks()[1]
     if numbers.images % ranks:
-        raise ValueError(f"{numbers.images} images a step cannot be shared by {ranks} processes")
+        raise BadOption(f"{numbers.images} images a step cannot be shared by {ranks} processes")
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=numbers.steps,

@@ -1,0 +1,187 @@
+"""What happens at a stop: the strategy is asked, and its plan begins another stage.
+
+Shapes: b samples, p physical tokens, v visual tokens, k kept tokens, d width, e head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from tokenreduce.engine.attention import LayerView, same_draws
+from tokenreduce.engine.cache import ShortLayer, held
+from tokenreduce.engine.call import LayerCall, usable
+from tokenreduce.engine.capture import FROM_BEFORE, Capture, KeyReuse, Measures, measures
+from tokenreduce.engine.hooks import compiled
+from tokenreduce.engine.positions import rotary
+from tokenreduce.engine.rows import TokenRows
+from tokenreduce.engine.sequence import Sequence, Stage, advance, rows_of
+from tokenreduce.engine.spec import EngineConfig
+from tokenreduce.engine.tower import bridge
+from tokenreduce.strategy import Strategy
+from tokenreduce.tokens import Plan, Tokens
+
+Past = tuple[Tensor, Tensor] | None
+"""Keys that were cached before a pass, and their logical order (b, p)."""
+
+EMBEDDINGS = frozenset({"embedding", "text_embedding"})
+"""Evidence on the input of layer 0, which is then kept for later stops."""
+
+
+def decide(config: EngineConfig, seq: Sequence, call: LayerCall) -> Stage:
+    """The stage that begins at the input of a layer with a stop."""
+    i, before = call.index, seq.stage(call.index)
+    capture, seq.capture = seq.capture, None
+    layout = before.kept
+    if config.grouped:
+        return _merge_as_the_tower(seq, i, before)
+    budget = config.budget(i, seq.counts, layout.counts)
+    stays = budget == layout.counts
+    if stays and not config.strategy.watches:
+        return seq.begin(i, layout, _everything(before), None)
+    # gradients flow through the layer's own projections, never through those of a score
+    learning = torch.is_grad_enabled() and (call.layer.training or config.strategy.training)
+    handing = not stays and _may_reuse(config, call)
+    earlier = None if capture is None else capture.view
+    with torch.no_grad():
+        view = view_of(config, seq, before, call)
+        view.handing = handing
+        found = measures(view, earlier, config.strategy.needs, config.decoder)
+        tokens = _tokens(config, seq, before, call, found)
+        plan = config.strategy.plan(replace(tokens, learning=learning), budget)
+    if stays:
+        return seq.begin(i, layout, _everything(before), None)
+    check_plan(config.strategy, plan, budget, i)
+    after, step = advance(seq, layout, plan, budget)
+    if view.projected is not None and not plan.changes:
+        keys = rows_of(view.projected, step.rows)
+        if seq.reuse is not None:
+            seq.reuse.close()
+        seq.reuse = KeyReuse(config.adapter.key_projection(call.layer), keys)
+    return seq.begin(i, after, plan.detach(), step)
+
+
+def capture_for_next(config: EngineConfig, seq: Sequence, stage: Stage, call: LayerCall) -> None:
+    """Takes what this layer projects, where the strategy will ask for it at the next one.
+
+    Where every token stays the strategy is not asked, and nothing is measured.
+
+    Args:
+        config: what the engine is set to do.
+        seq: the pass.
+        stage: the tokens that the layer gets.
+        call: of the layer, with the hidden states that it gets, and all else as the model gave it.
+    """
+    wanted = config.strategy.needs & FROM_BEFORE
+    if not wanted or not _will_ask(config, seq, stage, call.index + 1):
+        return
+    # a score is no part of the loss, and checkpointing counts tensors
+    with torch.no_grad(), same_draws(call.layer):
+        view = view_of(config, seq, stage, call)
+        watching = not compiled(config.decoder, call.layer)
+        seq.capture = Capture(view, wanted, watching=watching)
+
+
+def view_of(config: EngineConfig, seq: Sequence, stage: Stage, call: LayerCall) -> LayerView:
+    """The layer as far as attention is concerned, on the tokens of a stage."""
+    tables = config.adapter.tables(call.layer, rotary(config, seq, stage, call)[0])
+    rows, hidden = TokenRows(seq, stage), call.hidden.detach()
+    return LayerView(config.adapter, call.layer, rows, hidden, tables, call.mask, _past(seq, call))
+
+
+def check_plan(strategy: Strategy, plan: Plan, budget: tuple[int, ...], layer: int) -> None:
+    """Refuses a plan of another size than its budget.
+
+    Shapes need no host sync. Which entries are valid is looked at on the device; an accelerator
+    says it late, with its next sync.
+
+    Raises:
+        ValueError: more or fewer kept tokens than the budget.
+    """
+    b, k = plan.keep.shape
+    even = len(set(budget)) <= 1
+    name = type(strategy).__name__
+    if (b, k) != (len(budget), max(budget)) or (plan.valid is None and not even):
+        raise ValueError(
+            f"{name} kept {k} tokens of {b} samples at layer {layer}, but the "
+            f"budget was {list(budget)}: a plan keeps exactly its budget, with `valid` where "
+            "samples differ"
+        )
+    if plan.valid is None:
+        return
+    exact = (plan.valid.sum(dim=1) == torch.tensor(budget, device=plan.valid.device)).all()
+    said = (
+        f"{name} marked more or fewer kept tokens as valid at layer {layer} than its budget, "
+        f"{list(budget)}: a plan keeps exactly its budget"
+    )
+    try:
+        torch._assert_async(exact, said)
+    except RuntimeError as error:  # on a CPU, where nothing has to be waited for
+        raise ValueError(said) from error
+
+
+def _will_ask(config: EngineConfig, seq: Sequence, stage: Stage, layer: int) -> bool:
+    """Whether the strategy will be asked at `layer`."""
+    if layer not in config.stops or config.grouped:
+        return False
+    counts = stage.kept.counts
+    return config.strategy.watches or config.budget(layer, seq.counts, counts) != counts
+
+
+def _may_reuse(config: EngineConfig, call: LayerCall) -> bool:
+    """Whether the layer may be given the key projections that a score makes of it."""
+    if torch.is_grad_enabled() or call.layer.training or torch.compiler.is_compiling():
+        return False
+    whole = compiled(config.decoder, call.layer)
+    return not whole and KeyReuse.fits(config.adapter.key_projection(call.layer))
+
+
+def _everything(before: Stage) -> Plan:
+    """The plan of a stop at which every token stays."""
+    visual, valid = before.kept.visual, before.kept.visual_valid
+    keep = torch.arange(visual.shape[1], device=visual.device).expand_as(visual)
+    return Plan(keep, valid)
+
+
+def _tokens(
+    config: EngineConfig, seq: Sequence, before: Stage, call: LayerCall, found: Measures
+) -> Tokens:
+    """What a strategy is given at a stop, without gradients to the model."""
+    layout, prompt = before.kept, seq.visual
+    return Tokens(
+        hidden=rows_of(call.hidden, layout.visual),
+        valid=layout.visual_valid,
+        origin=layout.origin,
+        places=prompt.places.gather(layout.origin),
+        counts=layout.counts,
+        original=max(prompt.counts),
+        layer=call.index,
+        seed=config.seed,
+        separators=prompt.separators,
+        evidence=found,
+    )
+
+
+def _merge_as_the_tower(seq: Sequence, i: int, before: Stage) -> Stage:
+    """Tokens that became one in the vision tower become one here."""
+    layout = before.kept
+    plan, budget = bridge.plan(seq.visual.pictures, layout.visual_valid)
+    if budget == layout.counts:
+        return seq.begin(i, layout, Plan(plan.keep, layout.visual_valid), None)
+    after, step = advance(seq, layout, plan, budget)
+    return seq.begin(i, after, plan, step)
+
+
+def _past(seq: Sequence, call: LayerCall) -> Past:
+    if not seq.start or not usable(call.cache):
+        return None
+    cached = held(call.cache, call.index)
+    if not cached.is_initialized:
+        return None
+    keys: Tensor = cached.keys
+    if isinstance(cached, ShortLayer):
+        return keys, cached.full_order(seq.batch, seq.device)
+    order = torch.arange(seq.start - keys.shape[-2], seq.start, device=seq.device)
+    return keys, order.expand(seq.batch, -1)

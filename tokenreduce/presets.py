@@ -1,0 +1,112 @@
+"""A schedule as something to paste or to choose: command-line words, an option file, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tokenreduce.errors import BadOption
+from tokenreduce.files import atomic
+from tokenreduce.scheduler import Scheduler, schedulers
+from tokenreduce.schedulers import Explicit
+
+
+def options_of(scheduler: Scheduler) -> dict[str, Any]:
+    """The name and the options that make a schedule again."""
+    values = dataclasses.asdict(scheduler)  # type: ignore[call-overload]
+    return {"name": schedulers.name_of(scheduler), **values}
+
+
+def words(scheduler: Scheduler, strategy: str) -> list[str]:
+    """What chooses a strategy and this schedule on the command line; defaults are left out."""
+    options = options_of(scheduler)
+    name = options.pop("name")
+    usual = options_of(schedulers.build(name))
+    found = [f"strategy={strategy}", f"scheduler={name}"]
+    for key, value in options.items():
+        if value != usual[key]:
+            found.append(f"scheduler.{key}={_text(value)}")
+    return found
+
+
+def check_name(name: str, option: str = "preset") -> None:
+    """Refuses a name that no option file can have.
+
+    option: where the name was given, for the message.
+
+    Raises:
+        ValueError: other characters than letters, digits, `_` and `-`.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise BadOption(
+            f"{option}={name!r} is no name for an option: it must be made of letters, digits, "
+            "_ and -"
+        )
+
+
+def schedule_of(stops: Sequence[tuple[int, float]]) -> Explicit:
+    """The scheduler with these layers and shares."""
+    return Explicit(tuple(layer for layer, _ in stops), tuple(keep for _, keep in stops))
+
+
+def stops_of(scheduler: Scheduler, depth: int) -> tuple[tuple[int, float], ...]:
+    """Layers and shares of a scheduler for a decoder of `depth` layers."""
+    return tuple((stop.layer, stop.keep) for stop in scheduler.stops(depth))
+
+
+def write_preset(
+    folder: Path,
+    name: str,
+    schedule: Scheduler | Sequence[tuple[int, float]],
+    comments: Iterable[str] = (),
+) -> Path:
+    """Writes `folder/scheduler/<name>.yaml`, the option `scheduler=<name>` under that config dir.
+
+    Args:
+        folder: for `--config-dir`.
+        name: of the option.
+        schedule: a scheduler, or its stops as layers and shares.
+        comments: lines at the top of the file.
+
+    Raises:
+        ValueError: as `check_name`.
+    """
+    check_name(name)
+    scheduler = schedule if isinstance(schedule, Scheduler) else schedule_of(schedule)
+    path = folder / "scheduler" / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [f"# {' '.join(line.split())}" for line in comments]
+    rows += [f"{key}: {_text(value, ', ')}" for key, value in options_of(scheduler).items()]
+    with atomic(path) as draft:
+        draft.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return path
+
+
+def load_schedule(path: str | Path) -> Scheduler:
+    """The scheduler that an option file describes.
+
+    Raises:
+        ValueError: no such file, or one without a name.
+        KeyError: an unknown name.
+        TypeError: an option that the scheduler does not have.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise BadOption(f"no file {str(path)!r}: give the path of a schedule such as profiled.yaml")
+    options: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if not isinstance(options, dict) or "name" not in options:
+        raise BadOption(f"{str(path)!r} names no scheduler: it needs a line such as name: explicit")
+    made: Scheduler = schedulers.build(options.pop("name"), **options)
+    return made
+
+
+def _text(value: Any, between: str = ",") -> str:
+    """A value as YAML and Hydra read it; a word of the command line has no space in it."""
+    if isinstance(value, tuple | list):
+        return f"[{between.join(_text(one, between) for one in value)}]"
+    return "null" if value is None else str(value)

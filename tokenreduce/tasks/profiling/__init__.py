@@ -1,1 +1,0 @@
-"""Parts of `task=profile`: its questions, its table, its picture."""

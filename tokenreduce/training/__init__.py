@@ -1,0 +1,1 @@
+"""Training of a reduced model: the trainer's arguments, what is trained, and its checkpoints."""
