@@ -44,6 +44,7 @@ from tokenreduce.tasks.training.checkpoints import (
     fault,
     finished,
     newest_whole,
+    note_asked,
 )
 from tokenreduce.tasks.training.curve import draw
 from tokenreduce.tasks.training.setup import adapted, arguments, check_peft, freeze
@@ -90,6 +91,7 @@ def train(config: DictConfig, output: Path) -> dict[str, Any]:
         follow(trainer, reduction)
         if first_process():
             drop_parts(folder)
+            note_asked(folder, config)
             if found is None:
                 (output / SKIPPED).unlink(missing_ok=True)
         started = time.monotonic()

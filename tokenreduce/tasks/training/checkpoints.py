@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import Trainer, TrainerState
 
 from tokenreduce.config import public
-from tokenreduce.files import parse_json, whole
+from tokenreduce.files import parse_json, write_json
 from tokenreduce.tasks import first_process
 from tokenreduce.tasks.naming import name_as_published
 
@@ -122,15 +122,13 @@ def finished(found: Path | None, steps: int, epochs: float) -> TrainerState | No
 
 
 def check_same(folder: Path, config: DictConfig) -> None:
-    """Refuses to go on with a training that was asked for something else; notes what is asked.
+    """Refuses to go on with a training that was asked for something else.
 
     Raises:
         ValueError: the folder holds checkpoints of another training, or any at all where none is
             to be gone on from.
     """
-    parts = public(OmegaConf.masked_copy(config, list(SAME)), apart=True)
-    asked = json.loads(json.dumps(parts))  # as the note will give it back
-    note = folder / ASKED
+    asked, note = _asked(config), folder / ASKED
     if any(folder.glob("checkpoint-*")):
         if not config.task.resume:
             raise ValueError(
@@ -145,11 +143,16 @@ def check_same(folder: Path, config: DictConfig) -> None:
                     f"{folder} holds checkpoints of a training with another {', '.join(other)}: "
                     "use another hydra.run.dir"
                 )
-    if not first_process():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with whole(note) as draft:
-        draft.write_text(json.dumps(asked, indent=1) + "\n")
+
+
+def note_asked(folder: Path, config: DictConfig) -> None:
+    """Notes what a training that begins now was asked for, for `check_same`."""
+    write_json(folder / ASKED, _asked(config), indent=1)
+
+
+def _asked(config: DictConfig) -> Any:
+    """What must be the same where a training goes on, as a JSON file gives it back."""
+    return json.loads(json.dumps(public(OmegaConf.masked_copy(config, list(SAME)), apart=True)))
 
 
 def drop_parts(folder: Path) -> list[str]:
