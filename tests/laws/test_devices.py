@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -23,6 +24,9 @@ WAITS: dict[str, Score] = {
     "mask": lambda tokens, x: x - x[tokens.valid].mean(),
     "if": _flips,
     "list": lambda tokens, x: x * len(x[0].tolist()),
+    "cpu": lambda tokens, x: x + x.cpu().sum().to(x.device),
+    "to": lambda tokens, x: x.to("cpu").to(x.device),
+    "numpy": lambda tokens, x: x * x.detach().numpy().max(),
 }
 
 
@@ -65,6 +69,26 @@ class First(tr.Strategy):
 def test_a_plan_on_another_device() -> None:
     with pytest.raises(AssertionError, match="gives a plan on cpu for tokens on cuda"):
         choices.asks_for_no_values_and_stays_on_its_device(First())
+
+
+@dataclass
+class Besides(First):
+    """Keeps the first tokens where they are, and says more of them on a CPU."""
+
+    name: str
+
+    def plan(self, tokens: tr.Tokens, budget: tuple[int, ...]) -> tr.Plan:
+        """The first of each sample."""
+        b, k, v = len(budget), max(budget), tokens.valid.shape[1]
+        shape = {"valid": (b, k), "gate": (b, k), "mix": (b, k, v)}.get(self.name, (b, v))
+        keep = torch.arange(k, device=tokens.hidden.device).expand(b, -1)
+        return replace(tr.Plan(keep), **{self.name: torch.ones(shape)})
+
+
+@pytest.mark.parametrize("name", ["valid", "weight", "group", "mix", "gate", "ground", "score"])
+def test_any_part_of_a_plan_on_another_device(name: str) -> None:
+    with pytest.raises(AssertionError, match=f"gives a plan on cpu .*`{name}`"):
+        choices.asks_for_no_values_and_stays_on_its_device(Besides(name))
 
 
 def test_what_asks_for_nothing_passes() -> None:
