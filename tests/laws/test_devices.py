@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -23,6 +24,9 @@ WAITS: dict[str, Score] = {
     "mask": lambda tokens, x: x - x[tokens.valid].mean(),
     "if": _flips,
     "list": lambda tokens, x: x * len(x[0].tolist()),
+    "cpu": lambda tokens, x: x + x.cpu().sum().to(x.device),
+    "to": lambda tokens, x: x.to("cpu").to(x.device),
+    "numpy": lambda tokens, x: x * x.detach().numpy().max(),
 }
 
 
@@ -65,6 +69,38 @@ class First(tr.Strategy):
 def test_a_plan_on_another_device() -> None:
     with pytest.raises(AssertionError, match="gives a plan on cpu for tokens on cuda"):
         choices.asks_for_no_values_and_stays_on_its_device(First())
+
+
+@dataclass
+class Besides(First):
+    """Keeps the first tokens where they are, and says more of them on a CPU."""
+
+    name: str
+
+    def plan(self, tokens: tr.Tokens, budget: tuple[int, ...]) -> tr.Plan:
+        """The first of each sample."""
+        b, k, v = len(budget), max(budget), tokens.valid.shape[1]
+        keep = torch.arange(k, device=tokens.hidden.device).expand(b, -1)
+        there = torch.zeros(b, v, dtype=torch.long, device=keep.device)
+        said = {
+            "valid": {"valid": torch.ones(b, k)},
+            "content.group": {"content": tr.Merge(torch.ones(b, v))},
+            "content.weight": {"content": tr.Merge(there, torch.ones(b, v))},
+            "content.share": {"content": tr.Mix(torch.ones(b, k, v))},
+            "gate.value": {"gate": tr.Gate(torch.ones(b, k))},
+            "gate.fallback": {"gate": tr.Gate(keep, torch.ones(b, v))},
+            "score": {"score": torch.ones(b, v)},
+        }
+        return replace(tr.Plan(keep), **said[self.name])
+
+
+PARTS = "valid", "content.group", "content.weight", "content.share", "gate.value", "gate.fallback"
+
+
+@pytest.mark.parametrize("name", [*PARTS, "score"])
+def test_any_part_of_a_plan_on_another_device(name: str) -> None:
+    with pytest.raises(AssertionError, match=f"gives a plan on cpu .*`{name}`"):
+        choices.asks_for_no_values_and_stays_on_its_device(Besides(name))
 
 
 def test_what_asks_for_nothing_passes() -> None:

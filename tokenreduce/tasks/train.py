@@ -44,6 +44,7 @@ from tokenreduce.training.resuming import (
     export,
     finished,
     newest_whole,
+    note_asked,
 )
 from tokenreduce.training.summary import best_of, measured_now, numbers, save_beside, skipped
 from tokenreduce.training.table import summary
@@ -88,6 +89,7 @@ def train(config: DictConfig, output: Path) -> dict[str, Any]:
         follow(trainer, reduction)
         if first_process():
             drop_parts(folder)
+            note_asked(folder, asked_of(config))
             if found is None:
                 (output / SKIPPED).unlink(missing_ok=True)
         started = time.monotonic()
@@ -141,9 +143,13 @@ def settings_of(config: DictConfig, folder: Path, measured: bool) -> TrainingArg
         device=str(config.device),
         progress=config.task.progress,
     )
-    asked = public(OmegaConf.masked_copy(config, list(SAME)), apart=True)
-    check_same(folder, asked, config.task.resume)
+    check_same(folder, asked_of(config), config.task.resume)
     return found
+
+
+def asked_of(config: DictConfig) -> dict[str, Any]:
+    """What must be the same where a training goes on, by the names in `SAME`."""
+    return public(OmegaConf.masked_copy(config, list(SAME)), apart=True)
 
 
 @contextmanager

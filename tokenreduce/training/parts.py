@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import warnings
 from collections.abc import Mapping
@@ -74,14 +75,26 @@ def adapted(model: nn.Module, peft: Mapping[str, Any], revision: str | None = No
 
 
 def check_peft(peft: Mapping[str, Any], source: str) -> None:
-    """Refuses adapters on top of adapters, before anything is loaded.
+    """Refuses adapters on top of adapters, or of no size, before anything is loaded.
 
     They would be saved beside the name of the model under both, without what was trained first.
 
     Raises:
-        ValueError: `source` holds adapters, and `peft` names new ones.
+        ValueError: `source` holds adapters, and `peft` names new ones; or numbers that are none
+            of adapters; or peft is not installed.
     """
-    if peft["name"] != "none" and holds_adapters(Path(source)):
+    if peft["name"] == "none":
+        return
+    if importlib.util.find_spec("peft") is None:
+        raise BadOption(f'peft={peft["name"]} needs peft: pip install "tokenreduce[train]"')
+    rank, alpha, dropout = peft.get("rank", 1), peft.get("alpha", 1), peft.get("dropout", 0.0)
+    if not isinstance(rank, int) or rank < 1:
+        raise BadOption(f"peft.rank must be a whole number of at least 1, not {rank!r}")
+    if not isinstance(alpha, int | float) or not alpha > 0:
+        raise BadOption(f"peft.alpha must be a number above 0, not {alpha!r}")
+    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise BadOption(f"peft.dropout must be at least 0 and below 1, not {dropout!r}")
+    if holds_adapters(Path(source)):
         raise BadOption(
             f"model.id={source} holds adapters already, which peft={peft['name']} would leave out "
             "of what it saves: use peft=none, which trains and saves the merged model"

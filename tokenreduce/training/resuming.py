@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import Trainer, TrainerState
 
 from tokenreduce.errors import BadOption
-from tokenreduce.files import atomic, first_process, parse_json
+from tokenreduce.files import first_process, parse_json, write_json
 from tokenreduce.inference.naming import name_as_published
 
 STATE = "trainer_state.json"
@@ -120,7 +120,7 @@ def finished(found: Path | None, steps: int, epochs: float) -> TrainerState | No
 
 
 def check_same(folder: Path, parts: Mapping[str, Any], resume: bool = True) -> None:
-    """Refuses to go on with a training that was asked for something else; notes what is asked.
+    """Refuses to go on with a training that was asked for something else.
 
     Args:
         folder: of the checkpoints.
@@ -147,11 +147,11 @@ def check_same(folder: Path, parts: Mapping[str, Any], resume: bool = True) -> N
                     f"{folder} holds checkpoints of a training with another {', '.join(other)}: "
                     "use another hydra.run.dir"
                 )
-    if not first_process():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic(note) as draft:
-        draft.write_text(json.dumps(asked, indent=1) + "\n")
+
+
+def note_asked(folder: Path, parts: Mapping[str, Any]) -> None:
+    """Notes what a training that begins now was asked for, for `check_same`."""
+    write_json(folder / ASKED, parts, indent=1)
 
 
 def drop_parts(folder: Path) -> list[str]:

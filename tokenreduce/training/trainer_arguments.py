@@ -34,6 +34,14 @@ FIXED = {
 """Arguments of the trainer that options of ours stand for."""
 
 
+COUNTS = (
+    *("max_steps", "per_device_train_batch_size", "per_device_eval_batch_size"),
+    *("gradient_accumulation_steps", "logging_steps", "eval_steps", "save_steps"),
+    "save_total_limit",
+)
+"""Options that are whole numbers of 1 or more, or shares of all steps where they are of steps."""
+
+
 def arguments(
     options: Mapping[str, Any],
     folder: Path,
@@ -67,6 +75,7 @@ def arguments(
                 f"no option trainer.{name}{did_you_mean(name, known)}: the options are those of "
                 "transformers.TrainingArguments"
             )
+    _check_numbers(given)
     checkpointing = bool(given.pop("activation_checkpointing", False))
     name = "activation_checkpointing"
     name = name if name in known else "gradient_checkpointing"  # before transformers 5.23
@@ -96,6 +105,32 @@ def arguments(
         raise BadOption(f"the trainer refuses its options: {error}") from error
     _check_device(device, found)
     return found
+
+
+def _check_numbers(given: dict[str, Any]) -> None:
+    """Refuses numbers that transformers would take for another one, or fail on in mid-training.
+
+    Raises:
+        ValueError: the option with its value.
+    """
+    for name in COUNTS:
+        value = given.get(name)
+        if value is None or (name == "max_steps" and value == -1):
+            continue
+        part = name in ("logging_steps", "eval_steps", "save_steps") and isinstance(value, float)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            fits = False
+        else:
+            fits = 0 < value < 1 if part and value < 1 else value >= 1 and value == int(value)
+        if not fits:
+            other = ", or -1 for as many as num_train_epochs takes" if name == "max_steps" else ""
+            raise BadOption(
+                f"trainer.{name} must be a whole number of at least 1{other}, not {value!r}"
+            )
+    for name in ("num_train_epochs", "learning_rate"):
+        value = given.get(name, 1)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise BadOption(f"trainer.{name} must be a number above 0, not {value!r}")
 
 
 def _check_device(name: str, settings: TrainingArguments) -> None:
