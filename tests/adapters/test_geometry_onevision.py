@@ -145,7 +145,10 @@ def test_painted_parts_of_videos(name, model):
         with torch.no_grad():
             output = model.model.get_video_features(given, return_dict=True).pooler_output
         (picture,) = run(model, [VIDEO] * tokens, pixel_values_videos=given)
-        return output[0].reshape(len(picture), -1), picture
+        seen = output[0].reshape(-1, output[0].shape[-1])
+        if name == "llava_onevision" and len(seen) == tokens - 1:  # transformers up to 5.17
+            seen = torch.cat([seen, model.model.image_newline.detach()[None]])
+        return seen, picture
 
     check(one, np.full((FRAMES, size, size, 3), 128, dtype=np.uint8), least=2, rounds=9)
     _, picture = one(np.zeros((FRAMES, size, size, 3), dtype=np.uint8))

@@ -9,6 +9,7 @@ import torch
 
 import tokenreduce as tr
 from tests.adapters.user import ask, image, load, video
+from tests.releases import up_to
 from tokenreduce.testing.batches import batch
 from tokenreduce.testing.models import FAMILIES, IMAGE
 
@@ -54,7 +55,7 @@ def test_tiny_and_narrow_pictures(loaded, size):
 
 def test_a_video_of_one_frame(loaded):
     name, processor, model = loaded
-    if name == "qwen3_vl":  # its processor wants two
+    if name == "qwen3_vl" and not up_to("5.13"):  # since then its processor wants two
         with pytest.raises(ValueError, match="temporal_factor"):
             ask(processor, [video(1, 24, 33)])
     else:

@@ -4,6 +4,7 @@ Deliberate faults in stubs of transformers' own classes, since one that a releas
 found only when its answers had changed.
 """
 
+import functools
 import inspect
 import re
 
@@ -122,13 +123,29 @@ def test_a_loss_that_knows_no_aligned_labels_is_refused_with_text_logits(llava, 
         assert part in said
 
 
-def test_a_forward_whose_loss_cannot_be_read_is_believed(llava):
+def test_a_forward_in_place_of_the_classs_is_believed(llava):
+    """As that of a fused loss; one that only stands around the class's is looked through."""
+    computes_its_loss(llava, shifted=False)
+    assert not contract.aligned_loss(llava)
+    plain = llava.forward
+
+    @functools.wraps(plain)
+    def around(*args, **kwargs):
+        return plain(*args, **kwargs)
+
+    llava.forward = around
+    assert not contract.aligned_loss(llava)
+    llava.forward = lambda *args, **kwargs: plain(*args, **kwargs)
     assert contract.aligned_loss(llava)
-    space = {}
-    exec("def forward(self, input_ids=None, **rest): return self.plain(input_ids, **rest)", space)
-    llava.forward = space["forward"].__get__(llava)  # no source: read from the class behind it
+    assert contract.aligned_loss(torch.nn.Linear(1, 1))  # no loss at all
+
+
+def test_a_forward_that_names_the_aligned_labels_takes_them(llava):
+    def forward(self, input_ids=None, labels=None, shift_labels=None, **rest):
+        return self.loss_function(labels=labels)
+
+    kind_of(llava, forward=forward)
     assert contract.aligned_loss(llava)
-    assert contract.aligned_loss(torch.nn.Linear(1, 1))
 
 
 def test_pictures_that_the_model_would_leave_out_are_refused(llava, prompt):

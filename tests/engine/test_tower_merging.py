@@ -89,7 +89,7 @@ def by_hand(model: Any, pixels: Tensor, tome: tr.ToMe) -> tuple[Tensor, list[lis
             )
             scores = q @ k.transpose(1, 2) * q.shape[-1] ** -0.5
             if tome.prop_attn:
-                scores = scores + torch.tensor([float(len(g)) for g in groups]).log()
+                scores = scores + scores.new_tensor([float(len(g)) for g in groups]).log()
             h = h + attention.out_proj((scores.softmax(-1) @ v).transpose(0, 1).flatten(1))
             key = torch.nn.functional.normalize(k.mean(dim=0), dim=-1)
             best = []
@@ -113,7 +113,7 @@ def by_hand(model: Any, pixels: Tensor, tome: tr.ToMe) -> tuple[Tensor, list[lis
             groups = [joined[i] for i in order]
             h = torch.stack([total[i] / len(joined[i]) for i in order])
             h = h + layer.mlp(layer.layer_norm2(h))
-        whole = torch.empty(len(one), h.shape[-1])
+        whole = h.new_empty(len(one), h.shape[-1])
         for row, group in zip(h, groups, strict=True):
             whole[group] = row
         rows.append(whole[fixed:])
@@ -127,7 +127,9 @@ KINDS = ("clip", "siglip")
 @pytest.mark.parametrize("prop_attn", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_projector_gets_what_is_merged_by_hand(kind: str, prop_attn: bool) -> None:
-    model, given = llava(kind), inputs()
+    # in fp64: attention this sharp carries rounding to the tolerance, by the weights that are drawn
+    model, given = llava(kind).double(), inputs()
+    given["pixel_values"] = given["pixel_values"].double()
     tome = tr.ToMe(r=[5, 0, 9, 3], prop_attn=prop_attn, tower="spread")
     seen: list[Tensor] = []
     projector = model.model.multi_modal_projector
@@ -137,7 +139,7 @@ def test_the_projector_gets_what_is_merged_by_hand(kind: str, prop_attn: bool) -
             model(**given)
         expected, groups = by_hand(model, given["pixel_values"], tome)
     handle.remove()
-    assert (seen[0] - expected).abs().max() < CLOSE * expected.abs().max()
+    assert (seen[0] - expected).abs().max() < 1e-7 * expected.abs().max()
     assert [len(g) for g in groups] == [PATCHES - 14] * 3  # the last layer is behind the features
 
 

@@ -339,12 +339,18 @@ LOSSES = ("loss_function", "CrossEntropyLoss", "cross_entropy")
 def aligned_loss(model: nn.Module) -> bool:
     """Whether a model's loss takes labels that are aligned with its logits already.
 
-    Read from where its forward calls the loss: the keywords that it does not know, `shift_labels`
-    among them, are handed on there. True where that cannot be read (a forward of the caller's own).
+    Read from where its class calls the loss: the keywords that it does not know, `shift_labels`
+    among them, are handed on there. True where that cannot be read, and where another forward has
+    taken the place of the class's (a fused loss), which knows best.
     """
-    for forward in (model.forward, *(vars(kind).get("forward") for kind in type(model).__mro__)):
-        calls = [] if forward is None else _calls(forward, LOSSES)
-        if calls:
+    own = [vars(kind)["forward"] for kind in type(model).__mro__ if "forward" in vars(kind)]
+    called = inspect.unwrap(model.forward)
+    if getattr(called, "__func__", called) not in map(inspect.unwrap, own):
+        return True
+    for forward in own:
+        if spelled.SHIFTED in inspect.signature(forward).parameters:
+            return True
+        if calls := _calls(forward, LOSSES):
             handed = {word.arg for call in calls for word in call.keywords}
             return None in handed or spelled.SHIFTED in handed  # None: `**kwargs`
     return True
