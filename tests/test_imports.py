@@ -52,7 +52,7 @@ RULES: dict[str, frozenset[str]] = {
     "solving": HEAVY | CORE,
     "presets": HEAVY | CORE | {"tokenreduce.strategy"},
     "tokens": CORE | {"tokenreduce.strategy", "tokenreduce.adapter", "tokenreduce.scheduler"},
-    "choice": CORE,
+    "selection": CORE,
     "geometry": CORE,
     "strategy": CORE | {"tokenreduce.adapter"},
     "strategies": ALIVE | features() | {"tokenreduce.adapter", "tokenreduce.adapters"},

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from tokenreduce.reduction import Reduction, load, reduce, remove
     from tokenreduce.registry import Registry
     from tokenreduce.scheduler import Scheduler, Stop, schedulers
+    from tokenreduce.selection import select
     from tokenreduce.solving.search import solve
-    from tokenreduce.strategy import Scorer, Strategy, TowerStrategy, select, strategies
+    from tokenreduce.strategy import Scorer, Strategy, TowerStrategy, strategies
     from tokenreduce.tokens import Gate, Merge, Mix, Places, Plan, Tokens
 
 # generated: registered-classes
@@ -135,7 +136,7 @@ _HOME = {
     "reduce": "reduction",
     "remove": "reduction",
     "schedulers": "scheduler",
-    "select": "strategy",
+    "select": "selection",
     "solve": "solving.search",
     "strategies": "strategy",
     "unwrap": "adapter",

@@ -17,11 +17,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tokenreduce.choice import candidates
 from tokenreduce.errors import BadOption, Incompatible, did_you_mean
 from tokenreduce.learned import LearnedScorer
 from tokenreduce.reduction import reduce
 from tokenreduce.scheduler import Scheduler, Stop, layer_at
+from tokenreduce.selection import candidates
 from tokenreduce.strategy import Strategy
 from tokenreduce.tokens import Plan, Tokens
 

@@ -24,11 +24,11 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from tokenreduce.choice import candidates, kept
 from tokenreduce.errors import BadOption, Incompatible, Missing, ReductionWarning, did_you_mean
 from tokenreduce.files import atomic
 from tokenreduce.scheduler import Scheduler
-from tokenreduce.strategy import Strategy, select
+from tokenreduce.selection import candidates, kept, select
+from tokenreduce.strategy import Strategy
 from tokenreduce.tokens import Gate, Plan, Tokens
 
 GateKind = Literal["straight_through", "soft", "none"]

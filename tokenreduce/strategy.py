@@ -10,11 +10,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from tokenreduce.paper import Paper
 from tokenreduce.registry import Registry
+from tokenreduce.selection import select
 from tokenreduce.tokens import Plan, Tokens
 
 if TYPE_CHECKING:
@@ -115,59 +115,3 @@ class TowerStrategy(Strategy):
 
 strategies: Registry[type[Strategy]] = Registry("strategy", "tokenreduce.strategies")
 """Every known strategy: name -> class."""
-
-
-def select(scores: Tensor, tokens: Tokens, budget: Sequence[int]) -> Plan:
-    """The highest-scored tokens, `budget[i]` of sample i, in reading order.
-
-    Ranking is done in fp32. Separator tokens are not ranked: one stays while its row has a kept
-    token, and counts towards the budget. (When the last free place could only open a new row, the
-    token of that row stays without its separator, so that the budget is met exactly.)
-    """
-    counts = [min(k, n) for k, n in zip(budget, tokens.counts, strict=True)]
-    ranked = scores.detach().float().nan_to_num(nan=float("-inf"))
-    ranked = ranked.masked_fill(~tokens.valid, float("-inf"))
-    limit = torch.tensor(counts, device=scores.device)[:, None]
-    separator = tokens.places.separator & tokens.valid
-    ranked = ranked.masked_fill(separator, float("-inf"))
-    order = ranked.argsort(dim=1, descending=True, stable=True)
-    if tokens.separated:
-        mask = _with_separators(order, separator, tokens, limit)
-    else:
-        rank = torch.empty_like(order).scatter_(
-            1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
-        )
-        mask = rank < limit
-    return Plan.of(mask, tokens, budget, score=scores)
-
-
-def _with_separators(order: Tensor, separator: Tensor, tokens: Tokens, limit: Tensor) -> Tensor:
-    """(b, v) kept mask of exactly `limit` tokens where separators follow their rows.
-
-    Tokens are admitted in the order of their ranks; the first of a row also pays for the row's
-    separator. One place may be left over where the next token would have cost two: it goes to the
-    best token of a row that is open already, or else to the next token, without its separator.
-    """
-    v, line = order.shape[1], tokens.places.line
-    rank = torch.empty_like(order).scatter_(
-        1, order, torch.arange(v, device=order.device).expand_as(order)
-    )
-    rankable = tokens.valid & ~separator
-
-    def first(of: Tensor) -> Tensor:
-        """The smallest rank among the `of` tokens of each token's row."""
-        ranks = torch.where(of, rank, v)
-        # rows are numbered at layer 0: there may be more of them than tokens are left
-        rows = ranks.new_full((ranks.shape[0], max(tokens.original, v)), v)
-        return rows.scatter_reduce(1, line, ranks, "amin").gather(1, line)
-
-    pays = rankable & (first(rankable) == rank) & (first(separator) < v)
-    price = (rankable.long() + pays.long()).gather(1, order)
-    admitted = (price.cumsum(dim=1) <= limit) & rankable.gather(1, order)
-    mask = torch.zeros_like(admitted).scatter_(1, order, admitted)
-    left = limit - torch.where(admitted, price, 0).sum(dim=1, keepdim=True)
-    opened = first(mask) < v
-    waiting = rankable & ~mask
-    queue = torch.where(waiting, torch.where(opened, rank, rank + v), 2 * v)
-    extra = torch.zeros_like(mask).scatter_(1, queue.argmin(dim=1, keepdim=True), True)
-    return mask | (separator & opened) | (extra & waiting & (left > 0))

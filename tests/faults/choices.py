@@ -85,4 +85,4 @@ def padding_is_merged(patch):
 
 @FAULTS.noticed_by(checks.MEMORY, choice("divprune"), choice("pact"))
 def every_pair_of_many_tokens_is_held_at_once(patch):
-    patch.setattr("tokenreduce.choice.dense", lambda v: True)
+    patch.setattr("tokenreduce.selection.dense", lambda v: True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import tokenreduce as tr
-from tokenreduce.choice import candidates
+from tokenreduce.selection import candidates
 from tokenreduce.strategies.divprune import farthest_first
 
 from .choices import Choice, choices, own, tokens

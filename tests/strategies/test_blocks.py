@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tokenreduce as tr
-from tokenreduce import choice
+from tokenreduce import selection
 from tokenreduce.geometry import Picture
 from tokenreduce.testing import choices
 from tokenreduce.testing.choices import Sample, lined, tokens_of
@@ -95,7 +95,7 @@ class InBlocks(tr.Scorer):
 
     def score(self, tokens):
         x, v = tokens.hidden, tokens.valid.shape[1]
-        parts = [(x[:, rows] @ x.transpose(1, 2)).amax(dim=2) for rows in choice.blocks(v, v)]
+        parts = [(x[:, rows] @ x.transpose(1, 2)).amax(dim=2) for rows in selection.blocks(v, v)]
         return torch.cat(parts, dim=1)
 
 
@@ -107,7 +107,7 @@ def test_who_holds_all_pairs_is_told_the_way_out():
 
 def test_a_mixture_that_does_not_fit_is_refused_by_name(monkeypatch):
     tokens = given(BATCHES["one picture"], tr.PruMerge())
-    monkeypatch.setattr(choice, "MIXED", 992 * 50)
+    monkeypatch.setattr(selection, "MIXED", 992 * 50)
     tr.PruMerge().plan(tokens, [50])
     with pytest.raises(ValueError, match=r"prumerge .* 51 kept tokens .* of 992, .* keep 50"):
         tr.PruMerge().plan(tokens, [51])
@@ -143,4 +143,4 @@ def test_16384_tokens(name, monkeypatch):
     assert plans[0].keep.shape == (1, budget[0])
     assert held < PEAK, f"{held / 2**30:.2f} GiB, the largest of it {found.what}"
     table = 4 * budget[0] * MANY if plans[0].mix is not None else 0
-    assert found.nbytes <= max(8 * choice.DENSE**2, table), found.what
+    assert found.nbytes <= max(8 * selection.DENSE**2, table), found.what

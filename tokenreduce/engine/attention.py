@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenreduce import choice
+from tokenreduce import selection
 from tokenreduce.adapter import Adapter
 from tokenreduce.engine.masks import Extent, visible
 from tokenreduce.engine.rows import TokenRows
@@ -236,7 +236,7 @@ class LayerView:
 
 def in_turn(rows: int, keys: int) -> list[slice]:
     """Query rows in blocks, of no more than `ROWS_AT_ONCE` times `DENSE` numbers for a head."""
-    step = max(min(ROWS_AT_ONCE, ROWS_AT_ONCE * choice.DENSE // max(keys, 1)), 1)
+    step = max(min(ROWS_AT_ONCE, ROWS_AT_ONCE * selection.DENSE // max(keys, 1)), 1)
     return [slice(at, min(at + step, rows)) for at in range(0, rows, step)]
 
 

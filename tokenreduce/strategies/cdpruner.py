@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from tokenreduce.choice import candidates, of_own, one_by_one
 from tokenreduce.paper import Paper
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
-from tokenreduce.strategy import Strategy, select, strategies
+from tokenreduce.selection import candidates, one_by_one, select, within_own_budget
+from tokenreduce.strategy import Strategy, strategies
 from tokenreduce.tokens import Plan, Tokens, gather
 
 LEAST = 1e-6
@@ -71,7 +71,7 @@ class CDPruner(Strategy):
         among = candidates(tokens)
         relevance = (self.relevance or likeness_to_question)(tokens).float()
         order = greedy(scaled(relevance, among), tokens.hidden, among, max(budget, default=0))
-        return select(of_own(order, budget), tokens, budget)
+        return select(within_own_budget(order, budget), tokens, budget)
 
     def scheduler(self) -> Scheduler:
         """Before the language model, to a ninth: 64 of LLaVA-1.5's 576."""

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tokenreduce.choice import candidates
 from tokenreduce.paper import Paper
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
-from tokenreduce.strategy import Strategy, select, strategies
+from tokenreduce.selection import candidates, select
+from tokenreduce.strategy import Strategy, strategies
 from tokenreduce.tokens import Plan, Tokens, gather
 
 PAPER = Paper(

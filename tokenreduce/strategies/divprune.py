@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tokenreduce.choice import Cosines, candidates, of_own, one_by_one
 from tokenreduce.paper import Paper
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
-from tokenreduce.strategy import Strategy, select, strategies
+from tokenreduce.selection import Cosines, candidates, one_by_one, select, within_own_budget
+from tokenreduce.strategy import Strategy, strategies
 from tokenreduce.tokens import Plan, Tokens
 
 PAPER = Paper(
@@ -54,7 +54,7 @@ class DivPrune(Strategy):
     def plan(self, tokens: Tokens, budget: Sequence[int]) -> Plan:
         """The first of the farthest-first order."""
         order = farthest_first(tokens.hidden, candidates(tokens), max(budget, default=0))
-        return select(of_own(order, budget), tokens, budget)
+        return select(within_own_budget(order, budget), tokens, budget)
 
     def scheduler(self) -> Scheduler:
         """Before the language model, to 9.8 % of the tokens."""

@@ -10,7 +10,8 @@ from tokenreduce.errors import did_you_mean
 from tokenreduce.paper import Paper
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
-from tokenreduce.strategy import Strategy, select, strategies
+from tokenreduce.selection import select
+from tokenreduce.strategy import Strategy, strategies
 from tokenreduce.tokens import Plan, Tokens
 
 PAPER = Paper(

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from tokenreduce.checks import layer_or_share, share
-from tokenreduce.choice import candidates, numbered
 from tokenreduce.errors import BadOption
 from tokenreduce.paper import Paper
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
-from tokenreduce.strategy import Positions, Strategy, select, strategies
+from tokenreduce.selection import candidates, numbered, select
+from tokenreduce.strategy import Positions, Strategy, strategies
 from tokenreduce.tokens import SPAN, Plan, Tokens, at_layer, keep_from_mask
 
 MIDDLE = 1 / 3

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from tokenreduce.checks import share
-from tokenreduce.choice import candidates, numbered
 from tokenreduce.paper import Paper
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
-from tokenreduce.strategy import Strategy, select, strategies
+from tokenreduce.selection import candidates, numbered, select
+from tokenreduce.strategy import Strategy, strategies
 from tokenreduce.tokens import SPAN, Plan, Tokens
 
 PAPER = Paper(

@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tokenreduce.choice import Cosines, blocks, one_by_one
 from tokenreduce.paper import Paper
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
+from tokenreduce.selection import Cosines, blocks, one_by_one
 from tokenreduce.strategy import Strategy, strategies
 from tokenreduce.tokens import Merge, Plan, Tokens, keep_from_mask
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
-from tokenreduce.choice import blocks, candidates, elsewhere, empty_mix, kept
 from tokenreduce.paper import Paper
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
-from tokenreduce.strategy import Strategy, select, strategies
+from tokenreduce.selection import blocks, candidates, empty_mix, kept, other_picture, select
+from tokenreduce.strategy import Strategy, strategies
 from tokenreduce.tokens import Mix, Plan, Tokens, gather
 
 NEAR = 32
@@ -116,7 +116,7 @@ class PruMerge(Strategy):
         """(b, k, v) True at the patches most like each of the tokens at `index` (b, k)."""
         keys = normalize(tokens["match_keys"].float(), dim=-1)
         likeness = gather(keys, index) @ keys.transpose(1, 2)
-        other = elsewhere(tokens, index).transpose(1, 2) | ~picture[:, None]
+        other = other_picture(tokens, index).transpose(1, 2) | ~picture[:, None]
         other = other | (one_hot(index, keys.shape[1]) > 0)
         likeness = likeness.masked_fill(other, float("-inf"))
         most = likeness.topk(min(NEAR, keys.shape[1]), dim=2)

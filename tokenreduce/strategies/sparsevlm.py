@@ -9,11 +9,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from tokenreduce.choice import blocks, dense
 from tokenreduce.paper import Paper
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.explicit import Explicit
-from tokenreduce.strategy import Positions, Strategy, select, strategies
+from tokenreduce.selection import blocks, dense, select
+from tokenreduce.strategy import Positions, Strategy, strategies
 from tokenreduce.tokens import Merge, Plan, Tokens, gather
 
 SHARE, MEMBERS, HEADS = 0.3, 10, 14

@@ -10,7 +10,8 @@ import torch
 
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.pyramid import Pyramid
-from tokenreduce.strategy import Strategy, select, strategies
+from tokenreduce.selection import select
+from tokenreduce.strategy import Strategy, strategies
 from tokenreduce.tokens import Plan, Tokens
 
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from tokenreduce.checks import integer, sequence
-from tokenreduce.choice import blocks
 from tokenreduce.errors import did_you_mean
 from tokenreduce.paper import Paper
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
+from tokenreduce.selection import blocks
 from tokenreduce.strategy import Handed, TowerStrategy, strategies
 from tokenreduce.tokens import Merge, Plan, Tokens
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tokenreduce.choice import blocks, candidates, elsewhere, kept
 from tokenreduce.paper import Paper
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
-from tokenreduce.strategy import Positions, Strategy, select, strategies
+from tokenreduce.selection import blocks, candidates, kept, other_picture, select
+from tokenreduce.strategy import Positions, Strategy, strategies
 from tokenreduce.tokens import Merge, Plan, Tokens, gather, keep_from_mask
 
 PAPER = Paper(
@@ -102,7 +102,7 @@ class VisionZip(Strategy):
         targets = gather(keys, index).transpose(1, 2)
         best = []
         for rows in blocks(keys.shape[1], index.shape[1]):
-            far = 4.0 * elsewhere(tokens, index, rows)  # cosines differ by 2 at most
+            far = 4.0 * other_picture(tokens, index, rows)  # cosines differ by 2 at most
             likeness = (keys[:, rows] @ targets - far).masked_fill(~there[:, None], float("-inf"))
             best.append(likeness.argmax(dim=2))
         return index.gather(1, torch.cat(best, dim=1))

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tokenreduce.choice import blocks, candidates, dense
 from tokenreduce.paper import Paper
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
-from tokenreduce.strategy import Positions, Strategy, select, strategies
+from tokenreduce.selection import blocks, candidates, dense, select
+from tokenreduce.strategy import Positions, Strategy, strategies
 from tokenreduce.tokens import Plan, Tokens, gather
 
 ROUND = 8

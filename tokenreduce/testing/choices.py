@@ -320,7 +320,7 @@ def memory_grows_linearly(strategy: Strategy) -> None:
         growth = large.nbytes / max(small.nbytes, 1)
         assert growth < 2.5, (
             f"{strategy}: twice the tokens need {growth:.1f} times the memory ({large.what}): read "
-            "what is said of pairs in blocks (tokenreduce.choice.blocks)"
+            "what is said of pairs in blocks (tokenreduce.selection.blocks)"
         )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tokenreduce import choice
+from tokenreduce import selection
 
 
 class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -47,12 +47,12 @@ class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def few_pairs(v: int) -> Iterator[None]:
-    """Inside the block every pair of no more than `v` tokens is held at once (`choice.DENSE`)."""
-    usual, choice.DENSE = choice.DENSE, v
+    """Inside the block every pair of no more than `v` tokens is held at once (`DENSE`)."""
+    usual, selection.DENSE = selection.DENSE, v
     try:
         yield
     finally:
-        choice.DENSE = usual
+        selection.DENSE = usual
 
 
 def largest(compute: Callable[[], Any]) -> Largest:

@@ -1,7 +1,7 @@
-"""Pieces that several methods share: who is like whom, and choices made one token at a time.
+"""From scores to kept indices, and pieces that several methods share: likeness, greedy picks.
 
-Memory grows linearly with the tokens: what is said of every pair of more than `DENSE` of them is
-read in blocks. Shapes: b samples, v visual tokens, n picks, d width.
+Public, for authors of methods. Memory grows linearly with the tokens: what is said of every pair of
+more than `DENSE` of them is read in blocks. Shapes: b samples, v visual tokens, n picks, d width.
 """
 
 from __future__ import annotations
@@ -35,6 +35,62 @@ def blocks(rows: int, columns: int) -> list[slice]:
     """
     step = max(DENSE * DENSE // max(columns, 1), 1)
     return [slice(at, min(at + step, rows)) for at in range(0, max(rows, 1), step)]
+
+
+def select(scores: Tensor, tokens: Tokens, budget: Sequence[int]) -> Plan:
+    """The highest-scored tokens, `budget[i]` of sample i, in reading order.
+
+    Ranking is done in fp32. Separator tokens are not ranked: one stays while its row has a kept
+    token, and counts towards the budget. (When the last free place could only open a new row, the
+    token of that row stays without its separator, so that the budget is met exactly.)
+    """
+    counts = [min(k, n) for k, n in zip(budget, tokens.counts, strict=True)]
+    ranked = scores.detach().float().nan_to_num(nan=float("-inf"))
+    ranked = ranked.masked_fill(~tokens.valid, float("-inf"))
+    limit = torch.tensor(counts, device=scores.device)[:, None]
+    separator = tokens.places.separator & tokens.valid
+    ranked = ranked.masked_fill(separator, float("-inf"))
+    order = ranked.argsort(dim=1, descending=True, stable=True)
+    if tokens.separated:
+        mask = _with_separators(order, separator, tokens, limit)
+    else:
+        rank = torch.empty_like(order).scatter_(
+            1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+        )
+        mask = rank < limit
+    return Plan.of(mask, tokens, budget, score=scores)
+
+
+def _with_separators(order: Tensor, separator: Tensor, tokens: Tokens, limit: Tensor) -> Tensor:
+    """(b, v) kept mask of exactly `limit` tokens where separators follow their rows.
+
+    Tokens are admitted in the order of their ranks; the first of a row also pays for the row's
+    separator. One place may be left over where the next token would have cost two: it goes to the
+    best token of a row that is open already, or else to the next token, without its separator.
+    """
+    v, line = order.shape[1], tokens.places.line
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(v, device=order.device).expand_as(order)
+    )
+    rankable = tokens.valid & ~separator
+
+    def first(of: Tensor) -> Tensor:
+        """The smallest rank among the `of` tokens of each token's row."""
+        ranks = torch.where(of, rank, v)
+        # rows are numbered at layer 0: there may be more of them than tokens are left
+        rows = ranks.new_full((ranks.shape[0], max(tokens.original, v)), v)
+        return rows.scatter_reduce(1, line, ranks, "amin").gather(1, line)
+
+    pays = rankable & (first(rankable) == rank) & (first(separator) < v)
+    price = (rankable.long() + pays.long()).gather(1, order)
+    admitted = (price.cumsum(dim=1) <= limit) & rankable.gather(1, order)
+    mask = torch.zeros_like(admitted).scatter_(1, order, admitted)
+    left = limit - torch.where(admitted, price, 0).sum(dim=1, keepdim=True)
+    opened = first(mask) < v
+    waiting = rankable & ~mask
+    queue = torch.where(waiting, torch.where(opened, rank, rank + v), 2 * v)
+    extra = torch.zeros_like(mask).scatter_(1, queue.argmin(dim=1, keepdim=True), True)
+    return mask | (separator & opened) | (extra & waiting & (left > 0))
 
 
 def candidates(tokens: Tokens) -> Tensor:
@@ -77,7 +133,7 @@ def empty_mix(name: str, like: Tensor, k: int) -> Tensor:
     return like.new_zeros(b, k, v)
 
 
-def elsewhere(tokens: Tokens, index: Tensor, rows: slice = slice(None)) -> Tensor:
+def other_picture(tokens: Tokens, index: Tensor, rows: slice = slice(None)) -> Tensor:
     """(b, rows, n) True where a token is of another picture (or frame, or tile) than `index` says.
 
     Args:
@@ -149,12 +205,12 @@ def one_by_one(
     """(b, v) scores that rank tokens in the order in which they are picked, the unpicked last.
 
     The token with the highest value is picked; then `after(pick, values)`, with `pick` (b,) the
-    index of that token, says what every token is worth from now on. Nobody is picked twice. Who
-    comes first does not depend on `n`: samples with smaller budgets read the same order.
+    index of that token, says what every token is worth from now on. Without replacement; the
+    order does not depend on `n`: samples with smaller budgets read the same one.
 
     Args:
         first: (b, v) what every token is worth at the beginning.
-        among: (b, v) who may be picked.
+        among: (b, v) True at the tokens that may be picked.
         n: number of picks; samples with fewer tokens stop earlier.
         after: the values of the next step.
     """
@@ -164,7 +220,7 @@ def one_by_one(
         ranked = values.masked_fill(~open_, float("-inf"))
         pick = ranked.argmax(dim=1)
         place = pick[:, None]
-        # where nobody is left the pick is filler, whose score does not matter
+        # where none is left the pick is filler, whose score does not matter
         scores = scores.scatter(1, place, scores.gather(1, place).clamp(min=float(n - step)))
         open_ = open_.scatter(1, place, False)
         if step + 1 < n:
@@ -172,7 +228,7 @@ def one_by_one(
     return scores
 
 
-def of_own(scores: Tensor, budget: Sequence[int]) -> Tensor:
+def within_own_budget(scores: Tensor, budget: Sequence[int]) -> Tensor:
     """(b, v) the scores of `one_by_one` for `max(budget)` picks, of each sample's own alone.
 
     What is picked in a sample because another's budget is larger would decide, where separators

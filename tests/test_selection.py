@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tokenreduce import choice
-from tokenreduce.choice import Cosines, blocks, dense, empty_mix
+from tokenreduce import selection
+from tokenreduce.selection import Cosines, blocks, dense, empty_mix
 from tokenreduce.testing.memory import few_pairs, largest
 
 
@@ -50,7 +50,7 @@ def test_cosines_are_the_same_both_ways_and_every_pair_comes_once(limit):
 def test_a_mixture_that_is_too_large_is_refused_with_what_would_fit(monkeypatch):
     like = torch.zeros(1, 100)
     assert empty_mix("stew", like, 7).shape == (1, 7, 100)
-    monkeypatch.setattr(choice, "MIXED", 650)
+    monkeypatch.setattr(selection, "MIXED", 650)
     assert empty_mix("stew", like, 6).shape == (1, 6, 100)
     with pytest.raises(ValueError, match=r"stew .* 7 kept tokens .* of 100, .* keep 6 of them"):
         empty_mix("stew", like, 7)
