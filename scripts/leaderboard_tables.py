@@ -13,7 +13,7 @@ from facts import need
 from markdown import table
 
 import tokenreduce as tr
-from tokenreduce.tokens import TOWER, kind_of
+from tokenreduce.evidence import TOWER, kind_of
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 SCHEDULES = ("before the model", "at layer 2", "pyramid", "found")

@@ -12,8 +12,8 @@ from facts import baseline, default, fields, need, option_docs, paper, schedule,
 from markdown import table
 
 import tokenreduce as tr
+from tokenreduce.evidence import EVIDENCE, kind_of
 from tokenreduce.paper import Paper
-from tokenreduce.tokens import EVIDENCE, kind_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "methods"

@@ -79,17 +79,17 @@ def adapters() -> str:
 
 def evidence() -> str:
     """What a strategy may name in `needs`, and which adapters can measure it."""
-    from tokenreduce.tokens import EVIDENCE
+    from tokenreduce.evidence import EVIDENCE
 
     return table(
         ("evidence", "shape and meaning", "adapters"),
         (
             (
                 f"`{name}`",
-                meaning,
+                str(kind),
                 _measuring(name),
             )
-            for name, meaning in EVIDENCE.items()
+            for name, kind in EVIDENCE.items()
         ),
     )
 

@@ -44,6 +44,7 @@ RULES: dict[str, frozenset[str]] = {
     "plugins": LOW,
     "checks": LOW,
     "paper": LOW,
+    "evidence": LOW,
     "files": LOW,
     "registry": LOW,
     "scheduler": HEAVY | CORE,
@@ -108,6 +109,8 @@ MAY_USE = {
     ("errors", "tokenreduce.plugins"),
     ("checks", "tokenreduce.errors"),
     ("files", "tokenreduce.errors"),
+    ("evidence", "tokenreduce.checks"),
+    ("evidence", "tokenreduce.errors"),
     ("registry", "tokenreduce.errors"),
     # how transformers is spelled, and a layer tried on noise: neither knows a reduction
     ("adapters", "tokenreduce.engine.call"),

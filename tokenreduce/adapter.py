@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from tokenreduce.errors import BadOption
+from tokenreduce.evidence import DECODER, TOWER, kind_of, layer_of
 from tokenreduce.geometry import WHOLE, Box, Picture
 from tokenreduce.registry import Registry
-from tokenreduce.tokens import DECODER, TOWER, kind_of, layer_of
 from tokenreduce.tower import Part, Rotary, Tower, rotate
 
 IMAGE, VIDEO = "image", "video"
@@ -30,8 +30,8 @@ class Adapter:
     """A model family with a LLaMA-like decoder; subclasses state what is different.
 
     * `families`: the `config.model_type` names that the adapter reads.
-    * `evidence`: what it can measure for a strategy (names of `tokens.EVIDENCE`); with that of
-      `tokens.TOWER`, `tower` says where, and pictures say which patches a token is made of.
+    * `evidence`: what it can measure for a strategy (names of `evidence.EVIDENCE`); with that of
+      `evidence.TOWER`, `tower` says where, and pictures say which patches a token is made of.
     * `positions`: the position rules that are defined for it.
     * `encoders`: methods of the multimodal module that encode pictures, and the kind of picture;
       they are watched for the pictures' geometry.

@@ -29,7 +29,7 @@ class Strategy(ABC):
 
     Class attributes state the facts of a method:
 
-    * `needs`: the evidence it reads (names of `tokenreduce.tokens.EVIDENCE`).
+    * `needs`: the evidence it reads (names of `tokenreduce.evidence.EVIDENCE`).
     * `positions`: its paper's position rule, used where it is defined for the model.
     * `reduces`: False for the one strategy that keeps everything whatever the budget.
     * `reads_text`: True when the choice depends on the question, so that a cached prefix does too.

@@ -15,9 +15,9 @@ from tokenreduce.benchmarking.pixels import FAMILIES as KNOWN
 from tokenreduce.benchmarking.pixels import noise
 from tokenreduce.benchmarking.rounds import Candidate, Race, compared
 from tokenreduce.benchmarking.synthetic import MEASURES, MarkedPrompt, picture
+from tokenreduce.evidence import TOWER, at_layer
 from tokenreduce.inference.clock import Clock, Times, interval, paired
 from tokenreduce.testing.models import FAMILIES
-from tokenreduce.tokens import TOWER, at_layer
 
 CPU = torch.device("cpu")
 MEBIBYTE = 2**18  # fp32 numbers

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 import tokenreduce as tr
+from tokenreduce.evidence import DECODER, TOWER
 from tokenreduce.testing.batches import Batch, batch
 from tokenreduce.testing.models import FAMILIES
-from tokenreduce.tokens import DECODER, TOWER, Plan, Tokens
+from tokenreduce.tokens import Plan, Tokens
 from tokenreduce.tower import rotate
 
 LAYER = 2

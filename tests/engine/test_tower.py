@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 import tokenreduce as tr
+from tokenreduce.evidence import TOWER, at_layer, kind_of, layer_of
 from tokenreduce.geometry import Picture
 from tokenreduce.testing.batches import Batch, batch
 from tokenreduce.testing.models import FAMILIES, Family
-from tokenreduce.tokens import TOWER, Tokens, at_layer, kind_of, layer_of
+from tokenreduce.tokens import Tokens
 
 NEAREST = ("llava_next", "llava_onevision")
 """Families that scale a picture's patches down: the patch named is the nearest of those used."""

@@ -5,8 +5,8 @@ import torch
 
 import tokenreduce as tr
 from tests.laws.scores import check_scores
+from tokenreduce.evidence import EVIDENCE
 from tokenreduce.testing.models import FAMILIES
-from tokenreduce.tokens import EVIDENCE
 
 
 @pytest.mark.parametrize(

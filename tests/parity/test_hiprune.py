@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import tokenreduce as tr
+from tokenreduce.evidence import at_layer
 from tokenreduce.geometry import Picture, places
-from tokenreduce.tokens import at_layer
 
 from .choices import Choice, choices, llava, own, prompt, tokens
 

@@ -11,8 +11,8 @@ import torch
 import tokenreduce.engine.call as spelled
 import tokenreduce.engine.trial as trying
 from tokenreduce.adapter import Adapter, adapters
+from tokenreduce.evidence import DECODER
 from tokenreduce.geometry import Picture
-from tokenreduce.tokens import DECODER
 from tokenreduce.tower import Part
 
 CROSS = ("cross_attention_layers", "cross_layer_interval", "cross_layers")

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import torch
 
 from tokenreduce.adapter import Adapter, adapters
+from tokenreduce.evidence import TOWER
 from tokenreduce.geometry import Picture, moved
-from tokenreduce.tokens import TOWER
 from tokenreduce.tower import Part, Tower
 
 

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 from tokenreduce.adapter import Adapter, adapters
 from tokenreduce.adapters.llava import feature_layer
 from tokenreduce.adapters.tiles import from_tiles, tile
+from tokenreduce.evidence import TOWER
 from tokenreduce.geometry import Picture, by_run
-from tokenreduce.tokens import TOWER
 from tokenreduce.tower import Part, Tower
 
 

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 from tokenreduce.adapter import Adapter, adapters
 from tokenreduce.adapters.anyres import tiles, traced
 from tokenreduce.adapters.llava import clip_merging, clip_tower
+from tokenreduce.evidence import TOWER
 from tokenreduce.geometry import WHOLE, Box, Picture
-from tokenreduce.tokens import TOWER
 from tokenreduce.tower import Part, Tower
 
 

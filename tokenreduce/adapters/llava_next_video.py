@@ -9,8 +9,8 @@ import tokenreduce.engine.call as spelled
 from tokenreduce.adapter import Adapter, adapters
 from tokenreduce.adapters.llava import clip_merging, clip_tower
 from tokenreduce.adapters.llava_next import packed_pictures
+from tokenreduce.evidence import TOWER
 from tokenreduce.geometry import WHOLE, Box, Picture
-from tokenreduce.tokens import TOWER
 from tokenreduce.tower import Part, Tower
 
 

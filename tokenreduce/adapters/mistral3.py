@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from tokenreduce.adapter import Adapter, adapters
 from tokenreduce.adapters.llava import pixtral_tower
+from tokenreduce.evidence import TOWER
 from tokenreduce.geometry import Picture
-from tokenreduce.tokens import TOWER
 from tokenreduce.tower import Part, Tower
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from tokenreduce.adapter import Adapter, adapters
 from tokenreduce.adapters.tiles import from_tiles, tile
+from tokenreduce.evidence import TOWER
 from tokenreduce.geometry import Picture
-from tokenreduce.tokens import TOWER
 from tokenreduce.tower import Part, Rotary, Tower, rotate
 
 

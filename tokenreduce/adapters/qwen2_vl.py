@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tokenreduce.adapter import Adapter, adapters
+from tokenreduce.evidence import TOWER
 from tokenreduce.geometry import Picture
-from tokenreduce.tokens import TOWER
 from tokenreduce.tower import PackedTower, Part, Rotary, Tower
 
 

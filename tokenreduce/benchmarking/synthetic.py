@@ -19,19 +19,12 @@ from torch import Tensor
 
 import tokenreduce as tr
 from tokenreduce.adapter import Adapter, adapter_for
-from tokenreduce.tokens import EVIDENCE, kind_of
+from tokenreduce.evidence import EVIDENCE, TOWER, kind_of
 
 HEADS, WIDTH = 16, 1024
 """Of the vision tower that is stood in for: CLIP's large one."""
-MEASURES: dict[str, tuple[int, ...]] = {
-    "class_attention": (HEADS,),
-    "class_attention_first": (HEADS,),
-    "class_match": (),
-    "tower_features": (WIDTH,),
-    "tower_keys": (WIDTH // HEADS,),
-    "match_keys": (WIDTH,),
-    "tower_attention": (HEADS,),
-}
+SIZES = {"h": HEADS, "e": WIDTH}
+MEASURES = {name: tuple(SIZES[x] for x in kind.dims if x in SIZES) for name, kind in TOWER.items()}
 """What a tower tells of a token, and the shape of it."""
 
 

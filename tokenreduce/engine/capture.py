@@ -18,25 +18,14 @@ from torch import Tensor, nn
 from tokenreduce.engine.attention import LayerView, in_this_thread, same_draws
 from tokenreduce.engine.hooks import Hook
 from tokenreduce.engine.sequence import Sequence, rows_of
+from tokenreduce.evidence import EVIDENCE, TOWER, kind_of
 from tokenreduce.geometry import measured
-from tokenreduce.tokens import TOWER, keep_from_mask, kind_of
+from tokenreduce.tokens import keep_from_mask
 from tokenreduce.tower import Part
 
 Measures = Mapping[str, Callable[[], Tensor]]
 
-KEYS_BEFORE = frozenset(
-    {
-        "attention_before",
-        "text_attention_before",
-        "keys_before",
-        "text_keys_before",
-        "text_rotation_before",
-    }
-)
-QUERIES_BEFORE = frozenset({"attention_received", "received_from_text", "received_from_visual"})
-PER_HEAD = ("class_attention", "tower_attention")
-"""Beginnings of the names of what a tower says once for each of its heads."""
-FROM_BEFORE = KEYS_BEFORE | QUERIES_BEFORE
+FROM_BEFORE = frozenset(n for n, kind in EVIDENCE.items() if kind.source == "before")
 """Evidence that is captured while the layer before a stop runs; keys always, queries for some."""
 
 
@@ -60,7 +49,7 @@ class Capture:
             view.captured.text = view.queries(view.rows.text()[0])
         self.handles: list[Any] = []
         self._watch("keys", view.adapter.key_projection(view.layer))
-        if wanted & QUERIES_BEFORE:
+        if any(EVIDENCE[name].queries for name in wanted):
             self._watch("queries", view.adapter.query_projection(view.layer))
         if not watching:
             for project in (view.adapter.keys, view.adapter.queries)[: len(self.handles)]:
@@ -211,7 +200,7 @@ def _of_tower(view: LayerView, name: str) -> Tensor:
     seq = view.rows.seq
     whole = seq.made.once(name, lambda: measured(seq.visual.pictures, name))
     left = rows_of_any(whole.to(view.hidden.device), view.rows.layout.origin)
-    return left.transpose(1, 2) if name.startswith(PER_HEAD) else left
+    return left.transpose(1, 2) if EVIDENCE[kind_of(name)].dims[0] == "h" else left
 
 
 def rows_of_any(x: Tensor, index: Tensor) -> Tensor:

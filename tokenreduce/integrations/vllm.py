@@ -26,12 +26,12 @@ from tokenreduce.adapter import unwrap
 from tokenreduce.checks import share
 from tokenreduce.data.images import in_rgb
 from tokenreduce.errors import BadOption, Incompatible, Missing, ReductionWarning, did_you_mean
+from tokenreduce.evidence import TOWER, kind_of
 from tokenreduce.files import atomic
 from tokenreduce.learned import complaint
 from tokenreduce.reduction import reduce
 from tokenreduce.schedulers.single import Single
 from tokenreduce.strategy import Strategy, TowerStrategy, strategies
-from tokenreduce.tokens import TOWER, kind_of
 
 FAMILIES = ("llava", "llava_next", "llava_onevision")
 """Where vLLM takes rows as they are: one placeholder each, plain positions."""

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from tokenreduce.checks import layer_or_share, share
 from tokenreduce.errors import BadOption
+from tokenreduce.evidence import at_layer
 from tokenreduce.paper import Paper
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
 from tokenreduce.selection import candidates, numbered, select
 from tokenreduce.strategy import Positions, Strategy, strategies
-from tokenreduce.tokens import SPAN, Plan, Tokens, at_layer, keep_from_mask
+from tokenreduce.tokens import SPAN, Plan, Tokens, keep_from_mask
 
 MIDDLE = 1 / 3
 """Where the layer lies that looks at objects: the ninth of 24 in CLIP."""

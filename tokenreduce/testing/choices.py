@@ -7,7 +7,6 @@ several budgets. Shapes: b samples, v visual tokens, k kept, d width, h heads.
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,12 +14,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from tokenreduce.evidence import EVIDENCE, kind_of
 from tokenreduce.geometry import Picture, boxes, places
 from tokenreduce.learned import LearnedStrategy
 from tokenreduce.strategy import Strategy
 from tokenreduce.testing.devices import plan_without_values
 from tokenreduce.testing.memory import Largest, few_pairs, largest
-from tokenreduce.tokens import EVIDENCE, PLACES, Plan, Tokens, kind_of
+from tokenreduce.tokens import PLACES, Plan, Tokens
 
 WIDTH, HEADS = 8, 3
 LENGTHS = {"h": HEADS, "d": WIDTH, "l": 11, "e": 4, "t": 6}
@@ -112,7 +112,7 @@ def _evidence(samples: Sequence[Sample], v: int, needs: Iterable[str]) -> Measur
 
 def _measured(samples: Sequence[Sample], name: str, dims: tuple[str, ...], v: int) -> Tensor:
     x = _stacked(samples, name, dims, v)
-    if "True" in EVIDENCE[kind_of(name)]:
+    if EVIDENCE[kind_of(name)].flags:
         return (x > 0) & (x < FILLER)
     return x.sigmoid() if any(word in name for word in SHARES) else x
 
@@ -159,9 +159,8 @@ def _taken(name: str, make: Callable[[], Tensor], keep: Tensor) -> Tensor:
 
 
 def _dims(name: str) -> tuple[str, ...]:
-    """The axes of a kind of evidence after b, as its entry in EVIDENCE says; none without one."""
-    shape = re.match(r"\(b, ([a-z, ]+)\)", EVIDENCE[kind_of(name)])
-    return tuple(shape[1].split(", ")) if shape else ()
+    """The axes of a kind of evidence after b; none where it is no tensor."""
+    return EVIDENCE[kind_of(name)].dims
 
 
 def budgets(counts: Sequence[int]) -> list[tuple[int, ...]]:

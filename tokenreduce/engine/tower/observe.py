@@ -17,19 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from tokenreduce.engine.attention import in_this_thread, in_turn
+from tokenreduce.evidence import TOWER, kind_of, layer_of
 from tokenreduce.geometry import Picture
-from tokenreduce.tokens import TOWER, kind_of, layer_of
 from tokenreduce.tower import Tower
-
-LAYERS = {
-    "class_attention": "feature",
-    "class_attention_first": "first",
-    "tower_attention": "feature",
-    "tower_keys": "feature",
-    "class_match": "last",
-    "match_keys": "last",
-}
-"""Which of the tower's layers a kind of evidence reads, where its name says no other."""
 
 
 def of_tower(needs: frozenset[str]) -> frozenset[str]:
@@ -49,7 +39,7 @@ class Watch:
         self.tower, self.needs = tower, of_tower(needs)
         self.taken: dict[tuple[int, Any], Any] = {}
         self.handles: list[Any] = []
-        for number in {self._number(name) for name in self.needs if kind_of(name) in LAYERS}:
+        for number in {self._number(name) for name in self.needs if TOWER[kind_of(name)].layer}:
             layer = tower.layers[number]
             self._listen((number, "call"), tower.attention(layer))
             for i, projection in enumerate(tower.projections(layer)):
@@ -67,7 +57,7 @@ class Watch:
         depth = len(self.tower.layers)
         named = layer_of(name, depth)
         usual = {"first": 0, "feature": self._feature, "last": depth - 1}
-        return usual[LAYERS[kind_of(name)]] if named is None else named
+        return usual[str(TOWER[kind_of(name)].layer)] if named is None else named
 
     def _listen(self, key: tuple[int, Any], module: nn.Module) -> None:
         owner = threading.get_ident()
@@ -92,7 +82,7 @@ class Watch:
     def patches(self, name: str) -> Tensor:
         """(n p, …) one kind of evidence on every patch of the call, class tokens left out."""
         kind = kind_of(name)
-        number = self._number(name) if kind in LAYERS else self._feature
+        number = self._number(name) if TOWER[kind].layer else self._feature
         found = getattr(self, f"_{kind}")(number)
         return found[:, self.tower.classes :].flatten(0, 1)  # type: ignore[no-any-return]
 
