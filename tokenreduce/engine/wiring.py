@@ -23,11 +23,12 @@ from tokenreduce.engine import contract, inputs, passes
 from tokenreduce.engine.call import SHIFTED, LayerCall, ModelCall, cache_of, foreign
 from tokenreduce.engine.hooks import Hook, Replaced, Watched, bind, parameters
 from tokenreduce.engine.inputs import Album
+from tokenreduce.engine.losses import aligned_loss, unaligned
 from tokenreduce.engine.restore import restore_output, text_rows
 from tokenreduce.engine.sequence import Sequence
 from tokenreduce.engine.setup import Setup
 from tokenreduce.engine.state import CallState, CallStates, Mark, Marks
-from tokenreduce.engine.tower import measure, watched
+from tokenreduce.engine.tower import check_patches, measure, watched
 from tokenreduce.errors import ReductionWarning
 from tokenreduce.geometry import Picture
 from tokenreduce.tower import Part
@@ -85,7 +86,7 @@ class Wiring:
         self.tower = setup.adapter.tower(base)
         self.names = tuple(setup.adapter.visual_ids(base.config))
         self.root = roots[-1]
-        self.aligned = not only_text or contract.aligned_loss(self.root)
+        self.aligned = not only_text or aligned_loss(self.root)
         try:
             self._put_on(roots)
         except BaseException:  # a model keeps no hook of a reduction that never was
@@ -212,7 +213,7 @@ class Wiring:
             # nothing is left out; moved to the right, they would still fit the caller's own labels
             return None
         if ahead is not None and not self.aligned:
-            raise contract.unaligned(self.root)
+            raise unaligned(self.root)
         state.rows = rows
         if ahead is None:
             return None
@@ -236,7 +237,7 @@ class Wiring:
         read = adapter.clips if kind == VIDEO else adapter.pictures
         pictures = read(self.base, call, output)
         if watch is not None or (within is not None and not within.spread and passes):
-            contract.check_patches(self.base, pictures)
+            check_patches(self.base, pictures)
         if watch is not None:
             pictures = measure(pictures, watch)
         if within is not None:
