@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicCache
 import tokenreduce as tr
 from tokenreduce.engine import call, contract, wiring
 from tokenreduce.engine.call import LayerCall, cache_of, with_cache
+from tokenreduce.engine.losses import aligned_loss
 from tokenreduce.testing.batches import batch
 from tokenreduce.testing.models import FAMILIES
 from tokenreduce.testing.oracle import decoder_of
@@ -126,7 +127,7 @@ def test_a_loss_that_knows_no_aligned_labels_is_refused_with_text_logits(llava, 
 def test_a_forward_in_place_of_the_classs_is_believed(llava):
     """As that of a fused loss; one that only stands around the class's is looked through."""
     computes_its_loss(llava, shifted=False)
-    assert not contract.aligned_loss(llava)
+    assert not aligned_loss(llava)
     plain = llava.forward
 
     @functools.wraps(plain)
@@ -134,10 +135,10 @@ def test_a_forward_in_place_of_the_classs_is_believed(llava):
         return plain(*args, **kwargs)
 
     llava.forward = around
-    assert not contract.aligned_loss(llava)
+    assert not aligned_loss(llava)
     llava.forward = lambda *args, **kwargs: plain(*args, **kwargs)
-    assert contract.aligned_loss(llava)
-    assert contract.aligned_loss(torch.nn.Linear(1, 1))  # no loss at all
+    assert aligned_loss(llava)
+    assert aligned_loss(torch.nn.Linear(1, 1))  # no loss at all
 
 
 def test_a_forward_that_names_the_aligned_labels_takes_them(llava):
@@ -145,7 +146,7 @@ def test_a_forward_that_names_the_aligned_labels_takes_them(llava):
         return self.loss_function(labels=labels)
 
     kind_of(llava, forward=forward)
-    assert contract.aligned_loss(llava)
+    assert aligned_loss(llava)
 
 
 def test_pictures_that_the_model_would_leave_out_are_refused(llava, prompt):

@@ -6,11 +6,9 @@ what a forward pass shows. What is not there is an error that names it, the mode
 
 from __future__ import annotations
 
-import ast
 import inspect
-import textwrap
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +23,6 @@ from tokenreduce.engine.sequence import Sequence
 from tokenreduce.engine.spec import EngineConfig
 from tokenreduce.engine.trial import FAILS, trial
 from tokenreduce.errors import ContractError, ReductionWarning
-from tokenreduce.geometry import Picture
 from tokenreduce.tower import Part
 
 OLDEST, NEWEST = (5, 5), (5, 24)
@@ -332,53 +329,6 @@ def packed_rows() -> ContractError:
     )
 
 
-LOSSES = ("loss_function", "CrossEntropyLoss", "cross_entropy")
-"""Under which names transformers' models compute a loss from logits and labels."""
-
-
-def aligned_loss(model: nn.Module) -> bool:
-    """Whether a model's loss takes labels that are aligned with its logits already.
-
-    Read from where its class calls the loss: the keywords that it does not know, `shift_labels`
-    among them, are handed on there. True where that cannot be read, and where another forward has
-    taken the place of the class's (a fused loss), which knows best.
-    """
-    own = [vars(kind)["forward"] for kind in type(model).__mro__ if "forward" in vars(kind)]
-    called = inspect.unwrap(model.forward)
-    if getattr(called, "__func__", called) not in map(inspect.unwrap, own):
-        return True
-    for forward in own:
-        if spelled.SHIFTED in inspect.signature(forward).parameters:
-            return True
-        if calls := _calls(forward, LOSSES):
-            handed = {word.arg for call in calls for word in call.keywords}
-            return None in handed or spelled.SHIFTED in handed  # None: `**kwargs`
-    return True
-
-
-def _calls(function: Callable[..., Any], names: tuple[str, ...]) -> list[ast.Call]:
-    """Where a function's source calls something that goes by one of `names`."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))
-    except (OSError, TypeError, SyntaxError):  # no source, or no function
-        return []
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    return [
-        call
-        for call in calls
-        if getattr(call.func, "attr", getattr(call.func, "id", None)) in names
-    ]
-
-
-def unaligned(model: nn.Module) -> ContractError:
-    """The error for text logits and labels, where the model's loss expects logits of all tokens."""
-    return ContractError(
-        f"transformers {installed()}, {type(model).__name__}: its loss cannot be told which labels "
-        'belong to the logits that logits="text" leaves (its forward hands no shift_labels on): '
-        'reduce with logits="full", or install a newer transformers'
-    )
-
-
 def check_encoded(base: nn.Module, given: ModelCall) -> None:
     """Refuses pictures that were encoded beforehand, where the model would leave them out.
 
@@ -391,23 +341,6 @@ def check_encoded(base: nn.Module, given: ModelCall) -> None:
             f"`{spelled.ENCODED}` and would leave these pictures out: pass the pixel values, or "
             "install a newer transformers"
         )
-
-
-def check_patches(model: nn.Module, pictures: Iterable[Picture]) -> None:
-    """Refuses evidence of the vision tower about tokens of which nobody knows the patches.
-
-    Raises:
-        ContractError: an encoder whose output has not the layout that the adapter knows.
-    """
-    for picture in pictures:
-        if picture.patches is None:
-            raise ContractError(
-                f"transformers {installed()}, {type(model).__name__}: which patches of the vision "
-                f"tower its {len(picture)} visual tokens are made of is not known (its encoder "
-                "returned another number of them than the adapter expects), so that nothing of "
-                "the tower can be said about them: choose a strategy that asks the decoder alone "
-                "(fastv, pyramid_drop, divprune, random), or remove the reduction"
-            )
 
 
 def check_continued(config: EngineConfig, given: ModelCall, seq: Sequence) -> None:

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from tokenreduce.adapter import VIDEO, Adapter
 from tokenreduce.engine import contract, prompt
 from tokenreduce.engine.call import SHIFTED, ModelCall, foreign
+from tokenreduce.engine.losses import aligned_loss, unaligned
 from tokenreduce.engine.prompt import Given, PictureQueue, Prompt
 from tokenreduce.engine.restore import text_rows
 from tokenreduce.engine.sequence import Sequence
 from tokenreduce.engine.spec import EngineConfig
 from tokenreduce.engine.state import MARKED, CallState, CallStates, Marks
-from tokenreduce.engine.tower.observe import measure, watched
+from tokenreduce.engine.tower.observe import check_patches, measure, watched
 from tokenreduce.errors import ReductionWarning
 from tokenreduce.tower import Part
 
@@ -60,7 +61,7 @@ class CallReader:
         self.names = tuple(config.adapter.visual_ids(base.config))
         self._local = threading.local()
         self._warned = False
-        self.root, self.aligned = root, not only_text or contract.aligned_loss(root)
+        self.root, self.aligned = root, not only_text or aligned_loss(root)
 
     @property
     def queue(self) -> PictureQueue:
@@ -109,7 +110,7 @@ class CallReader:
             # nothing is left out; moved to the right, they would still fit the caller's own labels
             return None
         if ahead is not None and not self.aligned:
-            raise contract.unaligned(self.root)
+            raise unaligned(self.root)
         state.rows = rows
         if ahead is None:
             return None
@@ -138,7 +139,7 @@ class CallReader:
         read = adapter.clips if kind == VIDEO else adapter.pictures
         pictures = read(self.base, call, output)
         if watch is not None or (bridge is not None and not bridge.spread and passes):
-            contract.check_patches(self.base, pictures)
+            check_patches(self.base, pictures)
         if watch is not None:
             pictures = measure(pictures, watch)
         if bridge is not None:

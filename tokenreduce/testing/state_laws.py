@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenreduce.engine.call import cache_of, with_cache
-from tokenreduce.engine.contract import aligned_loss
+from tokenreduce.engine.losses import aligned_loss
 from tokenreduce.errors import ContractError
 from tokenreduce.learned import LearnedStrategy
 from tokenreduce.scheduler import Stop

@@ -8,7 +8,7 @@ tokens first), h heads, e head width, d width, m patches that make one visual to
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from tokenreduce.engine.attention import in_this_thread, in_turn
+from tokenreduce.engine.contract import installed
+from tokenreduce.errors import ContractError
 from tokenreduce.evidence import TOWER, kind_of, layer_of
 from tokenreduce.geometry import Picture
 from tokenreduce.tower import Tower
@@ -173,6 +175,23 @@ def watched(tower: Tower | None, needs: frozenset[str]) -> Iterator[Watch | None
         yield watch
     finally:
         watch.close()
+
+
+def check_patches(model: nn.Module, pictures: Iterable[Picture]) -> None:
+    """Refuses evidence of the vision tower about tokens of which nobody knows the patches.
+
+    Raises:
+        ContractError: an encoder whose output has not the layout that the adapter knows.
+    """
+    for picture in pictures:
+        if picture.patches is None:
+            raise ContractError(
+                f"transformers {installed()}, {type(model).__name__}: which patches of the vision "
+                f"tower its {len(picture)} visual tokens are made of is not known (its encoder "
+                "returned another number of them than the adapter expects), so that nothing of "
+                "the tower can be said about them: choose a strategy that asks the decoder alone "
+                "(fastv, pyramid_drop, divprune, random), or remove the reduction"
+            )
 
 
 def measure(pictures: Sequence[Picture], watch: Watch) -> list[Picture]:
