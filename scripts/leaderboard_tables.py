@@ -53,7 +53,7 @@ def leaderboard() -> str:
         (
             [
                 linked(one),
-                "yes" if tr.strategies[one].reads_text else "no",
+                "yes" if tr.strategies.build(one).reads_text else "no",
                 *(cell(board[one].get(at)) for at in schedules()),
                 f"{100 * mean(board[one].values()):.1f}",
             ]
@@ -151,8 +151,8 @@ def which() -> str:
                 linked(one),
                 f"{100 * board[one]:.1f}" if one in board else "–",
                 f"{100 * added[one]:.1f}" if one in added else "–",
-                "yes" if tr.strategies[one].reads_text else "no",
-                ", ".join(f"`{x}`" for x in sorted(tr.strategies[one].needs) if tower(x)) or "none",
+                "yes" if tr.strategies.build(one).reads_text else "no",
+                ", ".join(f"`{x}`" for x in sorted(tr.strategies.build(one).needs) if tower(x)) or "none",
                 "yes" if one in MERGING else "no",
             )
             for one in sorted(methods, key=lambda one: -board.get(one, 0))

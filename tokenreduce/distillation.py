@@ -159,10 +159,11 @@ class Watch(Strategy):
 
     watches: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the pupil reads, and its teacher."""
         text = {"text_valid"} if self.teacher == "text_attention" else set()
-        needs = self.pupil.needs | {self.teacher} | text
-        self.needs = frozenset(needs)  # type: ignore[misc]
+        return self.pupil.needs | {self.teacher} | text
 
     def plan(self, tokens: Tokens, budget: Sequence[int]) -> Plan:
         """Everything stays."""

@@ -26,7 +26,8 @@ Handed = Literal["merged", "spread"]
 class Strategy(ABC):
     """Decides which visual tokens stay at a stop.
 
-    Class attributes state the facts of a method:
+    Class attributes state the facts of a method. `needs`, `positions` and `reads_text` may depend
+    on its options: each is then a `@property`. They are read from an instance, never from a class.
 
     * `needs`: the evidence it reads (names of `tokenreduce.tokens.EVIDENCE`).
     * `positions`: its paper's position rule, used where it is defined for the model.
@@ -38,15 +39,27 @@ class Strategy(ABC):
     * `paper`: where the method comes from.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset()
-    positions: ClassVar[Positions] = "keep"
     reduces: ClassVar[bool] = True
-    reads_text: ClassVar[bool] = False
     watches: ClassVar[bool] = False
     site: ClassVar[str] = "decoder layer"
     paper: ClassVar[str] = ""
     training: bool = False
     """Whether it learns although the model may not; for strategies that own parameters."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The evidence that it reads; none unless a method says otherwise."""
+        return frozenset()
+
+    @property
+    def positions(self) -> Positions:
+        """The position rule of its paper."""
+        return "keep"
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether its choice depends on the question."""
+        return False
 
     @abstractmethod
     def plan(self, tokens: Tokens, budget: Sequence[int]) -> Plan:

@@ -129,12 +129,9 @@ def _facts(reduction: tr.Reduction, before: list[int] | None) -> list[dict[str, 
     shape = shape_of(reduction.decoder.config)
     value = next(p for p in reduction.decoder.parameters() if p.is_floating_point())
     rows = []
-    for i, visual in enumerate(report.visual_tokens):
+    for i, (visual, text) in enumerate(zip(report.visual_tokens, report.text_tokens, strict=True)):
         layers = [layer[i] for layer in report.tokens_per_layer]
         whole = visual if before is None else before[i]
-        text = report.tokens_per_layer[0][i] - (
-            report.stops[0]["kept"][i] if report.stops and report.stops[0]["layer"] == 0 else visual
-        )
         price = cost_of(shape, layers, whole + text, bytes_per_value=value.element_size())
         stops = {str(stop["layer"]): stop["kept"][i] for stop in report.stops}
         rows.append(

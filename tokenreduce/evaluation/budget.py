@@ -51,7 +51,7 @@ def lengths(loaded: Loaded, items: Sequence[Item]) -> tuple[int, int]:
             prefill(loaded.model, inputs)
             report = reduction.report
             visual.append(report.visual_tokens[0])
-            text.append(report.tokens_per_layer[0][0] - report.visual_tokens[0])
+            text.append(report.text_tokens[0])
     return round(statistics.fmean(visual)), round(statistics.fmean(text))
 
 

@@ -59,9 +59,7 @@ class Tally:
     def add(self, report: Report) -> None:
         """Counts one forward pass."""
         layers = [sum(row) for row in report.tokens_per_layer]
-        visual = sum(report.visual_tokens)
-        first = [sum(stop["kept"]) for stop in report.stops if stop["layer"] == 0]
-        text = layers[0] - (first[0] if first else visual)
+        visual, text = sum(report.visual_tokens), sum(report.text_tokens)
         self.tokens += text + visual
         self.visual_in += visual
         self.visual_out += layers[-1] - text

@@ -203,14 +203,22 @@ def _check_needs(strategy: Strategy, prompts: Sequence[str] | None) -> None:
         )
     inside = strategy.needs - BEFORE - ASKED
     if inside:
-        usable = [one for one, kind in strategies.items() if not kind.needs - BEFORE - ASKED]
-        usable = [one for one in usable if strategies[one].reduces]
         raise Incompatible(
             f"{name} reads {', '.join(sorted(inside))} of the language model, which runs in vLLM: "
-            f"choose one that decides before it ({', '.join(usable)})"
+            f"choose one that decides before it ({', '.join(_usable())})"
         )
     if strategy.needs & ASKED and prompts is None:
         raise BadOption(f"{name} chooses by the question: give prompts=[...], one per picture")
+
+
+def _usable() -> list[str]:
+    """The strategies that decide before the language model, with their default options."""
+    found = []
+    for name, kind in strategies.items():
+        with suppress(TypeError, ValueError):  # one that has no defaults is left out
+            if kind.reduces and not kind().needs - BEFORE - ASKED:
+                found.append(name)
+    return found
 
 
 def request(

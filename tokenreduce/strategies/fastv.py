@@ -28,7 +28,6 @@ class FastV(Strategy):
 
     score: Literal["last", "received"] = "last"
 
-    needs: ClassVar[frozenset[str]] = frozenset({"attention_before"})
     reads_text: ClassVar[bool] = True
     paper: ClassVar[str] = "arXiv 2403.06764"
 
@@ -37,7 +36,11 @@ class FastV(Strategy):
             known = ", ".join(_EVIDENCE)
             hint = did_you_mean(self.score, _EVIDENCE)
             raise ValueError(f"no FastV score {self.score!r}{hint} (known: {known})")
-        self.needs = frozenset({_EVIDENCE[self.score]})  # type: ignore[misc]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The attention of the layer before, of one token or of all."""
+        return frozenset({_EVIDENCE[self.score]})
 
     def plan(self, tokens: Tokens, budget: Sequence[int]) -> Plan:
         """The tokens with the highest attention, mean over heads."""
