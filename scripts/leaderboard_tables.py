@@ -142,7 +142,8 @@ def which() -> str:
         one: mean(row for row in reduced() if name(row) == one)
         for one in {name(row) for row in reduced()}
     }
-    methods = [one for one, kind in tr.strategies.items() if kind.reduces or one in board]
+    made = {one: tr.strategies.build(one) for one in tr.strategies}
+    methods = [one for one, strategy in made.items() if strategy.reduces or one in board]
     return table(
         ("strategy", "answers right, %", "cost of choosing, %", "reads the question",
          "needs of the vision tower", "merges"),
@@ -151,8 +152,8 @@ def which() -> str:
                 linked(one),
                 f"{100 * board[one]:.1f}" if one in board else "–",
                 f"{100 * added[one]:.1f}" if one in added else "–",
-                "yes" if tr.strategies.build(one).reads_text else "no",
-                ", ".join(f"`{x}`" for x in sorted(tr.strategies.build(one).needs) if tower(x)) or "none",
+                "yes" if made[one].reads_text else "no",
+                ", ".join(f"`{x}`" for x in sorted(made[one].needs) if tower(x)) or "none",
                 "yes" if one in MERGING else "no",
             )
             for one in sorted(methods, key=lambda one: -board.get(one, 0))

@@ -71,6 +71,7 @@ RULES: dict[str, frozenset[str]] = {
     },
     "engine": SHIPPED | features() | {"tokenreduce.reduction", "timm"},
     "encoder": SHIPPED | features() | {"transformers", "timm", "tokenreduce.reduction"},
+    "recipe": CORE,
     "fit": CORE,
     "report": CORE,
     "checkpoint": CORE | {"tokenreduce.schedulers"},

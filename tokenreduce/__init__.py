@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # the same names for type checkers, documentation and editors
     from tokenreduce.errors import ContractError, ReductionWarning, UnknownName
     from tokenreduce.geometry import Picture
     from tokenreduce.learned import LearnedScorer, LearnedStrategy
+    from tokenreduce.recipe import Recipe
     from tokenreduce.reduction import Reduction, load, reduce, remove
     from tokenreduce.registry import Registry
     from tokenreduce.scheduler import Scheduler, Stop, schedulers
@@ -74,6 +75,7 @@ _HOMES = {
     "errors": ("ContractError", "ReductionWarning", "UnknownName"),
     "geometry": ("Picture",),
     "learned": ("LearnedScorer", "LearnedStrategy"),
+    "recipe": ("Recipe",),
     "reduction": ("Reduction", "load", "reduce", "remove"),
     "registry": ("Registry",),
     "scheduler": ("Scheduler", "Stop", "schedulers"),

@@ -62,7 +62,7 @@ def distill(
         lr: of AdamW, without an optimiser.
         teacher: `"attention"` of the tokens that ask, `"attention_before"` of the same one layer
             earlier, `"attention_received"` from all tokens, `"text_attention"` of all text tokens.
-        optimizer: of `strategy.parameters()` (built by `strategy.prepare(width)`).
+        optimizer: of `strategy.parameters()` (built by `strategy.materialize(width)`).
         adapter: as `reduce` takes it.
         seed: of untrained parameters.
 
@@ -168,7 +168,7 @@ class Watch(Strategy):
     def plan(self, tokens: Tokens, budget: Sequence[int]) -> Plan:
         """Everything stays."""
         if tokens.layer in self.at:
-            self.pupil.prepare(tokens.hidden.shape[-1], tokens.seed, tokens.hidden.device)
+            self.pupil.materialize(tokens.hidden.shape[-1], tokens.seed, tokens.hidden.device)
             with torch.enable_grad():
                 self.scores.append((self.pupil.score(tokens), candidates(tokens)))
         if tokens.layer == self.layer:

@@ -28,12 +28,13 @@ from tokenreduce.engine.sequence import Sequence
 from tokenreduce.engine.spec import EngineConfig
 from tokenreduce.engine.wiring import Wiring
 from tokenreduce.errors import BadOption, Incompatible, ReductionWarning
-from tokenreduce.fit import Logits, check_fit, check_options
+from tokenreduce.fit import check_fit, check_options
 from tokenreduce.geometry import Picture
 from tokenreduce.learned import LearnedStrategy, complaint
+from tokenreduce.recipe import Logits, Recipe
 from tokenreduce.report import Record, Report, make_report
 from tokenreduce.scheduler import Scheduler, Stop, schedulers
-from tokenreduce.strategy import Positions, Strategy, TowerStrategy, strategies
+from tokenreduce.strategy import Positions, Strategy, TowerStrategy
 from tokenreduce.tokens import Plan
 from tokenreduce.tower import Part, encoder_tower
 
@@ -42,31 +43,31 @@ class Reduction:
     """A strategy and a scheduler at work on one model. A context manager; made by `reduce()`."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        strategy: Strategy,
-        scheduler: Scheduler,
-        adapter: Adapter,
-        positions: Positions,
-        logits: Logits,
-        seed: int,
-        min_tokens: int = 0,
+        self, model: nn.Module, recipe: Recipe, adapter: Adapter, positions: Positions
     ) -> None:
-        self.model, self.strategy, self.scheduler = model, strategy, scheduler
-        self.adapter, self.positions, self.logits, self.seed = adapter, positions, logits, seed
-        self.min_tokens = min_tokens
+        self.model, self.adapter, self.positions = model, adapter, positions
+        strategy = self.strategy = recipe.strategy
+        self.scheduler = recipe.schedule
+        self.logits, self.seed, self.min_tokens = recipe.logits, recipe.seed, recipe.min_tokens
         core = unwrap(model)
         self.decoder = adapter.decoder(core)
         names = parameters(self.decoder.layers[0])
         self._config = EngineConfig(
-            adapter, self.decoder, strategy, {}, positions, seed, names, min_tokens=min_tokens
+            adapter,
+            self.decoder,
+            strategy,
+            {},
+            positions,
+            self.seed,
+            names,
+            min_tokens=self.min_tokens,
         )
         self._progress = 1.0
         self._config = replace(self._config, stops=self._stops_at(1.0))
         self._record: Record | None = None
         self._applied = False
         if isinstance(strategy, LearnedStrategy):
-            strategy.begin(self.decoder, seed)
+            strategy.begin(self.decoder, self.seed)
         self._inside: EncoderReduction | None = None
         self._wiring: Wiring
         self._apply()
@@ -87,6 +88,12 @@ class Reduction:
                 raise
 
     # -- what a caller reads -------------------------------------------------------------------
+
+    @property
+    def recipe(self) -> Recipe:
+        """With what the model is reduced: nothing in it is left to be found."""
+        options = (self.positions, self.logits, self.seed, self.min_tokens, self.adapter)
+        return Recipe(self.strategy, self.scheduler, *options)
 
     @property
     def stops(self) -> tuple[Stop, ...]:
@@ -245,7 +252,7 @@ class Reduction:
 
     def save(self, directory: Any) -> Any:
         """Writes the reduction beside a checkpoint, to be re-applied by `tokenreduce.load`."""
-        return checkpoint.save(self, directory)
+        return checkpoint.save(self.recipe, self.model, directory)
 
     def _shorten_tower(self, base: Part, strategy: TowerStrategy) -> EncoderReduction:
         """Merges inside the vision tower, and at layer 0 where its groups come once."""
@@ -288,14 +295,14 @@ class Reduction:
 
 def reduce(
     model: nn.Module,
-    strategy: str | Strategy,
+    strategy: str | Strategy | Recipe,
     scheduler: str | Scheduler | None = None,
     *,
     adapter: str | Adapter | None = None,
     positions: Positions | None = None,
-    logits: Logits = "full",
-    seed: int = 0,
-    min_tokens: int = 0,
+    logits: Logits | None = None,
+    seed: int | None = None,
+    min_tokens: int | None = None,
 ) -> Reduction:
     """Reduces the visual tokens of `model` from now on, until `remove()` or the end of the block.
 
@@ -306,7 +313,9 @@ def reduce(
         model: a transformers vision-language model or causal LM, also wrapped by PEFT or DDP; or a
             plain vision encoder (CLIP, SigLIP, ViT, DeiT, timm's VisionTransformer), for which an
             `EncoderReduction` is returned.
-        strategy: which tokens stay: a registered name, or an instance.
+        strategy: which tokens stay: a registered name, or an instance; or a `Recipe`, which has
+            all that follows as well. An option that is given beside a recipe wins; None leaves it
+            as the recipe has it.
         scheduler: where and how many; None means the strategy's own.
         adapter: how the family is read; None finds it by `config.model_type`.
         positions: `"keep"` the original position ids or `"compact"` them after every stop; None
@@ -314,11 +323,12 @@ def reduce(
         logits: `"full"` returns logits for every position; `"text"` only for the positions that
             text needs (text tokens, and the token before each), left-padded, without the cost of
             the others; the loss is the same. Where that would leave nothing out they are full.
+            None is `"full"`.
             Training without labels is refused with `"text"`: a loss outside the model would
             compare other positions.
-        seed: for strategies that draw.
+        seed: for strategies that draw; None is 0.
         min_tokens: samples with fewer visual tokens in a pass are left as they are, and the
-            report says so: below some number choosing costs more than it saves.
+            report says so: below some number choosing costs more than it saves. None is 0.
 
     Raises:
         KeyError: an unknown strategy, scheduler or adapter name.
@@ -333,25 +343,27 @@ def reduce(
             f"reduce() takes a model that is loaded, not {model!r}: load it first, such as with "
             "transformers' AutoModelForImageTextToText.from_pretrained(...)"
         )
-    plugins.load()  # names and families that installed packages add
-    chosen = _instance(strategy, strategies, Strategy)
-    schedule = (
-        chosen.scheduler() if scheduler is None else _instance(scheduler, schedulers, Scheduler)
-    )
+    recipe = Recipe.parse(strategy)
+    if scheduler is not None:
+        recipe = replace(recipe, scheduler=_instance(scheduler, schedulers, Scheduler))
+    options = {"positions": positions, "logits": logits, "seed": seed, "min_tokens": min_tokens}
+    given = {name: value for name, value in options.items() if value is not None}
+    recipe = replace(recipe, **given)  # type: ignore[arg-type]
+    adapter = recipe.adapter if adapter is None else adapter
     tower = encoder_tower(unwrap(model)) if adapter is None else None
     if tower is not None:
-        own = None if scheduler is None else schedule
-        if positions is not None or logits != "full" or min_tokens:
+        if recipe.positions is not None or recipe.logits != "full" or recipe.min_tokens:
             raise BadOption(
                 "positions, logits and min_tokens are of a language model, which a plain vision "
                 "encoder does not have"
             )
-        inside: Any = EncoderReduction(unwrap(model), tower, chosen, own, seed)
+        inside: Any = EncoderReduction(
+            unwrap(model), tower, recipe.strategy, recipe.scheduler, recipe.seed
+        )
         return inside  # type: ignore[no-any-return]
     reader = _reader(unwrap(model), adapter)
-    check_fit(chosen, reader, unwrap(model))
-    rule = check_options(chosen, reader, positions, logits, min_tokens)
-    return Reduction(model, chosen, schedule, reader, rule, logits, seed, min_tokens)
+    check_fit(recipe.strategy, reader, unwrap(model))
+    return Reduction(model, recipe, reader, check_options(recipe, reader))
 
 
 def load(model: nn.Module, directory: str | PathLike[str]) -> Reduction:
@@ -364,7 +376,7 @@ def load(model: nn.Module, directory: str | PathLike[str]) -> Reduction:
             were saved with it or do not fit the model.
     """
     plugins.load()
-    return reduce(model, **checkpoint.read(model, directory))
+    return reduce(model, checkpoint.read(model, directory))
 
 
 def remove(model: nn.Module) -> bool:

@@ -518,7 +518,7 @@ def test_one_question_is_looked_at_and_judged() -> None:
         loaded,
         "what is in the red circle?",
         [photo(96, 96)],
-        lambda: tr.reduce(loaded.model, "fastv"),
+        "fastv",
         expected="another answer",
         accepts=accepts,
         limit=2,

@@ -191,7 +191,7 @@ def _check_family(core: Any) -> None:
 def _check_needs(strategy: Strategy, prompts: Sequence[str] | None) -> None:
     """Refuses methods that read the language model, or a question that is not given."""
     name = type(strategy).__name__
-    if strategy.site == "pictures":
+    if strategy.acts_on_pixels:
         raise Incompatible(
             f"{name} acts on pictures, before the processor: hand vLLM the pictures themselves, of "
             "tokenreduce.downsample(processor, images, keep).images"

@@ -96,7 +96,7 @@ class Meter:
         )
         self._collate = Collator(processor, side="left")
         tower = isinstance(self.strategy, TowerStrategy) and self.strategy.tower is not None
-        if not self.strategy.reduces or self.strategy.site == "pictures" or tower:
+        if not self.strategy.reduces or tower:
             raise BadOption(
                 f"{type(self.strategy).__name__} drops no tokens at decoder layers: there is no "
                 "stop to profile"
