@@ -98,7 +98,7 @@ def test_it_is_written_as_in_a_checkpoint() -> None:
     ("data", "error", "said"),
     [
         ("fastvv", KeyError, "no strategy 'fastvv'; did you mean 'fastv'"),
-        (3, TypeError, "a registered name, an instance or a recipe, not 3 .*fastv"),
+        (3, TypeError, "a registered name or an instance, or part of a Recipe, not 3 .*fastv"),
         ({"strateg": "fastv"}, ValueError, "no 'strateg'; did you mean 'strategy'.*known: strateg"),
         ({"seed": 1}, ValueError, "no strategy is named .*fastv"),
         ({"strategy": {"score": "last"}}, ValueError, "no strategy is named"),

@@ -101,8 +101,8 @@ class Recipe:
             return cls(_strategy(data))
         if not isinstance(data, Mapping):
             raise Incompatible(
-                f"a strategy is a registered name, an instance or a recipe, not {short(data)} "
-                f"(known names: {', '.join(strategies)})"
+                "a strategy is a registered name or an instance, or part of a Recipe, not "
+                f"{short(data)} (known names: {', '.join(strategies)})"
             )
         parts = _parts({key: value for key, value in data.items() if key not in FILED})
         strategy = _strategy(parts.pop("strategy", {}))
