@@ -55,7 +55,7 @@ def leaderboard() -> str:
         (
             [
                 linked(one),
-                "yes" if tr.strategies[one].reads_text else "no",
+                "yes" if tr.strategies.build(one).reads_text else "no",
                 *(cell(board[one].get(at)) for at in schedules()),
                 f"{100 * mean(board[one].values()):.1f}",
             ]
@@ -144,7 +144,8 @@ def which() -> str:
         one: mean(row for row in reduced() if name(row) == one)
         for one in {name(row) for row in reduced()}
     }
-    methods = [one for one, kind in tr.strategies.items() if kind.reduces or one in board]
+    made = {one: tr.strategies.build(one) for one in tr.strategies}
+    methods = [one for one, strategy in made.items() if strategy.reduces or one in board]
     return table(
         ("strategy", "answers right, %", "cost of choosing, %", "reads the question",
          "needs of the vision tower", "merges"),
@@ -153,9 +154,9 @@ def which() -> str:
                 linked(one),
                 f"{100 * board[one]:.1f}" if one in board else "–",
                 f"{100 * added[one]:.1f}" if one in added else "–",
-                "yes" if tr.strategies[one].reads_text else "no",
-                ", ".join(need(x) for x in sorted(tr.strategies[one].needs) if tower(x)) or "none",
-                "yes" if tr.strategies[one].mixes else "no",
+                "yes" if made[one].reads_text else "no",
+                ", ".join(need(x) for x in sorted(made[one].needs) if tower(x)) or "none",
+                "yes" if made[one].mixes else "no",
             )
             for one in sorted(methods, key=lambda one: -board.get(one, 0))
         ),

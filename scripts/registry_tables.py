@@ -31,10 +31,10 @@ def methods() -> str:
         (
             (
                 f"[`{name}`](methods/{name}.md)",
-                ", ".join(map(need, sorted(kind.needs))) or "none",
+                ", ".join(map(need, sorted(kind().needs))) or "none",
                 kind.site,
-                "yes" if kind.reads_text else "no",
-                f"`{kind.positions}`",
+                "yes" if kind().reads_text else "no",
+                f"`{kind().positions}`",
                 paper(kind),
             )
             for name, kind in tr.strategies.items()
@@ -117,7 +117,7 @@ def conformance() -> str:
 
     def cell(family: str, kind: type[tr.Strategy]) -> str:
         model = shared_model(family, FAMILIES[family].attentions[0])
-        missing = tr.adapters[FAMILIES[family].adapter]().lacks(kind.needs, model)
+        missing = tr.adapters[FAMILIES[family].adapter]().lacks(kind().needs, model)
         names, runs = tried[family]
         return f"no {need(min(missing))}" if missing else f"{len(names)} / {runs}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 import tokenreduce as tr
 from tokenreduce.cost import cost, shape_of
@@ -56,3 +57,32 @@ def test_the_words_of_a_tower_report() -> None:
     assert "9 in the picture" in str(one)
     assert "each of 2 pictures" in str(replace(one, pictures=2))
     assert repr(one) == "<EncoderReport: 9 -> 5 tokens, FLOPs 50.0%>"
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_text_tokens_are_counted_by_sample(layer: int) -> None:
+    """Wherever the first stop is: what a layer has beside the visual tokens that are left."""
+    model, given = LLAVA.model(), batch(LLAVA, (1, 0, 2))
+    with tr.reduce(model, "random", tr.Single(layer, 0.2)) as reduction:
+        given.run(model, use_cache=False)
+        report = reduction.report
+    words = (given.real & ~given.visual).sum(dim=1).tolist()
+    assert len(set(words)) > 1
+    assert report.text_tokens == words
+    assert report.to_dict()["text_tokens"] == words
+    assert [n - t for n, t in zip(report.tokens_per_layer[-1], words, strict=True)] == [5, 0, 10]
+
+
+def test_text_in_parts_adds_up() -> None:
+    """A prompt that comes in chunks is reported as one."""
+    model, given = LLAVA.model(), batch(LLAVA, (1,))
+    second = batch(LLAVA, (2,))
+    with tr.reduce(model, "random", tr.Single(0, 0.2)) as reduction:
+        cache = tr.cache_of(given.run(model, use_cache=True))
+        known = tr.with_cache(model, cache)
+        seen = given.real.shape[1] + second.real.shape[1]
+        mask = torch.ones(1, seen, dtype=torch.long)
+        model(**{**second.inputs, "attention_mask": mask}, **known, use_cache=True)
+        report = reduction.report
+    words = sum(int((one.real & ~one.visual).sum()) for one in (given, second))
+    assert report.text_tokens == [words]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tokenreduce.geometry import Picture
     from tokenreduce.learned import LearnedScorer, LearnedStrategy
     from tokenreduce.paper import Paper
+    from tokenreduce.recipe import Recipe
     from tokenreduce.reduction import Reduction, load, reduce, remove
     from tokenreduce.registry import Registry
     from tokenreduce.scheduler import Scheduler, Stop, schedulers
@@ -108,6 +109,7 @@ _HOME = {
     "Pyramid": "schedulers.pyramid",
     "PyramidDrop": "strategies.pyramid_drop",
     "Random": "strategies.random",
+    "Recipe": "recipe",
     "Reduction": "reduction",
     "ReductionWarning": "errors",
     "Registry": "registry",

@@ -1,4 +1,4 @@
-"""A reduction beside a model's checkpoint: a small JSON file, written by `save`, read by `read`.
+"""A recipe beside a model's checkpoint: a small JSON file, written by `save`, read by `read`.
 
 The file names the strategy and the scheduler as the registries know them, with their options, and
 the model that they were made for. The parameters of a learned strategy lie beside it, in a
@@ -8,13 +8,13 @@ safetensors file whose digest it tells. Nothing in either is code.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -23,12 +23,8 @@ from tokenreduce.adapter import Adapter, adapters, unwrap
 from tokenreduce.errors import BadOption, Missing
 from tokenreduce.files import atomic, parse_json
 from tokenreduce.learned import LearnedStrategy
-from tokenreduce.registry import Registry, short
-from tokenreduce.scheduler import Scheduler, schedulers
-from tokenreduce.strategy import Strategy, strategies
-
-if TYPE_CHECKING:
-    from tokenreduce.reduction import Reduction
+from tokenreduce.recipe import Recipe
+from tokenreduce.registry import short
 
 FILE = "tokenreduce.json"
 WEIGHTS = "tokenreduce.safetensors"
@@ -39,40 +35,47 @@ TRIES = 10
 FORMAT = 2
 """Raised whenever an older version could misread the file; a file has the lowest that fits it."""
 
+PARTS = ("strategy", "scheduler", "adapter", "positions", "logits", "seed")
+"""What every file says of a recipe."""
 
-def save(reduction: Reduction, directory: str | os.PathLike[str]) -> Path:
+
+def save(recipe: Recipe, model: nn.Module, directory: str | os.PathLike[str]) -> Path:
     """Writes `tokenreduce.json` into `directory`, which is made if it is not there.
 
     The parameters of a learned strategy go to `tokenreduce.safetensors` beside it. Several
     processes and threads may save into one folder: what it holds is always one whole save, in the
     end that of the last.
 
+    Args:
+        recipe: with its adapter and its position rule.
+        model: that it is for; its family and depth are written down.
+        directory: the folder.
+
     Returns:
         the path of `tokenreduce.json`.
 
     Raises:
-        ValueError: a strategy, scheduler or adapter that is not registered, options that JSON
-            cannot hold (nobody could make them again), or a plain vision encoder's reduction.
+        ValueError: as `Recipe.to_dict`: nobody could make the parts again; or a plain vision
+            encoder's reduction.
         OSError: the folder cannot be written; a file that was there before is as it was.
     """
-    if reduction.adapter is None:
+    adapter = recipe.adapter
+    if not isinstance(adapter, Adapter):
         raise BadOption("a reduction of a plain vision encoder has no language model to go with")
-    content = {
+    written = replace(recipe, scheduler=recipe.schedule).to_dict()
+    content: dict[str, Any] = {
         "format": 1,
         "tokenreduce": tokenreduce.__version__,
-        "strategy": _told(reduction.strategy),
-        "scheduler": _described(reduction.scheduler, schedulers),
-        "adapter": _name(reduction.adapter, adapters),
-        "positions": reduction.positions,
-        "logits": reduction.logits,
-        "seed": reduction.seed,
-        "model": _facts(reduction.model, reduction.adapter),
+        **{name: written[name] for name in PARTS},
+        "model": _facts(model, adapter),
     }
-    if reduction.min_tokens:  # which a reader of format 1 would leave out
-        content |= {"format": FORMAT, "min_tokens": reduction.min_tokens}
+    learned = recipe.strategy if isinstance(recipe.strategy, LearnedStrategy) else None
+    if learned is not None and "weights" in content["strategy"]["options"]:
+        content["strategy"]["options"]["weights"] = None  # where they once came from: they go along
+    if recipe.min_tokens:  # which a reader of format 1 would leave out
+        content |= {"format": FORMAT, "min_tokens": written["min_tokens"]}
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    learned = reduction.strategy if isinstance(reduction.strategy, LearnedStrategy) else None
     with _alone(folder, writes=True):
         for _ in range(TRIES):
             if _written(folder, content, learned):
@@ -130,41 +133,26 @@ def _alone(folder: Path, writes: bool = False) -> Iterator[None]:
             os.close(handle)
 
 
-def read(model: nn.Module, directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """The reduction that was saved in `directory`, as the arguments of `reduce()` beside the model.
+def read(model: nn.Module, directory: str | os.PathLike[str]) -> Recipe:
+    """The recipe that was saved in `directory`, fit for the model.
 
     Raises:
         FileNotFoundError: the folder holds no such file, or not the weights that it tells of.
         ValueError: as `tokenreduce.load`.
     """
-    with _alone(Path(directory)):
-        content, strategy, scheduler, adapter = _remade(model, Path(directory) / FILE)
-    return {
-        "strategy": strategy,
-        "scheduler": scheduler,
-        "adapter": adapter,
-        "positions": content["positions"],
-        "logits": content["logits"],
-        "seed": content["seed"],
-        "min_tokens": content.get("min_tokens", 0),
-    }
-
-
-def _remade(model: nn.Module, path: Path) -> tuple[dict[str, Any], Strategy, Scheduler, Adapter]:
-    """What a file says, and what it names, fit for the model."""
-    content = _read(path)
-    try:
-        strategy = strategies.build(content["strategy"]["name"], **content["strategy"]["options"])
-        scheduler = schedulers.build(
-            content["scheduler"]["name"], **content["scheduler"]["options"]
-        )
-        adapter: Adapter = adapters.build(content["adapter"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadOption(f"{path} cannot be re-applied: {error}") from error
-    _check(path, content["model"], model, adapter)
-    if isinstance(strategy, LearnedStrategy):
-        _restore(path, content, strategy, model, adapter)
-    return content, strategy, scheduler, adapter
+    path = Path(directory) / FILE
+    with _alone(path.parent):
+        content = _read(path)
+        try:
+            data = {key: value for key, value in content.items() if key != "weights"}
+            recipe = Recipe.parse(data)
+            adapter: Adapter = adapters.build(content["adapter"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadOption(f"{path} cannot be re-applied: {error}") from error
+        _check(path, content["model"], model, adapter)
+        if isinstance(recipe.strategy, LearnedStrategy):
+            _restore(path, content, recipe.strategy, model, adapter)
+    return replace(recipe, adapter=adapter)
 
 
 def _restore(
@@ -196,50 +184,6 @@ def _restore(
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _described(entry: object, registry: Registry[Any]) -> dict[str, Any]:
-    """The name and the options with which a registry makes `entry` again."""
-    name = _name(entry, registry)
-    known = inspect.signature(type(entry)).parameters
-    try:
-        options = {option: _plain(getattr(entry, option)) for option in known}
-        options = json.loads(json.dumps(options, allow_nan=False))
-    except (AttributeError, TypeError, ValueError) as error:
-        raise BadOption(
-            f"the options of {registry.kind} {name!r} cannot be saved ({error}): keep every "
-            "option in an attribute of its name, as plain numbers, strings, lists or None"
-        ) from error
-    return {"name": name, "options": options}
-
-
-def _told(strategy: Strategy) -> dict[str, Any]:
-    """A strategy's name and options; the file that its weights were read from is no option."""
-    told = _described(strategy, strategies)
-    if isinstance(strategy, LearnedStrategy) and "weights" in told["options"]:
-        told["options"]["weights"] = None
-    return told
-
-
-def _plain(value: Any) -> Any:
-    """An option as JSON can hold it; a scheduler inside another by its name and options."""
-    if not isinstance(value, Scheduler):
-        return value
-    inner = _described(value, schedulers)
-    return {"name": inner["name"], **inner["options"]}
-
-
-def _name(entry: object, registry: Registry[Any]) -> str:
-    try:
-        return registry.name_of(entry)
-    except KeyError:
-        kind = type(entry)
-        plural = f"{registry.kind[:-1]}ies" if registry.kind.endswith("y") else f"{registry.kind}s"
-        raise BadOption(
-            f"{kind.__module__}.{kind.__qualname__} is not a registered {registry.kind}, so that "
-            "a saved file could not name it: register the class with "
-            f"@tokenreduce.{plural}.register(name)"
-        ) from None
 
 
 def _facts(model: nn.Module, adapter: Adapter) -> dict[str, Any]:

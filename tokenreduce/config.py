@@ -28,6 +28,7 @@ from tokenreduce.inference.spec import ModelSpec
 if TYPE_CHECKING:
     from hydra.core.config_search_path import ConfigSearchPath
 
+    from tokenreduce.recipe import Recipe
     from tokenreduce.registry import Registry
     from tokenreduce.scheduler import Scheduler
     from tokenreduce.strategy import Strategy
@@ -149,6 +150,21 @@ def build_scheduler(config: DictConfig) -> Scheduler:
     return scheduler
 
 
+def build_recipe(config: DictConfig, scheduler: Scheduler | None = None) -> Recipe:
+    """With what a configuration reduces a model: strategy, scheduler, and the options beside them.
+
+    The logits are of all positions where it says nothing.
+
+    scheduler: in place of the one that the configuration names.
+    """
+    from tokenreduce.recipe import Recipe
+
+    options = {name: config[name] for name in ("positions", "seed", "min_tokens")}
+    options["logits"] = config.logits or "full"
+    scheduler = build_scheduler(config) if scheduler is None else scheduler
+    return Recipe(build_strategy(config), scheduler, **options)
+
+
 def model_spec(config: DictConfig) -> ModelSpec:
     """The model that `config.model` names, with the device, the attention and the seed of a run."""
     model = config.model
@@ -185,13 +201,12 @@ def build(registry: Registry[Any], node: Any) -> Any:
         TypeError: the class has no such option.
         ValueError: an option of the wrong kind, one that is missing, or one that the class refuses.
     """
-    options = dict(plain(node))
-    name = str(options.pop("name", None))
-    entry = registry[name]
-    for key, parameter in inspect.signature(entry).parameters.items():
+    options = plain(node)
+    name = str(options.get("name"))
+    for key, parameter in inspect.signature(registry[name]).parameters.items():
         if key not in options and parameter.default is parameter.empty:
             raise BadOption(f"{registry.kind} {name!r} needs {registry.kind}.{key}=...")
-    return registry.build(name, **options)
+    return registry.parse(options)
 
 
 def plain(node: Any) -> Mapping[str, Any]:

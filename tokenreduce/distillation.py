@@ -62,7 +62,7 @@ def distill(
         lr: of AdamW, without an optimiser.
         teacher: `"attention"` of the tokens that ask, `"attention_before"` of the same one layer
             earlier, `"attention_received"` from all tokens, `"text_attention"` of all text tokens.
-        optimizer: of `strategy.parameters()` (built by `strategy.prepare(width)`).
+        optimizer: of `strategy.parameters()` (built by `strategy.materialize(width)`).
         adapter: as `reduce` takes it.
         seed: of untrained parameters.
 
@@ -159,15 +159,16 @@ class Watch(Strategy):
 
     watches: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the pupil reads, and its teacher."""
         text = {"text_valid"} if self.teacher == "text_attention" else set()
-        needs = self.pupil.needs | {self.teacher} | text
-        self.needs = frozenset(needs)  # type: ignore[misc]
+        return self.pupil.needs | {self.teacher} | text
 
     def plan(self, tokens: Tokens, budget: Sequence[int]) -> Plan:
         """Everything stays."""
         if tokens.layer in self.at:
-            self.pupil.prepare(tokens.hidden.shape[-1], tokens.seed, tokens.hidden.device)
+            self.pupil.materialize(tokens.hidden.shape[-1], tokens.seed, tokens.hidden.device)
             with torch.enable_grad():
                 self.scores.append((self.pupil.score(tokens), candidates(tokens)))
         if tokens.layer == self.layer:

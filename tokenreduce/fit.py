@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 from tokenreduce.adapter import Adapter
-from tokenreduce.checks import integer, one_of
 from tokenreduce.errors import BadOption, Incompatible
+from tokenreduce.recipe import Recipe
 from tokenreduce.strategy import Positions, Strategy, TowerStrategy
 from tokenreduce.tower import Part
-
-Logits = Literal["full", "text"]
 
 
 def check_fit(strategy: Strategy, reader: Adapter, model: Part) -> None:
     """Refuses a strategy whose evidence, or whose work in the tower, the adapter cannot provide."""
-    if strategy.site == "pictures":
+    if strategy.acts_on_pixels:
         raise Incompatible(
             f"{type(strategy).__name__} acts on pictures, before the processor: make the model's "
             "inputs of tokenreduce.downsample(processor, images, keep).images (task=generate does)"
@@ -39,24 +35,16 @@ def check_fit(strategy: Strategy, reader: Adapter, model: Part) -> None:
         )
 
 
-def check_options(
-    strategy: Strategy,
-    reader: Adapter,
-    positions: Positions | None,
-    logits: Logits,
-    min_tokens: int,
-) -> Positions:
-    """The position rule that holds; refuses options that nobody knows or the family lacks."""
+def check_options(recipe: Recipe, reader: Adapter) -> Positions:
+    """The position rule that holds; refuses options that the family or the strategy lacks."""
+    strategy, min_tokens = recipe.strategy, recipe.min_tokens
     own: Positions = strategy.positions if strategy.positions in reader.positions else "keep"
-    rule = own if positions is None else positions
-    for name, value, known in (("positions", rule, Positions), ("logits", logits, Logits)):
-        one_of(value, get_args(known), name)
+    rule = own if recipe.positions is None else recipe.positions
     if rule not in reader.positions:
         raise BadOption(
             f"positions={rule!r} is not defined for {type(reader).__name__} models, whose tokens "
             f"have no single position number: use positions={min(reader.positions)!r}"
         )
-    integer(min_tokens, "min_tokens", least=0)
     if min_tokens and isinstance(strategy, TowerStrategy) and strategy.tower is not None:
         raise BadOption(
             f"min_tokens={min_tokens} is decided at decoder layers, and tower={strategy.tower!r} "

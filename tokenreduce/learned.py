@@ -79,7 +79,7 @@ class LearnedStrategy(Strategy, nn.Module):
     def plan(self, tokens: Tokens, budget: Sequence[int]) -> Plan:
         """What `decide` says, in fp32 whatever the model computes in."""
         hidden = tokens.hidden
-        self.prepare(hidden.shape[-1], tokens.seed, hidden.device)
+        self.materialize(hidden.shape[-1], tokens.seed, hidden.device)
         learning = tokens.learning and any(p.requires_grad for p in self.parameters())
         with ExitStack() as stack:
             stack.enter_context(torch.autocast(hidden.device.type, enabled=False))
@@ -89,7 +89,9 @@ class LearnedStrategy(Strategy, nn.Module):
                 stack.enter_context(saved_tensors_hooks(_as_it_is, _as_it_is))
             return self.decide(replace(tokens, learning=learning), budget)
 
-    def prepare(self, width: int, seed: int = 0, device: torch.device | str | None = None) -> None:
+    def materialize(
+        self, width: int, seed: int = 0, device: torch.device | str | None = None
+    ) -> None:
         """Builds the modules, once, and brings them to `device`.
 
         Args:
@@ -127,7 +129,7 @@ class LearnedStrategy(Strategy, nn.Module):
     def begin(self, decoder: Any, seed: int = 0) -> None:
         """Builds the modules for a decoder, where that lies; looks whether they are trained."""
         width = int(decoder.config.get_text_config().hidden_size)
-        self.prepare(width, seed, next(decoder.parameters()).device)
+        self.materialize(width, seed, next(decoder.parameters()).device)
         self._fresh = None if self.trained else self._writes()
 
     def complaint(self, training: bool) -> str | None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from tokenreduce.errors import BadOption
 from tokenreduce.files import atomic
@@ -16,22 +13,11 @@ from tokenreduce.scheduler import Scheduler, schedulers
 from tokenreduce.schedulers import Explicit
 
 
-def options_of(scheduler: Scheduler) -> dict[str, Any]:
-    """The name and the options that make a schedule again."""
-    values = dataclasses.asdict(scheduler)  # type: ignore[call-overload]
-    return {"name": schedulers.name_of(scheduler), **values}
-
-
 def words(scheduler: Scheduler, strategy: str) -> list[str]:
     """What chooses a strategy and this schedule on the command line; defaults are left out."""
-    options = options_of(scheduler)
-    name = options.pop("name")
-    usual = options_of(schedulers.build(name))
-    found = [f"strategy={strategy}", f"scheduler={name}"]
-    for key, value in options.items():
-        if value != usual[key]:
-            found.append(f"scheduler.{key}={_text(value)}")
-    return found
+    changed = schedulers.to_dict(scheduler, defaults=False)
+    options = [f"scheduler.{key}={spelled(value)}" for key, value in changed["options"].items()]
+    return [f"strategy={strategy}", f"scheduler={changed['name']}", *options]
 
 
 def check_name(name: str, option: str = "preset") -> None:
@@ -81,7 +67,7 @@ def write_preset(
     path = folder / "scheduler" / f"{name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [f"# {' '.join(line.split())}" for line in comments]
-    rows += [f"{key}: {_text(value, ', ')}" for key, value in options_of(scheduler).items()]
+    rows += [f"{key}: {spelled(value, ', ')}" for key, value in schedulers.node(scheduler).items()]
     with atomic(path) as draft:
         draft.write_text("\n".join(rows) + "\n", encoding="utf-8")
     return path
@@ -95,18 +81,23 @@ def load_schedule(path: str | Path) -> Scheduler:
         KeyError: an unknown name.
         TypeError: an option that the scheduler does not have.
     """
+    import yaml
+
     file = Path(path)
     if not file.is_file():
         raise BadOption(f"no file {str(path)!r}: give the path of a schedule such as profiled.yaml")
     options: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
     if not isinstance(options, dict) or "name" not in options:
         raise BadOption(f"{str(path)!r} names no scheduler: it needs a line such as name: explicit")
-    made: Scheduler = schedulers.build(options.pop("name"), **options)
+    made: Scheduler = schedulers.parse(options)
     return made
 
 
-def _text(value: Any, between: str = ",") -> str:
+def spelled(value: Any, between: str = ",") -> str:
     """A value as YAML and Hydra read it; a word of the command line has no space in it."""
+    if isinstance(value, Mapping):
+        parts = (f"{key}:{between[1:]}{spelled(one, between)}" for key, one in value.items())
+        return f"{{{between.join(parts)}}}"
     if isinstance(value, tuple | list):
-        return f"[{between.join(_text(one, between) for one in value)}]"
+        return f"[{between.join(spelled(one, between) for one in value)}]"
     return "null" if value is None else str(value)

@@ -27,12 +27,13 @@ from tokenreduce.engine.tower.bridge import TowerBridge
 from tokenreduce.engine.tower.merging import Merged
 from tokenreduce.engine.tower.site import TowerSite
 from tokenreduce.errors import BadOption, Incompatible, ReductionWarning, warn_once
-from tokenreduce.fit import Logits, check_fit, check_options
+from tokenreduce.fit import check_fit, check_options
 from tokenreduce.geometry import Picture
 from tokenreduce.learned import LearnedStrategy
+from tokenreduce.recipe import Logits, Recipe
 from tokenreduce.report import Record
 from tokenreduce.scheduler import Scheduler, Stop, schedulers
-from tokenreduce.strategy import Positions, Strategy, TowerStrategy, strategies
+from tokenreduce.strategy import Positions, Strategy, TowerStrategy
 from tokenreduce.tokens import Plan
 from tokenreduce.tower import encoder_tower
 
@@ -54,17 +55,14 @@ class Reduction:
     def __init__(
         self,
         model: nn.Module,
-        strategy: Strategy,
-        scheduler: Scheduler | None,
+        recipe: Recipe,
         adapter: Adapter | None,
         positions: Positions = "keep",
-        logits: Logits = "full",
-        seed: int = 0,
-        min_tokens: int = 0,
     ) -> None:
-        self.model, self.strategy, self.scheduler = model, strategy, scheduler
-        self.adapter, self.positions, self.logits, self.seed = adapter, positions, logits, seed
-        self.min_tokens = min_tokens
+        self.model, self.adapter, self.positions = model, adapter, positions
+        strategy = self.strategy = recipe.strategy
+        self.scheduler = recipe.scheduler if adapter is None else recipe.schedule
+        self.logits, self.seed, self.min_tokens = recipe.logits, recipe.seed, recipe.min_tokens
         self.decoder: Any = None
         self.tower: TowerSite | None = None
         self._at_layers: DecoderSite | None = None
@@ -72,23 +70,30 @@ class Reduction:
         self._companions: list[Reduction] = []
         core = unwrap(model)
         self._blocks = 0  # open `with` blocks: the outermost takes the hooks off
-        if adapter is None or scheduler is None:
-            self.tower = _encoder_site(core, strategy, scheduler, seed)
+        if adapter is None or self.scheduler is None:
+            self.tower = _encoder_site(core, recipe)
         else:
             self.decoder = adapter.decoder(core)
             names, roots = parameters(self.decoder.layers[0]), [model]
             config = EngineConfig(
-                adapter, self.decoder, strategy, {}, positions, seed, names, min_tokens=min_tokens
+                adapter,
+                self.decoder,
+                strategy,
+                {},
+                positions,
+                self.seed,
+                names,
+                min_tokens=self.min_tokens,
             )
             roots += [core] if core is not model else []
-            text = logits == "text"
-            self._at_layers = DecoderSite(roots, adapter.base(core), config, scheduler, text)
+            text = self.logits == "text"
+            self._at_layers = DecoderSite(roots, adapter.base(core), config, self.scheduler, text)
             if isinstance(strategy, TowerStrategy) and strategy.tower is not None:
                 tower = adapter.tower(adapter.base(core))
                 assert tower is not None  # `reduce` asked the adapter
-                self.tower = TowerSite(tower, strategy, None, seed, self._passed)
+                self.tower = TowerSite(tower, strategy, None, self.seed, self._passed)
             if isinstance(strategy, LearnedStrategy):
-                strategy.begin(self.decoder, seed)
+                strategy.begin(self.decoder, self.seed)
         self._apply()
 
     @property
@@ -137,6 +142,12 @@ class Reduction:
         return [site for site in self._sites if site.remove()]
 
     # -- what a caller reads -------------------------------------------------------------------
+
+    @property
+    def recipe(self) -> Recipe:
+        """With what the model is reduced: nothing in it is left to be found."""
+        options = (self.positions, self.logits, self.seed, self.min_tokens, self.adapter)
+        return Recipe(self.strategy, self.scheduler, *options)
 
     @property
     def stops(self) -> tuple[Stop, ...]:
@@ -305,14 +316,12 @@ class Reduction:
 
     def save(self, directory: Any) -> Any:
         """Writes the reduction beside a checkpoint, to be re-applied by `tokenreduce.load`."""
-        return checkpoint.save(self, directory)
+        return checkpoint.save(self.recipe, self.model, directory)
 
 
-def _encoder_site(
-    model: nn.Module, strategy: Strategy, scheduler: Scheduler | None, seed: int
-) -> TowerSite:
+def _encoder_site(model: nn.Module, recipe: Recipe) -> TowerSite:
     """The site inside a plain vision encoder."""
-    tower = encoder_tower(model)
+    tower, strategy = encoder_tower(model), recipe.strategy
     assert tower is not None  # `reduce` found one
     if not isinstance(strategy, TowerStrategy):
         raise Incompatible(
@@ -320,19 +329,19 @@ def _encoder_site(
             f"{type(model).__name__} has none: inside a vision encoder a strategy must be a "
             "TowerStrategy, such as 'tome'"
         )
-    return TowerSite(tower, strategy, scheduler, seed)
+    return TowerSite(tower, strategy, recipe.scheduler, recipe.seed)
 
 
 def reduce(
     model: nn.Module,
-    strategy: str | Strategy,
+    strategy: str | Strategy | Recipe,
     scheduler: str | Scheduler | None = None,
     *,
     adapter: str | Adapter | None = None,
     positions: Positions | None = None,
-    logits: Logits = "full",
-    seed: int = 0,
-    min_tokens: int = 0,
+    logits: Logits | None = None,
+    seed: int | None = None,
+    min_tokens: int | None = None,
 ) -> Reduction:
     """Reduces the visual tokens of `model` from now on, until `remove()` or the end of the block.
 
@@ -343,7 +352,9 @@ def reduce(
         model: a transformers vision-language model or causal LM, also wrapped by PEFT or DDP; or a
             plain vision encoder (CLIP, SigLIP, ViT, DeiT, timm's VisionTransformer), whose layers
             then merge.
-        strategy: which tokens stay: a registered name, or an instance.
+        strategy: which tokens stay: a registered name, or an instance; or a `Recipe`, which has
+            all that follows as well. An option that is given beside a recipe wins; None leaves it
+            as the recipe has it.
         scheduler: where and how many; None means the strategy's own.
         adapter: how the family is read; None finds it by `config.model_type`.
         positions: `"keep"` the original position ids or `"compact"` them after every stop; None
@@ -351,11 +362,12 @@ def reduce(
         logits: `"full"` returns logits for every position; `"text"` only for the positions that
             text needs (text tokens, and the token before each), left-padded, without the cost of
             the others; the loss is the same. Where that would leave nothing out they are full.
+            None is `"full"`.
             Training without labels is refused with `"text"`: a loss outside the model would
             compare other positions.
-        seed: for strategies that draw.
+        seed: for strategies that draw; None is 0.
         min_tokens: samples with fewer visual tokens in a pass are left as they are, and the
-            report says so: below some number choosing costs more than it saves.
+            report says so: below some number choosing costs more than it saves. None is 0.
 
     Raises:
         KeyError: an unknown strategy, scheduler or adapter name.
@@ -370,23 +382,23 @@ def reduce(
             f"reduce() takes a model that is loaded, not {model!r}: load it first, such as with "
             "transformers' AutoModelForImageTextToText.from_pretrained(...)"
         )
-    plugins.load()  # names and families that installed packages add
-    chosen = _instance(strategy, strategies, Strategy)
-    schedule = (
-        chosen.scheduler() if scheduler is None else _instance(scheduler, schedulers, Scheduler)
-    )
+    recipe = Recipe.parse(strategy)
+    if scheduler is not None:
+        recipe = replace(recipe, scheduler=_instance(scheduler, schedulers, Scheduler))
+    options = {"positions": positions, "logits": logits, "seed": seed, "min_tokens": min_tokens}
+    given = {name: value for name, value in options.items() if value is not None}
+    recipe = replace(recipe, **given)  # type: ignore[arg-type]
+    adapter = recipe.adapter if adapter is None else adapter
     if adapter is None and encoder_tower(unwrap(model)) is not None:
-        own = None if scheduler is None else schedule
-        if positions is not None or logits != "full" or min_tokens:
+        if recipe.positions is not None or recipe.logits != "full" or recipe.min_tokens:
             raise BadOption(
                 "positions, logits and min_tokens are of a language model, which a plain vision "
                 "encoder does not have"
             )
-        return Reduction(model, chosen, own, None, seed=seed)
+        return Reduction(model, recipe, None)
     reader = _reader(unwrap(model), adapter)
-    check_fit(chosen, reader, unwrap(model))
-    rule = check_options(chosen, reader, positions, logits, min_tokens)
-    return Reduction(model, chosen, schedule, reader, rule, logits, seed, min_tokens)
+    check_fit(recipe.strategy, reader, unwrap(model))
+    return Reduction(model, recipe, reader, check_options(recipe, reader))
 
 
 def load(model: nn.Module, directory: str | PathLike[str]) -> Reduction:
@@ -399,7 +411,7 @@ def load(model: nn.Module, directory: str | PathLike[str]) -> Reduction:
             were saved with it or do not fit the model.
     """
     plugins.load()
-    return reduce(model, **checkpoint.read(model, directory))
+    return reduce(model, checkpoint.read(model, directory))
 
 
 def remove(model: nn.Module) -> bool:

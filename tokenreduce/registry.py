@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import math
 import pkgutil
 import types
@@ -95,6 +96,58 @@ class Registry(Mapping[str, T], Generic[T]):
                 return name
         raise UnknownName(f"{entry!r} is not a registered {self.kind}")
 
+    def parse(self, node: str | Mapping[str, Any], where: str = "") -> Any:
+        """The instance that is written as a name, or as a mapping of `name` and options.
+
+        Options stand beside the name, as in an option file, or in a mapping of their own under
+        `options`, as `to_dict` writes them. Lists are read as tuples. Messages say `where`.
+
+        Raises:
+            KeyError, TypeError: as `build`.
+            ValueError: no name, something else altogether, or as `build`.
+        """
+        name, options = _read(node, where or self.kind)
+        if name is None:
+            raise BadOption(
+                f"{where or self.kind} has no name: no {self.kind} is named (known names: "
+                f"{', '.join(self)})"
+            )
+        return self.build(name, **options)
+
+    def to_dict(self, entry: object, defaults: bool = True) -> dict[str, Any]:
+        """`{"name": ..., "options": {...}}`, plain JSON data that `parse` makes an equal object of.
+
+        An option that is itself of this registry is written as `node` writes it.
+
+        Args:
+            entry: an instance of a registered class.
+            defaults: False leaves out options that are as the class has them.
+
+        Raises:
+            ValueError: a class that is not registered, an option that the instance does not keep
+                in an attribute of its name, or one that JSON cannot hold.
+        """
+        if all(type(entry) is not known for known in self.values()):
+            raise BadOption(_unregistered(entry, self.kind))
+        name, options = self.name_of(entry), {}
+        try:
+            for option, parameter in inspect.signature(type(entry)).parameters.items():
+                value = getattr(entry, option)
+                if defaults or value != parameter.default:
+                    options[option] = self.node(value) if type(value) in self.values() else value
+            options = json.loads(json.dumps(options, allow_nan=False))
+        except (AttributeError, TypeError, ValueError) as error:
+            raise BadOption(
+                f"the options of {self.kind} {name!r} cannot be saved ({error}): keep every "
+                "option in an attribute of its name, as plain numbers, strings, lists or None"
+            ) from error
+        return {"name": name, "options": options}
+
+    def node(self, entry: object, defaults: bool = True) -> dict[str, Any]:
+        """As `to_dict`, with the options beside the name: how an option file has it."""
+        written = self.to_dict(entry, defaults)
+        return {"name": written["name"], **written["options"]}
+
     def _fill(self) -> None:
         home, self._home = self._home, None
         if home is not None:
@@ -130,6 +183,32 @@ def import_modules(package: str) -> None:
     folder = importlib.import_module(package).__path__
     for name in sorted(module.name for module in pkgutil.iter_modules(folder)):
         importlib.import_module(f"{package}.{name}")
+
+
+def _read(node: Any, where: str) -> tuple[str | None, dict[str, Any]]:
+    """The name, None where there is none, and the options that a node of data has."""
+    if isinstance(node, str):
+        return node, {}
+    if not isinstance(node, Mapping):
+        raise BadOption(
+            f"{where} must be a name, or a mapping of name and options, not {short(node)}"
+        )
+    options = {str(key): value for key, value in node.items()}
+    name = options.pop("name", None)
+    if set(options) == {"options"} and isinstance(options["options"], Mapping):
+        options = {str(key): value for key, value in options["options"].items()}
+    listed = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in options.items()
+    }
+    return (name if isinstance(name, str) else None), listed
+
+
+def _unregistered(entry: object, kind: str) -> str:
+    plural = f"{kind[:-1]}ies" if kind.endswith("y") else f"{kind}s"
+    return (
+        f"{_owner(type(entry))} is not a registered {kind}, so that nothing that is saved could "
+        f"name it: register the class with @tokenreduce.{plural}.register(name)"
+    )
 
 
 def _owner(entry: object) -> str:

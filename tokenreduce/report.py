@@ -131,6 +131,7 @@ class Report:
 
     Attributes:
         visual_tokens: per sample.
+        text_tokens: per sample, without padding; no layer drops any.
         stops: one entry per stop: `layer`, `keep` (share of the original), `kept` (per sample) and
             where `at_least` has raised a share, `raised` (per sample).
         tokens_per_layer: per layer, per sample: text and visual tokens without padding.
@@ -147,6 +148,7 @@ class Report:
     """
 
     visual_tokens: list[int]
+    text_tokens: list[int]
     stops: list[dict[str, Any]]
     tokens_per_layer: list[list[int]]
     flops: int
@@ -234,6 +236,7 @@ def make_report(
     samples = list(zip(*layers, strict=True))
     return Report(
         visual_tokens=list(record.counts),
+        text_tokens=list(record.texts),
         stops=[
             {
                 "layer": i,

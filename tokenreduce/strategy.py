@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -24,18 +25,32 @@ Positions = Literal["keep", "compact"]
 Handed = Literal["merged", "spread"]
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """Pictures as the processor is to get them.
+
+    Attributes:
+        images: PIL pictures.
+        full: visual tokens of each as it was; None where nothing was changed.
+    """
+
+    images: Sequence[Any]
+    full: Sequence[int] | None = None
+
+
 class Strategy(ABC):
     """Decides which visual tokens stay at a stop.
 
-    Class attributes state the facts of a method:
+    Class attributes state the facts of a method. `needs`, `positions` and `reads_text` may depend
+    on its options: each is then a `@property`. They are read from an instance, never from a class.
 
     * `needs`: the evidence it reads (names of `tokenreduce.evidence.EVIDENCE`).
     * `positions`: its paper's position rule, used where it is defined for the model.
-    * `reduces`: False for the one strategy that keeps everything whatever the budget.
+    * `reduces`: False where every token stays in the model, whatever the budget.
     * `reads_text`: True when the choice depends on the question, so that a cached prefix does too.
     * `watches`: True when it is asked also where everything stays; its plan is then not used.
-    * `site`: where it acts. A method that makes the pictures smaller acts on `"pictures"`, before
-      the processor; inside a model it is refused.
+    * `site`: where it acts. A method whose whole work is that of `prepare`, before the processor,
+      acts on `"pictures"`; inside a model it is refused.
     * `paper`: where the method comes from.
     * `formula`: what stays, in one line; `cost`: of choosing k of v tokens.
     * `mixes`: True when kept tokens take in others.
@@ -44,10 +59,7 @@ class Strategy(ABC):
     the option's file, and a row on the method's page.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset()
-    positions: ClassVar[Positions] = "keep"
     reduces: ClassVar[bool] = True
-    reads_text: ClassVar[bool] = False
     watches: ClassVar[bool] = False
     site: ClassVar[str] = "decoder layer"
     paper: ClassVar[Paper | str] = ""
@@ -56,6 +68,36 @@ class Strategy(ABC):
     mixes: ClassVar[bool] = False
     training: bool = False
     """Whether it learns although the model may not; for strategies that own parameters."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The evidence that it reads; none unless a method says otherwise."""
+        return frozenset()
+
+    @property
+    def positions(self) -> Positions:
+        """The position rule of its paper."""
+        return "keep"
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether its choice depends on the question."""
+        return False
+
+    @property
+    def acts_on_pixels(self) -> bool:
+        """Whether its whole work is that of `prepare`, so that no model can be reduced by it."""
+        return self.site == "pictures"
+
+    def prepare(self, processor: Any, images: Sequence[Any], keep: float) -> Prepared:
+        """The pictures as the processor is to get them; as they are unless a method says otherwise.
+
+        Args:
+            processor: the checkpoint's, with its tokenizer.
+            images: PIL pictures.
+            keep: the share of their visual tokens that is to reach the language model.
+        """
+        return Prepared(images)
 
     @abstractmethod
     def plan(self, tokens: Tokens, budget: Sequence[int]) -> Plan:

@@ -24,7 +24,7 @@ STEPS = 2 if SMOKE else 8
 @pytest.mark.parametrize("batch", BATCHES)
 def test_a_batch(benchmark: Any, batch: int, method: str) -> None:
     model, _ = models(SMALL)
-    one = Candidate(method, tr.strategies.build(method))
+    one = Candidate(method, tr.Recipe.parse(method))
     race = Race(model, prompt(COUNT, batch), [one], STEPS)
     plain, reduced = race.lanes
     race.warm_up()

@@ -150,7 +150,9 @@ def test_a_picture_of_noise_fits_its_model(name: str) -> None:
 def test_a_race_weighs_what_the_report_says(name: str, method: str) -> None:
     model = FAMILIES[name].model()
     strategy = tr.strategies.build(method)
-    race = Race(model, MarkedPrompt(40, 16, 2), [Candidate(method, strategy)], new_tokens=2).run(3)
+    race = Race(
+        model, MarkedPrompt(40, 16, 2), [Candidate(method, tr.Recipe(strategy))], new_tokens=2
+    ).run(3)
     (row,) = race.rows()
     report = race.lanes[1].report
     assert report is not None
@@ -179,7 +181,7 @@ def test_steps_of_a_round_count_once_in_an_interval() -> None:
 def test_everyone_leads_a_round() -> None:
     """The order moves on: nobody always follows the same."""
     model, order = FAMILIES["llama-gqa"].model(), []
-    those = [Candidate(name, tr.strategies.build(name)) for name in ("random", "stride")]
+    those = [Candidate(name, tr.Recipe.parse(name)) for name in ("random", "stride")]
     race = Race(model, MarkedPrompt(20, 8), those)
     plain = race.turn
     race.turn = lambda lane: (order.append(lane.candidate.name), plain(lane))

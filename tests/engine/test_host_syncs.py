@@ -12,9 +12,7 @@ from tokenreduce.testing.models import FAMILIES
 from tokenreduce.testing.trial import shared_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:this ScorerMLP is untrained")
-STRATEGIES = sorted(
-    name for name, kind in tr.strategies.items() if kind.reduces and kind.site != "pictures"
-)
+STRATEGIES = sorted(name for name, kind in tr.strategies.items() if kind.reduces)
 MAIN = [family for family in FAMILIES.values() if family.main]
 SCHEDULE = tr.Explicit(layers=(0, 2, 4), keeps=(0.8, 0.5, 0.2))
 OURS = "prompt.py:read_prompt"
@@ -50,7 +48,7 @@ def generate(model, prompt):
 def fits(name, family):
     """Whether a strategy works on a family."""
     adapter = tr.adapters[family.adapter]()
-    return not adapter.lacks(tr.strategies[name].needs, shared_model(family.name, "sdpa"))
+    return not adapter.lacks(tr.strategies.build(name).needs, shared_model(family.name, "sdpa"))
 
 
 def waiting(pairs):

@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 import torch
 
+import tokenreduce as tr
 from tokenreduce.evaluation import runner as running
 from tokenreduce.evaluation.asking import Protocol
 from tokenreduce.evaluation.bars import Bars
@@ -25,7 +26,7 @@ from tokenreduce.strategy import strategies
 
 ITEMS = [Item(i, cast(Any, None), "kind", "What?" * (1 + i), "a", name=str(i)) for i in range(4)]
 ALONE = Shard()
-NULL = Condition({"name": "stride"}, {"name": "single", "layer": 2, "keep": 0.5}, "keep")
+NULL = Condition(tr.Recipe(tr.Stride(), tr.Single(layer=2, keep=0.5), "keep"))
 
 
 def refuses() -> None:
@@ -138,7 +139,7 @@ def test_what_is_needed_raises_in_all_processes(runner: Callable[..., Runner]) -
 def test_a_run_without_a_screen_says_where_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bars, draw = Bars(of=3), Condition({"name": "random"}, {"name": "single"}, "keep", seed=4)
+    bars, draw = Bars(of=3), Condition(tr.Recipe(tr.Random(), tr.Single(), "keep", seed=4))
     answers = {NULL.key: {"0": {}, "1": {}}, draw.key: {"0": {}}}
     bars.found([NULL, draw], lambda key: answers[key], tmp_path)
     for condition in (NULL, draw):

@@ -27,7 +27,7 @@ from tokenreduce.testing.models import FAMILIES
 USABLE = [
     name
     for name, kind in tr.strategies.items()
-    if kind.reduces and kind.site != "pictures" and not kind.needs - door.BEFORE - door.ASKED
+    if kind.reduces and not kind().needs - door.BEFORE - door.ASKED
 ]
 PROMPT = "USER: <image>\nwhat shape has the E? ASSISTANT:"
 

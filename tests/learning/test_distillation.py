@@ -111,7 +111,7 @@ def test_steps_begin_again_and_text_is_left_out():
 def test_every_stop_of_the_schedule_learns():
     model, scorer = LLAVA.model(), tr.ScorerMLP(hidden=8)
     calls = []
-    scorer.prepare(32)
+    scorer.materialize(32)
     scorer.last.register_forward_hook(lambda *_: calls.append(1))
     tr.distill(model, scorer, batches(0, 1), scheduler=tr.Explicit((0, 2, 4), (0.5, 0.2, 0.1)))
     assert len(calls) == 3

@@ -211,7 +211,7 @@ def test_no_graph_outlives_the_pass():
 
 def test_frozen_parameters_need_no_gate():
     model, strategy = LLAVA.model().train(), tr.ScorerMLP()
-    strategy.prepare(32)
+    strategy.materialize(32)
     strategy.requires_grad_(False)
     _, _, reduction = trained_step(model, strategy, batch(LLAVA, (1,)))
     assert all(plan.gate is None for plan in reduction.plans.values())
@@ -304,7 +304,7 @@ def test_untrained_parameters_come_from_the_seed_alone():
         torch.manual_seed(noise)
         assert torch.equal(torch.get_rng_state(), state)
         strategy2 = tr.ScorerMLP(hidden=8)
-        strategy2.prepare(32, seed)
+        strategy2.materialize(32, seed)
         assert torch.equal(torch.get_rng_state(), state)
         assert torch.equal(strategy.visual.weight, strategy2.visual.weight)
         found.append(strategy.visual.weight)
@@ -362,7 +362,7 @@ def test_a_dataclass_that_torch_cannot_tell_apart_is_refused():
 
 def test_another_width_is_refused_and_leaves_nothing_behind():
     strategy, model = tr.ScorerMLP(), LLAVA.model()
-    strategy.prepare(16)
+    strategy.materialize(16)
     with pytest.raises(ValueError, match="built for a model of width 16, and this one has 32"):
         tr.reduce(model, strategy)
     tr.reduce(model, "none").remove()
@@ -379,7 +379,7 @@ def test_what_is_not_built_has_nothing_to_save_or_to_train(tmp_path):
 
 def test_weights_are_read_from_a_file(tmp_path):
     first = tr.ScorerMLP(hidden=8)
-    first.prepare(32, seed=5)
+    first.materialize(32, seed=5)
     path = first.save_weights(tmp_path / "scorer.safetensors")
     assert [p.name for p in tmp_path.iterdir()] == ["scorer.safetensors"]
     second = tr.ScorerMLP(hidden=8, weights=str(path))
@@ -394,7 +394,7 @@ def test_weights_are_read_from_a_file(tmp_path):
 
 def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path):
     first = tr.ScorerMLP(hidden=8)
-    first.prepare(32)
+    first.materialize(32)
     path = str(first.save_weights(tmp_path / "scorer.safetensors"))
     (tmp_path / "text.safetensors").write_text("no tensors")
     model = LLAVA.model()
@@ -429,7 +429,7 @@ def test_weights_of_another_dtype_or_without_sense_are_refused(tmp_path, change,
     from safetensors.torch import load_file, save_file
 
     first = tr.ScorerMLP(hidden=8)
-    first.prepare(32)
+    first.materialize(32)
     path = tmp_path / "scorer.safetensors"
     tensors = load_file(first.save_weights(path))
     save_file({n: change(x) if n == "last.bias" else x for n, x in tensors.items()}, path)
@@ -441,11 +441,11 @@ def test_weights_of_another_dtype_or_without_sense_are_refused(tmp_path, change,
 
 def test_weights_are_saved_in_fp32_and_say_when_they_are_not_finite(tmp_path):
     first = tr.ScorerMLP(hidden=8)
-    first.prepare(32)
+    first.materialize(32)
     first.bfloat16()  # as a model that is cast as a whole
     path = first.save_weights(tmp_path / "scorer.safetensors")
     second = tr.ScorerMLP(hidden=8, weights=str(path))
-    second.prepare(32)
+    second.materialize(32)
     assert torch.equal(second.visual.weight, first.visual.weight.float())
     with torch.no_grad():
         second.last.bias.fill_(torch.inf)
@@ -458,7 +458,7 @@ def test_weights_are_saved_in_fp32_and_say_when_they_are_not_finite(tmp_path):
 
 def test_a_joined_group_is_cleared_after_a_step():
     strategy = Random()
-    strategy.prepare(4)
+    strategy.materialize(4)
     other = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([other], lr=1.0)
     strategy.join(optimizer, lr=0.5)

@@ -214,6 +214,7 @@ def test_nothing_to_look_at_is_refused(tmp_path: Path) -> None:
 def report(layers: list[int], stops: dict[int, int], visual: int = 100) -> dict[str, Any]:
     return {
         "visual_tokens": [visual],
+        "text_tokens": [layers[0] - stops.get(0, visual)],
         "tokens_per_layer": [[n] for n in layers],
         "stops": [{"layer": i, "kept": [n]} for i, n in stops.items()],
     }
@@ -517,7 +518,7 @@ def test_one_question_is_looked_at_and_judged() -> None:
         loaded,
         "what is in the red circle?",
         [photo(96, 96)],
-        lambda: tr.reduce(loaded.model, "fastv"),
+        "fastv",
         expected="another answer",
         accepts=accepts,
         limit=2,

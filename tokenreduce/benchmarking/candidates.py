@@ -31,13 +31,13 @@ def candidates(
         ValueError: the first strategy has nothing to do in a model.
     """
     name, own = next(iter(strategies.items()))
-    if own.site == "pictures" or not own.reduces:
+    if not own.reduces:
         raise BadOption(
             f"strategy={name} leaves the model's own work as it is, so that there "
             "is nothing to measure: choose another"
         )
     return [
-        Candidate(name, strategy, scheduler, positions, seed, share)
+        Candidate(name, tr.Recipe(strategy, scheduler, positions, seed=seed), share)
         for share, scheduler in schedules
         for name, strategy in strategies.items()
     ]

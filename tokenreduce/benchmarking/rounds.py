@@ -26,16 +26,13 @@ from tokenreduce.inference.clock import Clock, Times, interval, paired, ratios
 
 @dataclass(frozen=True)
 class Candidate:
-    """A strategy with a schedule; without a strategy the unreduced model.
+    """A recipe under the name that tables show; without a recipe the unreduced model.
 
     `share` is the share of the visual tokens that was asked for, None where the schedule said it.
     """
 
     name: str
-    strategy: tr.Strategy | None = None
-    scheduler: tr.Scheduler | None = None
-    positions: Any = None
-    seed: int = 0
+    recipe: tr.Recipe | None = None
     share: float | None = None
 
 
@@ -125,19 +122,13 @@ class Race:
     @contextmanager
     def _applied(self, lane: Lane) -> Iterator[None]:
         """The model as this candidate wants it."""
-        one = lane.candidate
-        if one.strategy is None:
+        recipe = lane.candidate.recipe
+        if recipe is None:
             yield
             return
+        reader = self.prompt.reader(tr.unwrap(self.model))
         with (
-            tr.reduce(
-                self.model,
-                one.strategy,
-                one.scheduler,
-                adapter=self.prompt.reader(tr.unwrap(self.model)),
-                positions=one.positions,
-                seed=one.seed,
-            ) as reduction,
+            tr.reduce(self.model, recipe, adapter=reader) as reduction,
             self.prompt.shown(reduction),
         ):
             yield

@@ -23,7 +23,7 @@ from tokenreduce.evaluation.items import Item
 from tokenreduce.evaluation.records import Row, pack
 from tokenreduce.evaluation.scoring import is_right
 from tokenreduce.inference.loaded import Loaded
-from tokenreduce.inference.prompt import encode_all, only_share
+from tokenreduce.inference.prompt import encode_all, prepare
 
 DIGITS = 6
 
@@ -53,16 +53,11 @@ def batches(items: Sequence[Item], size: int) -> list[list[Item]]:
 
 def inputs_of(
     loaded: Loaded, condition: Condition, items: Sequence[Item]
-) -> tuple[Any, list[int] | None]:
+) -> tuple[Any, Sequence[int] | None]:
     """Model inputs of a batch, and the visual tokens it would have had, where pictures shrink."""
-    pictures = [_picture(item) for item in items]
-    before = None
-    if condition.on_pictures:
-        keep = only_share(condition.build()[1], loaded)
-        made = tr.downsample(loaded.processor, pictures, keep)
-        pictures, before = made.images, made.full
+    made = prepare(loaded, condition.recipe, [_picture(item) for item in items])
     questions = [item.question for item in items]
-    return encode_all(loaded, questions, [[picture] for picture in pictures]), before
+    return encode_all(loaded, questions, [[picture] for picture in made.images]), made.full
 
 
 def _picture(item: Item) -> Image.Image:
@@ -123,18 +118,15 @@ def _chances(
     return {name: round(float(chances[list(ids)].sum()), DIGITS) for name, ids in starts.items()}
 
 
-def _facts(reduction: tr.Reduction, before: list[int] | None) -> list[dict[str, Any]]:
+def _facts(reduction: tr.Reduction, before: Sequence[int] | None) -> list[dict[str, Any]]:
     """Of every prompt: visual tokens, what every stop kept, and what it costs beside the full."""
     report, kept = reduction.report, reduction.kept
     shape = shape_of(reduction.decoder.config)
     value = next(p for p in reduction.decoder.parameters() if p.is_floating_point())
     rows = []
-    for i, visual in enumerate(report.visual_tokens):
+    for i, (visual, text) in enumerate(zip(report.visual_tokens, report.text_tokens, strict=True)):
         layers = [layer[i] for layer in report.tokens_per_layer]
         whole = visual if before is None else before[i]
-        text = report.tokens_per_layer[0][i] - (
-            report.stops[0]["kept"][i] if report.stops and report.stops[0]["layer"] == 0 else visual
-        )
         price = cost_of(shape, layers, whole + text, bytes_per_value=value.element_size())
         stops = {str(stop["layer"]): stop["kept"][i] for stop in report.stops}
         rows.append(

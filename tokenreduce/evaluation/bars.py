@@ -55,5 +55,7 @@ class Bars:
 
 def named(condition: Condition) -> str:
     """A condition with its seed, where that makes a difference."""
-    drawn = condition.strategy is not None and condition.strategy["name"] == "random"
-    return f"{condition.label}, seed {condition.seed}" if drawn else condition.label
+    recipe = condition.recipe
+    if recipe is None or recipe.name != "random":
+        return condition.label
+    return f"{condition.label}, seed {recipe.seed}"

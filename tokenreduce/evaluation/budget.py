@@ -13,7 +13,6 @@ from tokenreduce.evaluation.conditions import FULL
 from tokenreduce.evaluation.items import Item
 from tokenreduce.inference.loaded import Loaded
 from tokenreduce.inference.measure import prefill
-from tokenreduce.presets import options_of
 
 PROMPTS = 8
 DIGITS = 4
@@ -21,8 +20,8 @@ DIGITS = 4
 
 def schedule_at(
     loaded: Loaded, items: Sequence[Item], flops: float, rule: str, options: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Name and options of the schedule of a rule that costs `flops` of the full model's prefill.
+) -> tr.Scheduler:
+    """The schedule of a rule that costs `flops` of the full model's prefill.
 
     What it keeps is solved for, at the mean length of some of the prompts.
 
@@ -38,7 +37,9 @@ def schedule_at(
         rule=rule,
         **options,
     )
-    return {key: _short(value) for key, value in options_of(made).items()}
+    shares = {key: _short(value) for key, value in tr.schedulers.node(made).items()}
+    rounded: tr.Scheduler = tr.schedulers.parse(shares)
+    return rounded
 
 
 def lengths(loaded: Loaded, items: Sequence[Item]) -> tuple[int, int]:
@@ -51,7 +52,7 @@ def lengths(loaded: Loaded, items: Sequence[Item]) -> tuple[int, int]:
             prefill(loaded.model, inputs)
             report = reduction.report
             visual.append(report.visual_tokens[0])
-            text.append(report.tokens_per_layer[0][0] - report.visual_tokens[0])
+            text.append(report.text_tokens[0])
     return round(statistics.fmean(visual)), round(statistics.fmean(text))
 
 

@@ -8,27 +8,22 @@ changes of the input that set the scale.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import tokenreduce as tr
-from tokenreduce import plugins
 from tokenreduce.adapter import adapter_for
-from tokenreduce.errors import BadOption
 from tokenreduce.evaluation.items import Item
 from tokenreduce.evaluation.perturbation import perturbations
 from tokenreduce.inference.loaded import Loaded
-from tokenreduce.registry import Registry
-from tokenreduce.strategy import Positions
+from tokenreduce.recipe import Recipe
 
 BASELINES = ("random", "stride", "pooling", "downsample")
 """Reducers that read nothing of the model or the question."""
-Options = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -36,65 +31,53 @@ class Condition:
     """One way to answer the questions.
 
     Attributes:
-        strategy: name and options; None is the full model.
-        scheduler: name and options.
-        positions: `"keep"` or `"compact"`; None is the strategy's own rule.
-        seed: of the strategy.
+        recipe: with what the model is reduced; None is the full model.
         change: of the questions, by name; None leaves them as they are.
-        min_tokens: samples with fewer visual tokens are left as they are.
     """
 
-    strategy: Options | None = None
-    scheduler: Options | None = None
-    positions: Positions | None = None
-    seed: int = 0
+    recipe: Recipe | None = None
     change: str | None = None
-    min_tokens: int = 0
 
     @property
     def key(self) -> str:
         """A name for files: what it is, and a digest of every option."""
-        parts = [self.change] if self.strategy is None else [self.strategy["name"], self.schedule]
+        parts = [self.change] if self.recipe is None else [self.recipe.name, self.schedule]
         name = re.sub(r"[^\w.-]+", "_", "-".join(str(part) for part in parts if part) or "full")
-        text = json.dumps(asdict(self), sort_keys=True, default=list)
+        text = json.dumps(self.to_dict(), sort_keys=True)
         return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     @property
     def label(self) -> str:
         """What it is, in a few words."""
-        if self.strategy is None:
+        if self.recipe is None:
             return self.change or "full model"
-        return f"{self.strategy['name']}, {self.schedule}"
+        return f"{self.recipe.name}, {self.schedule}"
 
     @property
     def schedule(self) -> str | None:
         """The scheduler's name."""
-        return None if self.scheduler is None else str(self.scheduler["name"])
+        return None if self.recipe is None else tr.schedulers.name_of(self.recipe.schedule)
 
-    @property
-    def on_pictures(self) -> bool:
-        """Whether pictures are made smaller before the processor."""
-        return self.strategy is not None and self.build()[0].site == "pictures"
+    def to_dict(self) -> dict[str, Any]:
+        """What is noted of it: names, options that are not the defaults of their class, the rest.
 
-    def build(self) -> tuple[tr.Strategy, tr.Scheduler]:
-        """The strategy and the scheduler, new ones."""
-        plugins.load()
-        return _built(tr.strategies, self.strategy), _built(tr.schedulers, self.scheduler)
+        So the same condition has the same key however it was written.
+        """
+        names = ("strategy", "scheduler", "positions")
+        data: dict[str, Any] = dict.fromkeys(names) | {"seed": 0, "min_tokens": 0}
+        recipe = self.recipe
+        if recipe is not None:
+            data = {name: getattr(recipe, name) for name in data}
+            data["strategy"] = tr.strategies.node(recipe.strategy, defaults=False)
+            data["scheduler"] = tr.schedulers.node(recipe.schedule, defaults=False)
+        return data | {"change": self.change}
 
     def reduction(self, loaded: Loaded) -> Callable[[], Any]:
         """A context in which the model answers under this condition; the full one does nothing."""
-        if self.strategy is None:
+        if self.recipe is None:
             return nullcontext
-        strategy, scheduler = self.build()
-        chosen: Any = "none" if strategy.site == "pictures" else strategy
-        return lambda: tr.reduce(
-            loaded.model,
-            chosen,
-            scheduler,
-            positions=self.positions,
-            seed=self.seed,
-            min_tokens=self.min_tokens,
-        )
+        recipe = self.recipe.in_model()
+        return lambda: tr.reduce(loaded.model, recipe)
 
     def asked(self, items: Sequence[Item]) -> list[Item]:
         """The questions as this condition puts them; those that it cannot change are left out."""
@@ -107,32 +90,16 @@ class Condition:
 FULL = Condition()
 
 
-def spelled_out(asked: Condition, loaded: Loaded) -> Condition:
-    """A reduction as a condition with its position rule spelled out; `FULL` for one of nothing.
-
-    Options that are the defaults of their class are left out, so that the same condition has the
-    same key however it was written.
-
-    Raises:
-        ValueError: `min_tokens` with a strategy that acts before the model.
-    """
-    plugins.load()
-    assert asked.strategy is not None  # it names a reduction
-    assert asked.scheduler is not None  # and its schedule
-    strategy = _spoken(tr.strategies, asked.strategy)
-    made = replace(asked, strategy=strategy, scheduler=_spoken(tr.schedulers, asked.scheduler))
-    own = made.build()[0]
-    if own.site == "pictures" and made.min_tokens:
-        raise BadOption(
-            f"min_tokens={made.min_tokens} is decided in the model, and "
-            f"strategy={strategy['name']} acts before it: leave one of them out"
-        )
-    if not own.reduces and own.site != "pictures":
+def spelled_out(recipe: Recipe, loaded: Loaded) -> Condition:
+    """A recipe as a condition with its position rule spelled out; `FULL` for one of nothing."""
+    strategy = recipe.strategy
+    if not strategy.reduces and not strategy.acts_on_pixels:
         return FULL
-    if made.positions is None:
+    if recipe.positions is None:
         defined = adapter_for(tr.unwrap(loaded.model)).positions
-        made = replace(made, positions=own.positions if own.positions in defined else "keep")
-    return made
+        rule = strategy.positions if strategy.positions in defined else "keep"
+        recipe = replace(recipe, positions=rule)
+    return Condition(recipe)
 
 
 def plan(
@@ -145,44 +112,30 @@ def plan(
     known.
     """
     rows = [tested, FULL, *(Condition(change=name) for name in changes)]
-    if tested != FULL:
+    if tested.recipe is not None:
         for name in baselines:
+            same = replace(tested.recipe, strategy=tr.strategies.build(name))
             draws = {"random": seeds, "downsample": 0}.get(name, 1)
-            rows += [replace(tested, strategy={"name": name}, seed=seed) for seed in range(draws)]
+            rows += [Condition(replace(same, seed=seed)) for seed in range(draws)]
     return list({row.key: row for row in rows}.values())
 
 
 def draws_beside(tested: Condition, planned: Sequence[Condition]) -> str | None:
     """What to say where the tested reduction is a baseline, and so a part of its row."""
-    if tested.strategy is None or tested.strategy["name"] not in BASELINES:
+    recipe = tested.recipe
+    if recipe is None or recipe.name not in BASELINES:
         return None
-    name = tested.strategy["name"]
-    seeds = [one.seed for one in planned if replace(one, seed=tested.seed) == tested]
+    name, key = recipe.name, recipe.key()
+    others = [one.recipe for one in planned if one.recipe is not None]
+    seeds = [one.seed for one in others if replace(one, seed=recipe.seed).key() == key]
     if len(seeds) == 1:
         return f"{name}: is in the table as a baseline"
     return (
-        f"{name}, seed {tested.seed}: one of the {len(seeds)} draws of the baseline {name} "
+        f"{name}, seed {recipe.seed}: one of the {len(seeds)} draws of the baseline {name} "
         f"(seeds {', '.join(map(str, sorted(seeds)))}), which the table has as one row"
     )
 
 
 def smaller_pictures(keep: float) -> Condition:
     """The baseline that acts on pictures, at a share of their visual tokens."""
-    scheduler = {"name": "single", "layer": 0, "keep": keep}
-    return Condition({"name": "downsample"}, scheduler, "keep")
-
-
-def _built(registry: Registry[Any], options: Options | None) -> Any:
-    """What a name and its options stand for."""
-    named = dict(options or {})
-    return registry.build(str(named.pop("name", None)), **named)
-
-
-def _spoken(registry: Any, options: Options) -> dict[str, Any]:
-    """A name with its options, without those that are defaults of the class it names."""
-    usual = inspect.signature(registry[options["name"]]).parameters
-    return {
-        key: value
-        for key, value in options.items()
-        if key == "name" or key not in usual or value != usual[key].default
-    }
+    return Condition(Recipe(tr.Downsample(), tr.Single(layer=0, keep=keep), "keep"))

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-import tokenreduce as tr
-from tokenreduce.evaluation.conditions import Condition
 from tokenreduce.evaluation.items import Item
 from tokenreduce.evaluation.records import Row
 from tokenreduce.evaluation.scoring import is_right
 from tokenreduce.inference.loaded import Loaded
 from tokenreduce.inference.look import look
-from tokenreduce.inference.prompt import only_share
+from tokenreduce.recipe import Recipe
 from tokenreduce.viz import Look
 from tokenreduce.viz.quantities import counted
 
@@ -62,27 +60,22 @@ def accuracy(row: Row) -> str:
 
 
 def examples(
-    loaded: Loaded, condition: Condition, items: Sequence[Item], limit: int, match: str
+    loaded: Loaded, recipe: Recipe, items: Sequence[Item], limit: int, match: str
 ) -> list[Look]:
     """Each question answered again by both models, with what was kept, ready to be drawn."""
     found = []
     for item in items:
-        images, small = [item.picture()], None
-        if condition.on_pictures:
-            keep = only_share(condition.build()[1], loaded)
-            small = tr.downsample(loaded.processor, images, keep).images
         name = f"{item.kind}, {item.name}"
         found.append(
             look(
                 loaded,
                 item.question,
-                images,
-                condition.reduction(loaded),
+                [item.picture()],
+                recipe,
                 names=[name],
                 expected=item.answer,
                 accepts=partial(is_right, item, match=match),
                 limit=limit,
-                small=small,
             )
         )
     return found

@@ -28,7 +28,7 @@ def times(loaded: Loaded, condition: Condition, items: Sequence[Item], runs: int
     full, ours, ratios = [], [], []
     for item in items:
         plain, _ = inputs_of(loaded, FULL, [item])
-        short, _ = inputs_of(loaded, condition, [item]) if condition.on_pictures else (plain, None)
+        short, _ = inputs_of(loaded, condition, [item])
         contexts = (nullcontext, condition.reduction(loaded))
         before, after = prefill_times(loaded.model, (plain, short), contexts, runs)
         full += before

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import tokenreduce as tr
@@ -117,7 +117,7 @@ class Runner:
         """Why the first question cannot be asked, before any is; None where it can."""
         if not items:
             return f"the data has no {condition.change} of its questions"
-        if condition.strategy is None:
+        if condition.recipe is None:
             return None
         try:
             inputs, _ = inputs_of(self.loaded, condition, items[:1])
@@ -131,10 +131,10 @@ class Runner:
 
     def shares(self, condition: Condition) -> list[tuple[int, float]]:
         """Where a condition stops, and which share it is to keep there."""
-        if condition.strategy is None:
+        if condition.recipe is None:
             return []
         depth = shape_of(tr.unwrap(self.loaded.model).config).layers
-        return [(stop.layer, stop.keep) for stop in condition.build()[1].stops(depth)]
+        return [(stop.layer, stop.keep) for stop in condition.recipe.schedule.stops(depth)]
 
     @contextmanager
     def _alone(self, key: str) -> Iterator[None]:
@@ -161,14 +161,14 @@ class Runner:
         note = self.store.conditions().get(condition.key, {})
         if "condition" not in note:
             self.store.note(
-                condition.key, condition=asdict(condition), shares=self.shares(condition)
+                condition.key, condition=condition.to_dict(), shares=self.shares(condition)
             )
-        if condition.strategy is None:
+        if condition.recipe is None:
             return
         if self.timed and "prefill" not in note:
             found = times(self.loaded, condition, self.items[: self.timed], self.runs)
             self.store.note(condition.key, prefill=found)
-        if self.followed and "following" not in note and not condition.on_pictures:
+        if self.followed and "following" not in note and condition.recipe.strategy.reduces:
             others = pairs(self.items)
             asked = spread(self.items, others, self.followed)
             rows = following(self.loaded, condition, asked, others)

@@ -116,7 +116,7 @@ def print_stored(root: Path) -> None:
 
 def row_of(rows: Sequence[Row], model: str, condition: Condition) -> Row:
     """The row that a condition of a model is in, under its seed or among others."""
-    wanted = json.loads(json.dumps(asdict(condition)))
+    wanted = condition.to_dict()
 
     def same(row: Row) -> bool:
         own = json.loads(

@@ -12,7 +12,7 @@ from tokenreduce.downsample import shrunk
 from tokenreduce.inference.answer import answer
 from tokenreduce.inference.loaded import Loaded
 from tokenreduce.inference.measure import Context, likelihood, prefill, prefill_times, ratio
-from tokenreduce.inference.prompt import encode
+from tokenreduce.inference.prompt import encode, prepare
 from tokenreduce.viz import Look, scenes
 
 
@@ -20,14 +20,13 @@ def look(
     loaded: Loaded,
     question: str,
     images: Sequence[Image.Image],
-    reduced: Callable[[], tr.Reduction],
+    recipe: str | tr.Strategy | tr.Recipe,
     *,
     names: Sequence[str] = (),
     expected: str | None = None,
     accepts: Callable[[str], bool] | None = None,
     limit: int = 16,
     runs: int = 0,
-    small: Sequence[Image.Image] | None = None,
 ) -> Look:
     """Ask both models one question, and note what the reduction did to its pictures.
 
@@ -35,17 +34,21 @@ def look(
         loaded: the model, not reduced, and its processor.
         question: or a complete prompt with image tokens in it.
         images: what it is about.
-        reduced: reduces the model: `lambda: tr.reduce(loaded.model, "fastv")`.
+        recipe: with what the model is reduced: a name, a strategy, or a recipe.
         names: of the images.
         expected: the right answer where it is known.
         accepts: whether an answer is right; None compares it with `expected`, word for word.
         limit: tokens of an answer at most.
         runs: timed prefills of each model; 0 measures no time.
-        small: what the reduced model is given in place of `images`, where a method makes pictures
-            smaller.
     """
+    recipe = tr.Recipe.parse(recipe)
+    made, inside = prepare(loaded, recipe, images), recipe.in_model()
     whole = encode(loaded, question, images)
-    prompt = whole if small is None else encode(loaded, question, small)
+    prompt = whole if made.full is None else encode(loaded, question, made.images)
+
+    def reduced() -> tr.Reduction:
+        return tr.reduce(loaded.model, inside)
+
     with reduced() as reduction:  # first, so that what cannot be reduced is refused at once
         short = answer(loaded, prompt, limit)
         prefill(loaded.model, prompt)
@@ -53,7 +56,7 @@ def look(
         kept = {layer: rows[0].tolist() for layer, rows in reduction.kept.items()}
         processor = loaded.processor.image_processor
         drawn = scenes(reduction, images, names=names, processor=processor)
-        if small is not None:
+        if made.full is not None:
             prefill(loaded.model, whole)
             report = shrunk(report, reduction.report)
     full = answer(loaded, whole, limit)

@@ -13,6 +13,8 @@ from tokenreduce.data import transcripts
 from tokenreduce.data.transcripts import begins
 from tokenreduce.errors import BadOption
 from tokenreduce.inference.loaded import Loaded
+from tokenreduce.recipe import Recipe
+from tokenreduce.strategy import Prepared
 from tokenreduce.viz.quantities import counted
 
 
@@ -78,17 +80,21 @@ def encode_all(
     return inputs.to(loaded.device, loaded.model.dtype)
 
 
-def only_share(scheduler: tr.Scheduler, loaded: Loaded) -> float:
-    """The share of the tokens that a schedule lets into the language model.
+def prepare(loaded: Loaded, recipe: Recipe | None, images: Sequence[Image.Image]) -> Prepared:
+    """The pictures as the processor is to get them under a recipe; None changes nothing.
 
     Raises:
-        ValueError: a schedule that reduces elsewhere than before the first layer.
+        ValueError: a method that acts on pixels, with a schedule that reduces elsewhere than before
+            the first layer.
     """
+    if recipe is None:
+        return Prepared(images)
     model = tr.unwrap(loaded.model)
-    stops = scheduler.stops(len(adapter_for(model).decoder(model).layers))
-    if len(stops) != 1 or stops[0].layer != 0:
+    stops = recipe.schedule.stops(len(adapter_for(model).decoder(model).layers))
+    if recipe.strategy.acts_on_pixels and [stop.layer for stop in stops] != [0]:
         raise BadOption(
             "smaller pictures have fewer tokens from layer 0 on, but the schedule stops at layers "
             f"{[stop.layer for stop in stops]}: use scheduler=input scheduler.keep=..."
         )
-    return stops[0].keep
+    keep = stops[0].keep if stops and stops[0].layer == 0 else 1.0
+    return recipe.strategy.prepare(loaded.processor, images, keep)

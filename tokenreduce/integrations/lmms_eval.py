@@ -137,14 +137,8 @@ class Watch:
     def add(self, reduction: Reduction) -> None:
         """Counts the latest prompt of a reduction."""
         report = reduction.report
-        visual = sum(report.visual_tokens)
-        text = sum(report.tokens_per_layer[0]) - (
-            sum(report.stops[0]["kept"])
-            if report.stops and not report.stops[0]["layer"]
-            else visual
-        )
-        self.visual_in += visual
-        self.visual_out += sum(report.tokens_per_layer[-1]) - text
+        self.visual_in += sum(report.visual_tokens)
+        self.visual_out += sum(report.tokens_per_layer[-1]) - sum(report.text_tokens)
         self.flops += report.flops
         self.flops_full += report.flops_full
         self.pictured += sum(n > 0 for n in report.visual_tokens)

@@ -8,68 +8,40 @@ scheduler without a name change those of the strategy's own.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from tokenreduce import plugins
 from tokenreduce.checkpoint import FILE
 from tokenreduce.errors import BadOption, Missing, did_you_mean
 from tokenreduce.files import parse_json
+from tokenreduce.recipe import Recipe
 from tokenreduce.reduction import Reduction, load, reduce
-from tokenreduce.scheduler import Scheduler, schedulers
-from tokenreduce.strategy import Strategy, strategies
 
 PARTS = ("strategy", "scheduler", "positions", "seed", "min_tokens")
-"""What settings may hold."""
+"""What other programs may say of a recipe: logits are their models' own business."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to reduce a model with.
+    """What to reduce a model with: a recipe, or the folder of a saved reduction."""
 
-    Attributes:
-        strategy: its name and options.
-        scheduler: likewise; without a name, options of the strategy's own schedule.
-        positions: `"keep"`, `"compact"`, or None for the strategy's rule.
-        seed: for strategies that draw.
-        min_tokens: samples with fewer visual tokens are left as they are.
-        folder: of a saved reduction (`reduction.save`), in place of all others.
-    """
-
-    strategy: Mapping[str, Any] = field(default_factory=dict)
-    scheduler: Mapping[str, Any] = field(default_factory=dict)
-    positions: Any = None
-    seed: int = 0
-    min_tokens: int = 0
+    recipe: Recipe | None = None
     folder: Path | None = None
 
     def apply(self, model: nn.Module) -> Reduction:
         """Reduces `model` from now on.
 
         Raises:
-            KeyError: a name that nobody has registered.
-            TypeError: an option that the strategy or the scheduler does not have.
-            ValueError: a value that one of them refuses, or a model that cannot be reduced so.
+            ValueError: a model that cannot be reduced so, or as `tokenreduce.load`.
         """
-        plugins.load()
-        if self.folder is not None:
+        if self.recipe is None:
+            assert self.folder is not None  # one of them is given
             return load(model, self.folder)
-        options = dict(self.strategy)
-        strategy: Strategy = strategies.build(str(options.pop("name")), **options)
-        schedule = _schedule(strategy, dict(self.scheduler))
-        return reduce(
-            model,
-            strategy,
-            schedule,
-            positions=self.positions,
-            seed=self.seed,
-            min_tokens=self.min_tokens,
-        )
+        return reduce(model, self.recipe)
 
 
 def read_settings(given: str | Mapping[str, Any]) -> Settings:
@@ -80,6 +52,7 @@ def read_settings(given: str | Mapping[str, Any]) -> Settings:
 
     Raises:
         FileNotFoundError: no such file.
+        KeyError, TypeError: a name that nobody has registered, an option that is not there.
         ValueError: what is there cannot be read, or holds something else.
     """
     if isinstance(given, Mapping):
@@ -127,39 +100,10 @@ def _settings(content: Any, where: str) -> Settings:
         if key not in PARTS:
             hint = did_you_mean(str(key), PARTS)
             raise BadOption(f"{where}: no {key!r}{hint} (known: {', '.join(PARTS)})")
-    strategy = _node(content.get("strategy"), f"{where}: strategy")
-    if not isinstance(strategy.get("name"), str):
-        raise BadOption(f"{where}: no strategy is named (known names: {', '.join(strategies)})")
-    seed, least = content.get("seed", 0), content.get("min_tokens", 0)
-    for name, value in (("seed", seed), ("min_tokens", least)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise BadOption(f"{where}: {name} must be a whole number, not {value!r}")
-    scheduler = _node(content.get("scheduler"), f"{where}: scheduler")
-    return Settings(strategy, scheduler, content.get("positions"), seed, least)
-
-
-def _node(given: Any, where: str) -> dict[str, Any]:
-    """A name and options, from a name or a mapping; nothing from None."""
-    if given is None:
-        return {}
-    if isinstance(given, str):
-        return {"name": given}
-    if not isinstance(given, Mapping):
-        raise BadOption(f"{where} must be a name, or a mapping of name and options, not {given!r}")
-    return {str(key): tuple(x) if isinstance(x, list) else x for key, x in given.items()}
-
-
-def _schedule(strategy: Strategy, options: dict[str, Any]) -> Scheduler | None:
-    """The schedule that is named; the strategy's own, with changes, where none is."""
-    if not options:
-        return None
-    if "name" not in options:
-        own = strategy.scheduler()
-        known = inspect.signature(type(own)).parameters
-        options = {option: getattr(own, option) for option in known} | options
-        options["name"] = schedulers.name_of(own)
-    schedule: Scheduler = schedulers.build(str(options.pop("name")), **options)
-    return schedule
+    try:
+        return Settings(Recipe.parse(content))
+    except BadOption as error:
+        raise BadOption(f"{where}: {error}") from None
 
 
 def _listed(value: Any) -> Any:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -59,9 +59,7 @@ class Tally:
     def add(self, report: Report) -> None:
         """Counts one forward pass."""
         layers = [sum(row) for row in report.tokens_per_layer]
-        visual = sum(report.visual_tokens)
-        first = [sum(stop["kept"]) for stop in report.stops if stop["layer"] == 0]
-        text = layers[0] - (first[0] if first else visual)
+        visual, text = sum(report.visual_tokens), sum(report.text_tokens)
         self.tokens += text + visual
         self.visual_in += visual
         self.visual_out += layers[-1] - text
@@ -269,13 +267,10 @@ def _reference(trainer: Trainer, reduction: Reduction) -> Reduction | None:
             stacklevel=3,
         )
         return None
-    options = {
-        name: getattr(reduction, name) for name in ("positions", "logits", "seed", "min_tokens")
-    }
     alike = type(unwrap(model)) is type(unwrap(reduction.model))
-    adapter = reduction.adapter if alike else None
+    recipe = reduction.recipe if alike else replace(reduction.recipe, adapter=None)
     try:
-        found = reduce(model, reduction.strategy, reduction.scheduler, adapter=adapter, **options)
+        found = reduce(model, recipe)
     except (TypeError, ValueError) as error:
         warnings.warn(
             f"the reference model stays unreduced, and is compared with a reduced one: {error}",

@@ -191,7 +191,7 @@ def _check_family(core: Any) -> None:
 def _check_needs(strategy: Strategy, prompts: Sequence[str] | None) -> None:
     """Refuses methods that read the language model, or a question that is not given."""
     name = type(strategy).__name__
-    if strategy.site == "pictures":
+    if strategy.acts_on_pixels:
         raise Incompatible(
             f"{name} acts on pictures, before the processor: hand vLLM the pictures themselves, of "
             "tokenreduce.downsample(processor, images, keep).images"
@@ -203,11 +203,9 @@ def _check_needs(strategy: Strategy, prompts: Sequence[str] | None) -> None:
         )
     inside = _inside(strategy.needs)
     if inside:
-        usable = [one for one, kind in strategies.items() if not _inside(kind.needs)]
-        usable = [one for one in usable if strategies[one].reduces]
         raise Incompatible(
             f"{name} reads {', '.join(inside)} of the language model, which runs in vLLM: "
-            f"choose one that decides before it ({', '.join(usable)})"
+            f"choose one that decides before it ({', '.join(_usable())})"
         )
     if strategy.needs & ASKED and prompts is None:
         raise BadOption(f"{name} chooses by the question: give prompts=[...], one per picture")
@@ -216,6 +214,16 @@ def _check_needs(strategy: Strategy, prompts: Sequence[str] | None) -> None:
 def _inside(needs: frozenset[str]) -> list[str]:
     """The evidence among `needs` that only the language model has."""
     return sorted(need for need in needs if kind_of(need) not in BEFORE | ASKED)
+
+
+def _usable() -> list[str]:
+    """The strategies that decide before the language model, with their default options."""
+    found = []
+    for name, kind in strategies.items():
+        with suppress(TypeError, ValueError):  # one that has no defaults is left out
+            if kind.reduces and not _inside(kind().needs):
+                found.append(name)
+    return found
 
 
 def request(

@@ -96,7 +96,7 @@ class Meter:
         )
         self._collate = Collator(processor, side="left")
         tower = isinstance(self.strategy, TowerStrategy) and self.strategy.tower is not None
-        if not self.strategy.reduces or self.strategy.site == "pictures" or tower:
+        if not self.strategy.reduces or tower:
             raise BadOption(
                 f"{type(self.strategy).__name__} drops no tokens at decoder layers: there is no "
                 "stop to profile"
@@ -105,15 +105,14 @@ class Meter:
     @cached_property
     def prices(self) -> Prices:
         """What schedules cost on these prompts."""
-        counts = []
+        counts: list[tuple[int, int]] = []
         model = unwrap(self.model)
         for at in self._batches(range(len(self.prompts))):
             with reduce(self.model, Stride(), Single(layer=0, keep=1.0)) as reduction:
                 with torch.inference_mode():
                     self.model(**self._inputs(at), logits_to_keep=1)
                 report = reduction.report
-            whole_length = report.tokens_per_layer[0]
-            counts += [(v, n - v) for v, n in zip(report.visual_tokens, whole_length, strict=True)]
+            counts += zip(report.visual_tokens, report.text_tokens, strict=True)
         config = adapter_for(model).decoder(model).config
         return Prices(config, counts, self.convention, self.min_tokens)
 

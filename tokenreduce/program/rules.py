@@ -19,7 +19,7 @@ def rule_of(config: DictConfig) -> tuple[str, dict[str, Any]]:
         ValueError: a rule whose share cannot be found, or a strategy that knows no schedule.
     """
     strategy = build_strategy(config)
-    if strategy.site == "pictures" or not strategy.reduces:
+    if not strategy.reduces:
         raise BadOption(
             f"strategy={config.strategy.name} reduces nothing inside the model, so that there is "
             "nothing to solve: choose another"

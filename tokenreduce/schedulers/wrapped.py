@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from tokenreduce.errors import BadOption, Incompatible
+from tokenreduce.errors import Incompatible
 from tokenreduce.scheduler import Scheduler, Stop, schedulers
 from tokenreduce.schedulers.pyramid import Pyramid
 
@@ -24,19 +24,11 @@ def named(target: Scheduler | Mapping[str, Any] | str) -> Scheduler:
     """
     if isinstance(target, Scheduler):
         return target
-    if isinstance(target, str):
-        target = {"name": target}
-    if not isinstance(target, Mapping):
+    if not isinstance(target, str | Mapping):
         raise Incompatible(
             f"target is a scheduler, its name, or a mapping with `name` and options, not {target!r}"
         )
-    options = {str(key): value for key, value in target.items()}
-    if "name" not in options:
-        raise BadOption(
-            f"target={options!r} has no name: say which scheduler it is "
-            f"(known: {', '.join(schedulers)})"
-        )
-    built: Scheduler = schedulers.build(options.pop("name"), **options)
+    built: Scheduler = schedulers.parse(target, "target")
     return built
 
 

@@ -16,8 +16,7 @@ from tokenreduce.cost import (
     model_cost,
     shape_of,
 )
-from tokenreduce.presets import options_of
-from tokenreduce.scheduler import Scheduler
+from tokenreduce.scheduler import Scheduler, schedulers
 
 
 def summary(
@@ -61,7 +60,7 @@ def summary(
     except ValueError as error:
         unknown = str(error)
     return {
-        "scheduler": options_of(scheduler),
+        "scheduler": schedulers.node(scheduler),
         "stops": [[stop.layer, stop.keep, stop.count(visual)] for stop in made],
         "visual": visual,
         "text": text,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
+from tokenreduce.downsample import downsample
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
-from tokenreduce.strategy import Strategy, strategies
+from tokenreduce.strategy import Prepared, Strategy, strategies
 from tokenreduce.tokens import Plan, Tokens
 
 
@@ -20,9 +21,9 @@ class Downsample(Strategy):
     """Make the pictures smaller before the processor sees them.
 
     Inside a model there is nothing left to do: every token stays, and `reduce()` refuses it with
-    the way out. The command line makes the pictures smaller, and `tokenreduce.downsample` does so
-    for whoever prepares inputs. Families whose number of tokens does not follow the size of a
-    picture are refused; at equal cost `pooling` stands in for it there.
+    the way out. `prepare` makes the pictures smaller, as `tokenreduce.downsample` does. Families
+    whose number of tokens does not follow the size of a picture are refused; at equal cost
+    `pooling` stands in for it there.
     """
 
     reduces: ClassVar[bool] = False
@@ -31,6 +32,11 @@ class Downsample(Strategy):
 
     formula: ClassVar[str] = "pictures resized so that a share of their tokens is left"
     cost: ClassVar[str] = "none in the model: fewer tokens enter its vision tower, too"
+
+    def prepare(self, processor: Any, images: Sequence[Any], keep: float) -> Prepared:
+        """Pictures with about the share `keep` of their visual tokens."""
+        made = downsample(processor, images, keep)
+        return Prepared(made.images, made.full)
 
     def plan(self, tokens: Tokens, budget: Sequence[int]) -> Plan:
         """All of them: there are fewer already."""

@@ -43,7 +43,6 @@ class FastV(Strategy):
     score: Literal["last", "received"] = "last"
     """last: of the last token, as in the code; received: mean over all, as in the paper."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"attention_before"})
     reads_text: ClassVar[bool] = True
     paper: ClassVar[Paper] = PAPER
     formula: ClassVar[str] = (
@@ -58,7 +57,11 @@ class FastV(Strategy):
             known = ", ".join(_EVIDENCE)
             hint = did_you_mean(self.score, _EVIDENCE)
             raise ValueError(f"no FastV score {self.score!r}{hint} (known: {known})")
-        self.needs = frozenset({_EVIDENCE[self.score]})  # type: ignore[misc]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The attention of the layer before, of one token or of all."""
+        return frozenset({_EVIDENCE[self.score]})
 
     def plan(self, tokens: Tokens, budget: Sequence[int]) -> Plan:
         """The tokens with the highest attention, mean over heads."""

@@ -40,8 +40,16 @@ class ScorerMLP(LearnedScorer):
         super().__post_init__()
         if self.hidden < 1:
             raise ValueError(f"hidden must be at least 1, not {self.hidden!r}")
-        self.needs = frozenset({"text", "text_valid"} if self.text else ())  # type: ignore[misc]
-        self.reads_text = self.text  # type: ignore[misc]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The question's hidden states, where it is told to read them."""
+        return frozenset({"text", "text_valid"} if self.text else ())
+
+    @property
+    def reads_text(self) -> bool:
+        """As the option says."""
+        return self.text
 
     def build(self, width: int) -> None:
         """One layer on each token (and one on the question), and one on both."""

@@ -58,13 +58,6 @@ class SparseVLM(Strategy):
     distance: bool = True
     """Version 2: undo what rotation takes from attention over the distance."""
 
-    needs: ClassVar[frozenset[str]] = frozenset(
-        {
-            "text_attention_before", "attention_before", "text_behind",
-            "embedding", "embedding_valid", "text_embedding",
-        }
-    )  # fmt: skip
-    positions: ClassVar[Positions] = "compact"
     reads_text: ClassVar[bool] = True
     paper: ClassVar[Paper] = PAPER
     formula: ClassVar[str] = (
@@ -79,16 +72,26 @@ class SparseVLM(Strategy):
     def __post_init__(self) -> None:
         if self.version not in (1, 2):
             raise ValueError(f"no SparseVLM version {self.version!r} (known: 1, 2)")
-        if self.version == 2:
-            self.positions = "keep"  # type: ignore[misc]
-            if self.distance:
-                self.needs = self.needs | {"text_rotation_before"}  # type: ignore[misc]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The text's attention one layer before; what divides it where that is asked for."""
+        return _EVIDENCE | {"text_rotation_before"} if self._divides else _EVIDENCE
+
+    @property
+    def positions(self) -> Positions:
+        """Those of the original code: version 1 renumbers what is left."""
+        return "compact" if self.version == 1 else "keep"
+
+    @property
+    def _divides(self) -> bool:
+        return self.version == 2 and self.distance
 
     def score(self, tokens: Tokens) -> Tensor:
         """(b, v) attention of the text raters, mean over them and over heads."""
         raters, _ = text_raters(tokens)
         share = tokens["text_attention_before"].float()
-        if "text_rotation_before" in self.needs:
+        if self._divides:
             share = share / tokens["text_rotation_before"][:, None]
         seen = raters[:, None, :, None] & tokens.valid[:, None, None]
         share = torch.where(seen, share, 0.0)
@@ -123,6 +126,14 @@ class SparseVLM(Strategy):
         """The authors' for 192 of 576 tokens on average: behind layers 2, 6 and 15 of 32."""
         left = (309, 204, 113) if self.version == 1 else (300, 200, 118)
         return Explicit((3 / 32, 7 / 32, 1 / 2), tuple(n / 576 for n in left))
+
+
+_EVIDENCE = frozenset(
+    {
+        "text_attention_before", "attention_before", "text_behind",
+        "embedding", "embedding_valid", "text_embedding",
+    }
+)  # fmt: skip
 
 
 def text_raters(tokens: Tokens) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 
-from tokenreduce.config import build_strategy, model_spec, plain
+from tokenreduce.config import build_recipe, build_strategy, model_spec, plain
 from tokenreduce.evaluation.asking import Protocol
 from tokenreduce.evaluation.bars import Bars
 from tokenreduce.evaluation.budget import schedule_at
@@ -92,7 +93,8 @@ def evaluate(config: DictConfig, output: Path) -> dict[str, Any]:
     for condition in conditions:
         runner.run(condition, needed=condition in (tested, FULL))
     about = [draws_beside(tested, conditions), _nothing(runner, tested)]
-    if tested != FULL and not tested.on_pictures and "downsample" in config.task.baselines:
+    inside = tested.recipe is not None and not tested.recipe.strategy.acts_on_pixels
+    if inside and "downsample" in config.task.baselines:
         reason = runner.run_smaller(tested)
         about.append(f"downsample: {reason}" if reason else None)
     notes = [note for note in about if note]
@@ -111,19 +113,13 @@ def evaluate(config: DictConfig, output: Path) -> dict[str, Any]:
 
 def chosen(config: DictConfig, loaded: Loaded, items: Sequence[Item]) -> Condition:
     """The condition that a configuration names, at `task.flops` where that is given."""
-    scheduler = plain(config.scheduler)
+    scheduler = None
     if config.task.flops is not None:
-        on_pictures = build_strategy(config).site == "pictures"
-        rule, options = ("single", {"layer": 0}) if on_pictures else rule_of(config)
+        on_pixels = build_strategy(config).acts_on_pixels
+        rule, options = ("single", {"layer": 0}) if on_pixels else rule_of(config)
         scheduler = schedule_at(loaded, items, float(config.task.flops), rule, options)
-    asked = Condition(
-        plain(config.strategy),
-        scheduler,
-        config.positions,
-        int(config.seed),
-        min_tokens=config.min_tokens,
-    )
-    return spelled_out(asked, loaded)
+    recipe = replace(build_recipe(config, scheduler), logits="full")  # a matter of training
+    return spelled_out(recipe, loaded)
 
 
 def root_of(config: DictConfig, output: Path) -> Path:
@@ -199,7 +195,8 @@ def _nothing(runner: Runner, tested: Condition) -> str | None:
     rows = runner.store.answers(tested.key).values()
     if any(row["flops"] < row["flops_full"] for row in rows):
         return None
-    why = f"min_tokens={tested.min_tokens} is above" if tested.min_tokens else "the schedule keeps"
+    least = 0 if tested.recipe is None else tested.recipe.min_tokens
+    why = f"min_tokens={least} is above" if least else "the schedule keeps"
     note = f"{tested.label}: nothing was reduced, {why} the visual tokens of every question"
     if runner.shard.first:
         warnings.warn(note, stacklevel=3)
@@ -215,7 +212,9 @@ def _report(
     """
     full, ours = (runner.store.answers(condition.key) for condition in (FULL, tested))
     items = telling(runner.items, full, ours, config.task.looks)
-    looks = examples(runner.loaded, tested, items, config.max_new_tokens, config.task.match)
+    assert tested.recipe is not None  # of the full model there is nothing to look at
+    limit, match = config.max_new_tokens, config.task.match
+    looks = examples(runner.loaded, tested.recipe, items, limit, match)
     about = [*map(accuracy, rows), picked(runner.items, items, full, ours)]
     return write_report(output, looks, config, runner.loaded, tested.label, about)
 

@@ -18,15 +18,13 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 
-import tokenreduce as tr
-from tokenreduce.config import build_scheduler, build_strategy, model_spec
+from tokenreduce.config import build_recipe, model_spec
 from tokenreduce.data.images import load_image
 from tokenreduce.embedded import checkpoint_dir
 from tokenreduce.errors import BadOption
 from tokenreduce.files import atomic
 from tokenreduce.inference.loaded import Loaded, load
 from tokenreduce.inference.look import look
-from tokenreduce.inference.prompt import only_share
 from tokenreduce.inference.table import comparison
 from tokenreduce.program.pages import write_report
 from tokenreduce.tasks import tasks
@@ -52,39 +50,17 @@ def generate(config: DictConfig, output: Path) -> dict[str, Any]:
     if size is not None:
         checked_size(size)
     images = [load_image(path) for path in question.paths]
-    strategy, scheduler = build_strategy(config), build_scheduler(config)
+    recipe = build_recipe(config)
     loaded = load(model_spec(config))
-    small = None
-    if strategy.site == "pictures":  # smaller ones; in the model nothing is left to do
-        if config.min_tokens:
-            raise BadOption(
-                f"min_tokens={config.min_tokens} is decided in the model, and "
-                f"strategy={config.strategy.name} acts before it: leave one of them out"
-            )
-        keep = only_share(scheduler, loaded)
-        small = tr.downsample(loaded.processor, images, keep).images
-
-    def reduced() -> tr.Reduction:
-        return tr.reduce(
-            loaded.model,
-            "none" if strategy.site == "pictures" else strategy,
-            scheduler,
-            positions=config.positions,
-            logits=config.logits or "full",
-            seed=config.seed,
-            min_tokens=config.min_tokens,
-        )
-
     seen = look(
         loaded,
         question.text,
         images,
-        reduced,
+        recipe,
         names=[Path(path).name for path in question.paths],
         expected=question.expected,
         limit=config.max_new_tokens,
         runs=config.task.runs,
-        small=small,
     )
     numbers = {
         "question": question.text,

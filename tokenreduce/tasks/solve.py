@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from rich.console import Console
 import tokenreduce as tr
 from tokenreduce import presets
 from tokenreduce.checks import integer
-from tokenreduce.config import build_strategy, model_spec, refuse_shipped
+from tokenreduce.config import build_recipe, model_spec, refuse_shipped
 from tokenreduce.cost import (
     Grid,
     connector_of,
@@ -216,11 +217,11 @@ def by_time(
     visual = None if asked is None else [integer(asked, "task.visual", least=1)]
     # a picture runs the vision tower as well, but has the tokens that the family gives it
     prompt = one.prompts(visual, int(config.task.text), [1], int(config.seed))[-1 if asked else 0]
-    strategy, first = build_strategy(config), []
+    recipe, first = replace(build_recipe(config), logits="full", min_tokens=0), []
 
     def measure(shares: Sequence[float]) -> list[float]:
         those = [
-            Candidate(str(share), strategy, build(share), config.positions, int(config.seed), share)
+            Candidate(str(share), replace(recipe, scheduler=build(share)), share)
             for share in shares
         ]
         race = Race(one.model, prompt, those).run(int(config.task.rounds), memory=False)

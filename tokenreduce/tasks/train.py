@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,14 @@ from transformers import Trainer, TrainingArguments, set_seed
 
 import tokenreduce as tr
 from tokenreduce.checkpoint import FILE, WEIGHTS
-from tokenreduce.config import build_scheduler, build_strategy, model_spec, plain, public
+from tokenreduce.config import build_recipe, model_spec, plain, public
 from tokenreduce.data.encoding import Collator, EncodedDataset, Encoder
 from tokenreduce.errors import BadOption
 from tokenreduce.files import finite, first_process, write_text
-from tokenreduce.fit import Logits
 from tokenreduce.inference.loaded import load, model_source
 from tokenreduce.integrations.trainer import follow
 from tokenreduce.program.sources import Data, conversations
+from tokenreduce.recipe import Logits
 from tokenreduce.tasks import tasks
 from tokenreduce.training.parts import adapted, check_peft, freeze
 from tokenreduce.training.plot import draw
@@ -60,14 +61,14 @@ def train(config: DictConfig, output: Path) -> dict[str, Any]:
 
     output: folder of this run.
     """
-    strategy, scheduler = build_strategy(config), build_scheduler(config)
     logits = logits_of(config)
+    recipe = replace(build_recipe(config), logits=logits)
     spec, peft = model_spec(config), plain(config.peft)
     check_peft(peft, model_source(spec))
     data = conversations(config)
     folder = output / "checkpoints"
     settings = settings_of(config, folder, data.measured is not None)
-    learned = isinstance(strategy, tr.LearnedStrategy)
+    learned = isinstance(recipe.strategy, tr.LearnedStrategy)
     own = (FILE, WEIGHTS) if learned else ()
     found = newest_whole(folder, own)
     weights = found if config.peft.name == "none" else None  # adapters are the trainer's to load
@@ -77,11 +78,8 @@ def train(config: DictConfig, output: Path) -> dict[str, Any]:
     set_seed(config.seed)  # what adapters begin with is drawn
     model = adapted(model, peft, spec.revision)
     ended = finished(found, settings.max_steps, settings.num_train_epochs)
-    if learned and found is not None:
-        reduction = tr.load(model, found)  # with the strategy's own parameters
-    else:
-        how = {name: config[name] for name in ("positions", "seed", "min_tokens")}
-        reduction = tr.reduce(model, strategy, scheduler, logits=logits, **how)
+    saved = found if learned else None  # with the strategy's own parameters
+    reduction = tr.reduce(model, recipe) if saved is None else tr.load(model, saved)
     with quiet_if(ended is not None), reduction:
         trainer = make_trainer(
             config, loaded.processor, model, settings, data, output / SKIPPED, weights is not None
@@ -124,7 +122,7 @@ def train(config: DictConfig, output: Path) -> dict[str, Any]:
         "skipped": skipped(data.skipped, output / SKIPPED),
         **numbers(trainer, seconds),
     }
-    Console().print(summary(told, f"{strategy}, {scheduler}"))
+    Console().print(summary(told, f"{recipe.strategy}, {recipe.schedule}"))
     return told
 
 

@@ -312,6 +312,12 @@ class _Short(Strategy):
         return Stops((Stop(2, 0.5),))
 
 
+class _Odd(Replay):
+    """A method that reads what no adapter measures."""
+
+    needs = frozenset({"tea leaves"})
+
+
 def asking_without_getting_is_loud(trial: Trial) -> None:
     """Law 7: a reduction that cannot happen, or did not, is an error or a warning."""
     from tokenreduce import ReductionWarning
@@ -331,9 +337,7 @@ def asking_without_getting_is_loud(trial: Trial) -> None:
     if asked:
         refused(trial, ValueError, "99", scheduler=Stops((Stop(99, 0.5),)))
     refused(trial, ValueError, "nowhere", positions="nowhere")
-    odd = Replay({}, ())
-    odd.needs = frozenset({"tea leaves"})  # type: ignore[misc]
-    refused(trial, TypeError, "tea leaves", strategy=odd)
+    refused(trial, TypeError, "tea leaves", strategy=_Odd({}, ()))
     refusal(trial, ValueError, "budget", lambda: _too_short(trial))
 
 

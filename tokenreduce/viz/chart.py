@@ -53,13 +53,11 @@ def chart(report: Mapping[str, Any], sample: int = 0) -> Chart:
     """
     layers = [row[sample] for row in report["tokens_per_layer"]]
     full = report["visual_tokens"][sample]
-    visual, stage, rows = full, -1, []
+    text, stage, rows = report["text_tokens"][sample], -1, []
     stops = {stop["layer"]: stop["kept"][sample] for stop in report["stops"]}
     for layer, total in enumerate(layers):
-        if layer in stops:
-            visual, stage = stops[layer], layer
-        rows.append((visual, total - visual, stage))
-    text = rows[0][1] if rows else 0
+        stage = layer if layer in stops else stage
+        rows.append((total - text, stage))
     top = max(full + text, 1)
     scale = (HEIGHT - BOTTOM - TOP) / top
     step = (WIDTH - LEFT) / max(len(rows), 1)
@@ -70,17 +68,17 @@ def chart(report: Mapping[str, Any], sample: int = 0) -> Chart:
             layer=layer,
             x=round(LEFT + layer * step + step * 0.1, 2),
             width=round(step * 0.8, 2),
-            text_y=round(base - words * scale, 2),
-            text_height=round(words * scale, 2),
-            visual_y=round(base - (words + visual) * scale, 2),
+            text_y=round(base - text * scale, 2),
+            text_height=round(text * scale, 2),
+            visual_y=round(base - (text + visual) * scale, 2),
             visual_height=round(visual * scale, 2),
-            full_y=round(base - (words + full) * scale, 2),
-            full_height=round((words + full) * scale, 2),
+            full_y=round(base - (text + full) * scale, 2),
+            full_height=round((text + full) * scale, 2),
             stage=stage,
-            says=f"layer {layer}: {visual} visual and {words} text tokens",
+            says=f"layer {layer}: {visual} visual and {text} text tokens",
             label=str(layer) if layer % every == 0 else "",
         )
-        for layer, (visual, words, stage) in enumerate(rows)
+        for layer, (visual, stage) in enumerate(rows)
     ]
     lines = [(round(base - n * scale, 2), str(n)) for n in _round(top)]
     parts = [f"{full} visual tokens", *(f"{n} from layer {i} on" for i, n in stops.items())]
