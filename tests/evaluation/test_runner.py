@@ -12,11 +12,11 @@ from typing import Any, cast
 import pytest
 import torch
 
+from tokenreduce.data.items import Item
 from tokenreduce.evaluation import runner as running
 from tokenreduce.evaluation.asking import Protocol
 from tokenreduce.evaluation.bars import Bars
 from tokenreduce.evaluation.conditions import Condition
-from tokenreduce.evaluation.items import Item
 from tokenreduce.evaluation.records import Store
 from tokenreduce.evaluation.runner import Runner
 from tokenreduce.evaluation.shard import Shard

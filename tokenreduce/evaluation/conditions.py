@@ -19,8 +19,8 @@ from typing import Any
 import tokenreduce as tr
 from tokenreduce import plugins
 from tokenreduce.adapter import adapter_for
+from tokenreduce.data.items import Item
 from tokenreduce.errors import BadOption
-from tokenreduce.evaluation.items import Item
 from tokenreduce.evaluation.perturbation import perturbations
 from tokenreduce.inference.loaded import Loaded
 from tokenreduce.registry import Registry

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 import tokenreduce as tr
+from tokenreduce.data.items import Item
 from tokenreduce.evaluation.conditions import Condition
-from tokenreduce.evaluation.items import Item
 from tokenreduce.evaluation.records import Row
 from tokenreduce.evaluation.scoring import is_right
 from tokenreduce.inference.loaded import Loaded

@@ -29,7 +29,6 @@ from tokenreduce.inference.look import look
 from tokenreduce.inference.prompt import only_share
 from tokenreduce.inference.table import comparison
 from tokenreduce.program.pages import write_report
-from tokenreduce.tasks import tasks
 from tokenreduce.viz import Look, checked_size, stack, strip, write_panels
 
 
@@ -42,7 +41,6 @@ class Question:
     expected: str | None = None
 
 
-@tasks.register("generate")
 def generate(config: DictConfig, output: Path) -> dict[str, Any]:
     """Answer, measure, draw; returns the numbers of the table.
 
