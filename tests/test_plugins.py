@@ -333,7 +333,7 @@ def test_the_tasks_use_it(captions: None, tmp_path: Path) -> None:
     own = ["data=captions", "device=cpu"]
     few = ["task.limit=4", "task.baselines=[]", "task.changes=[]"]
     done = cli.run(compose([*own, "task=evaluate", *few]), tmp_path / "evaluate")
-    assert done["rows"][0]["questions"] == 4
+    assert {row["questions"] for row in done["table"]} == {4}
     few = ["task.samples=2", "task.layers=[2]", "task.keeps=[0.0]", "task.trials=0"]
     done = cli.run(compose([*own, "task=profile", *few]), tmp_path / "profile")
     assert done["prompts"] == 2
