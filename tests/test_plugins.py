@@ -14,11 +14,13 @@ import pytest
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import MissingConfigException
 
 import tokenreduce as tr
 from tokenreduce import cli, plugins
 from tokenreduce.config import build_reader, build_strategy, compose, register
 from tokenreduce.data.readers import readers
+from tokenreduce.program import refusals
 from tokenreduce.tasks import tasks
 from tokenreduce.testing.models import FAMILIES
 
@@ -345,20 +347,19 @@ def test_the_tasks_use_it(captions: None, tmp_path: Path) -> None:
 # -- the packages in plugins/ ----------------------------------------------------------------------
 
 
-def test_what_is_not_installed_is_told_where_it_is(tmp_path: Path) -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "tokenreduce", "task=pretrain"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
+def test_what_is_not_installed_is_told_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one line, in place of the names that are there."""
+    monkeypatch.setitem(plugins.SHIPPED_APART, ("task", "absent"), "tokenreduce-absent")
+    with pytest.raises(MissingConfigException) as caught:
+        compose(["task=absent"])
+    assert refusals.one_line(caught.value) == (
+        "task=absent comes with the plug-in tokenreduce-absent, which is not installed: run "
+        '"pip install ./plugins/tokenreduce-absent" in a checkout of tokenreduce'
     )
-    if run.returncode == 0:
-        pytest.skip("tokenreduce-tiny is installed")
-    assert run.returncode == 2
-    (line,) = run.stderr.splitlines()
-    assert "task=pretrain comes with the plug-in tokenreduce-tiny" in line
-    assert "pip install ./plugins/tokenreduce-tiny" in line
+    with pytest.raises(MissingConfigException) as caught:
+        compose(["task=absentt"])
+    assert "no task 'absentt'" in refusals.one_line(caught.value)
+    assert "tokenreduce-tiny" in str(plugins.not_installed("task", "pretrain"))
 
 
 def test_every_option_of_plugins_is_told() -> None:
