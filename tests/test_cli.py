@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
 
 import tokenreduce as tr
@@ -26,6 +25,7 @@ from tokenreduce.embedded import checkpoint_dir
 from tokenreduce.tasks import tasks
 
 from .test_files import full_disk
+from .untrained import untrained
 
 Program = Callable[..., Any]
 
@@ -85,12 +85,10 @@ def probe() -> Iterator[list[Any]]:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     """An untrained model of the embedded one's shape, with its processor."""
-    from tokenreduce.embedded.build import build_model, build_processor
-
     folder = tmp_path_factory.mktemp("checkpoint")
-    architecture: Any = OmegaConf.to_container(compose().model.architecture)
-    build_model(architecture, seed=0).save_pretrained(folder)
-    build_processor(architecture["vision"]["patch_size"]).save_pretrained(folder)
+    loaded = untrained()
+    loaded.model.save_pretrained(folder)
+    loaded.processor.save_pretrained(folder)
     return str(folder)
 
 
@@ -623,7 +621,7 @@ def test_what_cannot_be_meant_is_one_line_before_a_model_is_loaded(
 
 @pytest.mark.parametrize(
     ("package", "words"),
-    [("accelerate", ["task=train"]), ("accelerate", ["task=pretrain"])],
+    [("accelerate", ["task=train"]), ("datasets", ["task=train", "data=folder"])],
 )
 def test_a_missing_package_is_named_with_its_extra(
     program: Program, monkeypatch: pytest.MonkeyPatch, package: str, words: list[str]

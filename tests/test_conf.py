@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 import tokenreduce as tr
 from tokenreduce.config import (
     RENAMED,
+    build_reader,
     build_scheduler,
     build_strategy,
     compose,
@@ -27,6 +28,7 @@ from tokenreduce.config import (
     plain,
     refuse_code,
 )
+from tokenreduce.data.readers import readers
 from tokenreduce.inference import loaded as loading
 
 CONF = directory()
@@ -38,7 +40,12 @@ FILES = [
     for path in sorted(CONF.glob("*/*.yaml"))
     if path.stem not in RENAMED.get(path.parent.name, ())
 ]
-REGISTRIES: dict[str, Any] = {"strategy": tr.strategies, "scheduler": tr.schedulers}
+REGISTRIES: dict[str, Any] = {
+    "strategy": tr.strategies,
+    "scheduler": tr.schedulers,
+    "data": readers,
+}
+BUILD = {"strategy": build_strategy, "scheduler": build_scheduler, "data": build_reader}
 BUILT = [(group, option) for group, option in FILES if group in REGISTRIES]
 
 
@@ -88,7 +95,7 @@ def chosen(group: str, option: str) -> DictConfig:
 def test_every_option_builds(group: str, option: str) -> None:
     """And what is built has the values that the file shows."""
     config = chosen(group, option)
-    built = build_strategy(config) if group == "strategy" else build_scheduler(config)
+    built = BUILD[group](config)
     values = dict(plain(config[group]))
     assert type(built) is REGISTRIES[group][values.pop("name")]
     assert {key: shown(getattr(built, key)) for key in values} == values
@@ -250,12 +257,15 @@ def test_models_are_named_as_their_file_and_may_be_replaced(model: str) -> None:
         (["scheduler=explicit", "scheduler.layers=[8]"], "one length"),
         (["strategy.name=fasttv"], "no strategy 'fasttv'; did you mean 'fastv'"),
         (["+strategy.scor=last"], "has no option 'scor'"),
+        (["data.size=2.5"], "data 'shapes': size must be a whole number, not 2.5"),
+        (["data=llava", "data.path=7"], "path must be a word or null, not 7"),
+        (["data.name=shape"], "no data 'shape'; did you mean 'shapes'"),
     ],
 )
 def test_wrong_values_are_refused_when_they_are_built(words: list[str], message: str) -> None:
     config = compose(words)
     with pytest.raises((ValueError, TypeError, KeyError), match=message):
-        build_strategy(config), build_scheduler(config)
+        build_strategy(config), build_scheduler(config), build_reader(config)
 
 
 @pytest.mark.slow

@@ -14,8 +14,11 @@ from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
 import tokenreduce as tr
 import tokenreduce.strategies
+from tokenreduce import plugins
 from tokenreduce.config import compose
+from tokenreduce.data.readers import readers
 from tokenreduce.embedded import checkpoint_dir
+from tokenreduce.tasks import tasks
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -26,7 +29,8 @@ COMMAND = re.compile(r"(?:\.venv/bin/)?tokenreduce(?:\s+(?P<rest>[^#\n]*))?(?:#.
 FLAGS = {"-m", "--multirun"}
 LONG = {"README.md", "docs/profile.md", "docs/training.md", "docs/learned.md"}
 """Pages whose code takes more than three seconds."""
-PLUGIN_ONLY = re.compile(r"--config-dir|=norm\b")
+APART = "|".join(f"{group}={name}" for group, name in plugins.SHIPPED_APART)
+PLUGIN_ONLY = re.compile(rf"--config-dir|({APART})\b")
 
 
 def name(path: Path) -> str:
@@ -65,7 +69,7 @@ def pages() -> list[Any]:
 def test_python_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From top to bottom, in one namespace per page, as a reader would."""
     monkeypatch.chdir(tmp_path)
-    registries: list[Any] = [tr.strategies, tr.schedulers, tr.adapters]
+    registries: list[Any] = [tr.strategies, tr.schedulers, tr.adapters, tasks, readers]
     before = [dict(registry) for registry in registries]
     for registry in registries:  # a page may register what an installed plug-in has as well
         for entry, kind in list(registry.items()):

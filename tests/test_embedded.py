@@ -17,10 +17,11 @@ from transformers import (
 )
 
 from tokenreduce.data import TYPES, sample
-from tokenreduce.data.packing import Packer
+from tokenreduce.data.items import items_of
 from tokenreduce.embedded import checkpoint_dir
 from tokenreduce.evaluation.intervals import wilson
-from tokenreduce.tasks.pretraining.assess import blind, force, generate, summarise
+from tokenreduce.evaluation.scoring import right
+from tokenreduce.inference.answer import answers
 
 FOLDER = checkpoint_dir()
 EXAMPLE = FOLDER.parent / "example.png"
@@ -63,19 +64,6 @@ def test_it_is_a_stock_llava_of_the_promised_size(model: Any, processor: Any) ->
 def test_weights_are_fp16(processor: Any) -> None:
     model = AutoModelForImageTextToText.from_pretrained(FOLDER)
     assert {weight.dtype for weight in model.parameters()} == {torch.float16}
-
-
-def test_the_chat_template_writes_the_training_format(processor: Any) -> None:
-    item = sample(0, "heldout", UNSEEN, questions=3)
-    packer = Packer(processor, visual_tokens=144)
-    batch = packer([item])
-    for number, question in enumerate(item.questions, start=1):
-        inputs = encode(processor, question.text, Image.fromarray(item.image))
-        own = (batch.blocks[0] == 0) | (batch.blocks[0] == number)
-        trained = batch.inputs["input_ids"][0][own]
-        answer = (batch.labels[0][own] >= 0).sum()
-        assert inputs["input_ids"][0].tolist() == trained[:-answer].tolist()
-        assert torch.allclose(inputs["pixel_values"], batch.inputs["pixel_values"], atol=1e-6)
 
 
 def test_one_way_to_tokenise_a_chat_as_good_as_the_other(processor: Any) -> None:
@@ -137,25 +125,9 @@ def test_an_image_of_another_size_is_accepted(model: Any, processor: Any) -> Non
 
 def test_it_answers_questions_it_never_saw(model: Any, processor: Any) -> None:
     samples = [sample(0, "heldout", UNSEEN + i, questions=9) for i in range(10)]
-    right = generate(model, processor, samples)
-    answers = [answer for name in TYPES for answer in right[name]]
-    assert len(answers) == 90
-    assert sum(answers) / len(answers) > 0.8
-
-
-@pytest.mark.slow
-def test_it_needs_the_image_early_and_not_late(model: Any, processor: Any) -> None:
-    """The reason for which it is shipped: early layers need every visual token."""
-    samples = [sample(0, "heldout", UNSEEN + i, questions=9) for i in range(20)]
-    packer = Packer(processor, visual_tokens=144)
-    whole = summarise(force(model, packer, samples))["macro"]
-    with blind(model, 0):
-        none = summarise(force(model, packer, samples))["macro"]
-    with blind(model, 7):
-        late = summarise(force(model, packer, samples))["macro"]
-    assert none < 0.3 < whole - 0.3
-    assert late > whole - 0.1
-    assert summarise(force(model, packer, samples))["macro"] == whole  # hooks are gone again
+    items = items_of(samples)
+    assert len(items) == 90
+    assert right(items, answers(model, processor, items)).mean() > 0.8
 
 
 def test_the_published_figures_are_those_of_this_checkpoint() -> None:

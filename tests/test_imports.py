@@ -120,6 +120,10 @@ MAY_USE = {
 """Modules that may be used although a rule forbids what they are a part of."""
 
 
+PLUGINS = frozenset(path.parent.name for path in (ROOT / "plugins").glob("*/*/__init__.py")) - {
+    "tests"
+}
+"""The packages in `plugins/`: they import tokenreduce, and it imports none of them."""
 TASKS = {path.stem for path in (PACKAGE / "tasks").glob("*.py")} - {"__init__"}
 
 
@@ -159,7 +163,7 @@ def broken(path: Path, source: str) -> list[str]:
         forbidden = forbidden | NOWHERE | {f"tokenreduce.{module}" for module in PROGRAM}
     own = ".".join(("tokenreduce", *path.relative_to(PACKAGE).with_suffix("").parts))
     found = []
-    forbidden |= apart(path)
+    forbidden |= apart(path) | PLUGINS
     allowed = {module for one, module in MAY_USE if one == name}
     for module in imported(source):
         if module == own or (name, module) in MAY or under(module, allowed):
@@ -181,8 +185,6 @@ def apart(path: Path) -> frozenset[str]:
         return frozenset()
     if name == "strategies":
         return frozenset({"tokenreduce.strategies"})
-    if path.parent.name != "tasks":  # a folder of one task's parts
-        return frozenset(f"tokenreduce.tasks.{task}" for task in TASKS)
     return frozenset(f"tokenreduce.tasks.{task}" for task in TASKS - {path.stem})
 
 
@@ -199,11 +201,11 @@ def test_every_name_has_a_rule() -> None:
 
 
 def test_a_task_is_one_file() -> None:
-    """One for each option of the group, and nothing else; the parts of `pretrain` leave with it."""
+    """One for each option of the group, and nothing else."""
     options = {path.stem for path in (ROOT / "conf" / "task").glob("*.yaml")}
     assert options == TASKS
     folders = {path.name for path in (PACKAGE / "tasks").iterdir() if path.is_dir()}
-    assert folders - {"__pycache__"} == {"pretraining"}
+    assert folders - {"__pycache__"} == set()
 
 
 # -- no circles ------------------------------------------------------------------------------------
@@ -327,7 +329,7 @@ def test_a_circle_is_found(module: str, line: str, group: str) -> None:
         ("inference/loaded.py", "from omegaconf import DictConfig"),
         ("inference/clock.py", "from tokenreduce.benchmarking.rounds import Race"),
         ("tasks/evaluate.py", "from tokenreduce.tasks.solve import only_target"),
-        ("tasks/pretraining/tower.py", "from tokenreduce.tasks import train"),
+        ("tasks/train.py", "from tokenreduce_tiny.stage import Stage"),
         ("program/result.py", "from tokenreduce.tasks import tasks"),
         ("checks.py", "from tokenreduce.registry import Registry"),
         ("errors.py", "import tokenreduce"),
@@ -422,7 +424,6 @@ LONGER = {
     "learned.py LearnedStrategy",
     "reduction.py Reduction",
     # one formula or one walk, which falls apart where it is cut
-    "data/samples.py sample",
     "distillation.py _watching",
     "engine/attention.py LayerView",
     "engine/tower/merging.py Merging",

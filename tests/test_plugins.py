@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import MissingConfigException
 
 import tokenreduce as tr
-from tokenreduce import plugins
-from tokenreduce.config import build_strategy, compose, register
+from tokenreduce import cli, plugins
+from tokenreduce.config import build_reader, build_strategy, compose, register
+from tokenreduce.data.readers import readers
+from tokenreduce.program import refusals
+from tokenreduce.tasks import tasks
 from tokenreduce.testing.models import FAMILIES
 
-NORM = Path(__file__).resolve().parents[1] / "plugins" / "tokenreduce-norm"
+APART = Path(__file__).resolve().parents[1] / "plugins"
+NORM = APART / "tokenreduce-norm"
 STRATEGY = """
 from dataclasses import dataclass
 import tokenreduce as tr
@@ -31,6 +38,49 @@ class Longest(tr.Scorer):
     def score(self, tokens):
         return tokens.hidden.norm(p=self.p, dim=-1)
 """
+COUNT = """
+from tokenreduce.tasks import Task, tasks
+
+needs = {"plug_needed": "plug[all]"}
+task = Task("plug_count.late:count", least={"rows": 1}, needs=needs, resumes=True)
+tasks.register("count")(task)
+"""
+LATE = """
+def count(config, output):
+    (output / "rows.txt").write_text("x" * config.task.rows)
+    return {"rows": config.task.rows}
+"""
+CAPTIONS = """
+from dataclasses import dataclass
+from PIL import Image
+from tokenreduce.data.conversations import Conversations
+from tokenreduce.data.items import Item
+from tokenreduce.data.readers import Data, Reader, readers
+from tokenreduce.data.rows import Conversation
+
+@readers.register("captions")
+@dataclass(frozen=True)
+class Captions(Reader):
+    size: int = 4
+    word: str = "red"
+
+    def conversations(self, seed):
+        return Data(Conversations(self.size, self.row), None)
+
+    def row(self, index):
+        asked = [{"type": "image"}, {"type": "text", "text": "what colour is it?"}]
+        said = [{"type": "text", "text": self.word}]
+        messages = ({"role": "user", "content": asked}, {"role": "assistant", "content": said})
+        return Conversation(f"row {index}", (Image.new("RGB", (96, 96), self.word),), messages)
+
+    def items(self, limit, seed):
+        picture = Image.new("RGB", (96, 96), self.word)
+        return [
+            Item(n, picture, "colour", "what colour is it?", self.word, name=f"{n}")
+            for n in range(self.size)
+        ]
+"""
+REGISTRIES: tuple[Any, ...] = (tr.strategies, tasks, readers)
 Install = Callable[..., None]
 
 
@@ -40,11 +90,13 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = tmp_path / "site"
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)
-    modules, before = set(sys.modules), dict(tr.strategies)
+    modules = set(sys.modules)
+    before = [dict(registry) for registry in REGISTRIES]
     plugins.load.cache_clear()
     yield folder
     plugins.load.cache_clear()
-    tr.strategies._entries = before
+    for registry, entries in zip(REGISTRIES, before, strict=True):
+        registry._entries = entries
     for name in set(sys.modules) - modules:
         if name.startswith(("plug_", "tokenreduce_norm")):
             del sys.modules[name]
@@ -52,15 +104,15 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def install(site: Path) -> Install:
-    def install(module: str, source: str, **configs: str) -> None:
+    def install(module: str, source: str, group: str = "strategy", **configs: str) -> None:
         package = site / module
         package.mkdir()
         (package / "__init__.py").write_text(source)
         if configs:
-            (package / "conf" / "strategy").mkdir(parents=True)
+            (package / "conf" / group).mkdir(parents=True)
             (package / "conf" / "__init__.py").touch()
         for name, text in configs.items():
-            (package / "conf" / "strategy" / f"{name}.yaml").write_text(text)
+            (package / "conf" / group / f"{name}.yaml").write_text(text)
         announce(site, module)
 
     return install
@@ -174,6 +226,150 @@ def test_importing_tokenreduce_registers_nothing_with_hydra() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+# -- tasks -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def counting(install: Install, site: Path) -> Path:
+    """A plug-in with a task, whose code lies in a module that is imported when it runs."""
+    install("plug_count", COUNT, "task", count="name: count\nrows: 3\n")
+    (site / "plug_count" / "late.py").write_text(LATE)
+    (site / "plug_needed.py").touch()
+    return site
+
+
+def test_a_plugin_adds_a_task(counting: Path, tmp_path: Path) -> None:
+    """Its option is found without importing the plug-in, its module when it runs."""
+    config = compose(["task=count", "task.rows=5"])
+    assert "plug_count" not in sys.modules
+    task = cli.find_task("count")
+    assert (str(task), task.resumes) == ("plug_count.late:count", True)
+    assert "plug_count.late" not in sys.modules
+    assert cli.run(config, tmp_path) == {"rows": 5}
+    assert (tmp_path / "rows.txt").read_text() == "xxxxx"
+    assert (tmp_path / "result.json").is_file()
+
+
+def test_what_a_task_says_of_itself_is_checked_before_it_is_imported(
+    counting: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"task\.rows must be a whole number of at least 1"):
+        cli.run(compose(["task=count", "task.rows=0"]), tmp_path)
+    (counting / "plug_needed.py").unlink()
+    importlib.invalidate_caches()
+    with pytest.raises(
+        ValueError, match=r'task=count needs plug_needed: pip install "plug\[all\]"'
+    ):
+        cli.run(compose(["task=count"]), tmp_path)
+    assert "plug_count.late" not in sys.modules
+
+
+def test_a_function_is_a_task(install: Install, tmp_path: Path) -> None:
+    source = "from tokenreduce.tasks import tasks\n"
+    source += "@tasks.register('one')\ndef one(config, output): return {'one': 1}\n"
+    install("plug_one", source, "task", one="name: one\n")
+    assert cli.run(compose(["task=one"]), tmp_path) == {"one": 1}
+
+
+def test_a_task_replaces_none(install: Install) -> None:
+    install("plug_thief", COUNT.replace('"count"', '"train"'))
+    with pytest.warns(plugins.PluginWarning, match="'train' is taken") as caught:
+        plugins.load()
+    for owner in ("tokenreduce.tasks.train:train", "plug_count.late:count"):
+        assert owner in str(caught[0].message)
+
+
+def test_an_unknown_task_is_told_the_known_ones(counting: Path) -> None:
+    with pytest.raises(KeyError, match=r"no task 'trian'; did you mean 'train'.*generate.*count"):
+        cli.find_task("trian")
+
+
+# -- kinds of data ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def captions(install: Install) -> None:
+    install("plug_captions", CAPTIONS, "data", captions="name: captions\nsize: 4\nword: red\n")
+
+
+def test_a_plugin_adds_a_kind_of_data(captions: None) -> None:
+    reader = build_reader(compose(["data=captions", "data.size=3"]))
+    assert type(reader) is readers["captions"]
+    assert len(reader.conversations(0).train) == 3
+    assert [item.answer for item in reader.items(None, 0)] == ["red"] * 3
+    assert {one.name for one in reader.prompts(2, 0)} == {"row 0", "row 1", "row 2"}
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("data.size=many", "data 'captions': size must be a whole number, not 'many'"),
+        ("+data.sise=3", "data 'captions' has no option 'sise'; did you mean 'size'"),
+        ("data.name=caption", "no data 'caption'; did you mean 'captions'.*shapes, llava"),
+    ],
+)
+def test_options_of_data_are_checked_whatever_the_task(
+    captions: None, tmp_path: Path, word: str, message: str
+) -> None:
+    with pytest.raises((ValueError, TypeError, KeyError), match=message):
+        cli.run(compose(["task=solve", "target.flops=0.5", "data=captions", word]), tmp_path)
+
+
+def test_what_a_kind_of_data_cannot_do_is_refused(install: Install) -> None:
+    """With those that can, the plug-ins' among them."""
+    source = CAPTIONS[: CAPTIONS.index("    def items")].replace("captions", "trained")
+    install("plug_trained", source, "data", trained="name: trained\n")
+    plugins.load()
+    with pytest.raises(ValueError, match=r"no data 'trained' to evaluate on .known: .*questions"):
+        readers["trained"]().items(1, 0)
+    with pytest.raises(ValueError, match=r"no data 'questions' to train on .known: .*trained"):
+        readers["questions"]().conversations(0)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:4 questions can hardly show")
+def test_the_tasks_use_it(captions: None, tmp_path: Path) -> None:
+    """Evaluation, profile and training read a plug-in's data as they read ours."""
+    own = ["data=captions", "device=cpu"]
+    few = ["task.limit=4", "task.baselines=[]", "task.changes=[]"]
+    done = cli.run(compose([*own, "task=evaluate", *few]), tmp_path / "evaluate")
+    assert {row["questions"] for row in done["table"]} == {4}
+    few = ["task.samples=2", "task.layers=[2]", "task.keeps=[0.0]", "task.trials=0"]
+    done = cli.run(compose([*own, "task=profile", *few]), tmp_path / "profile")
+    assert done["prompts"] == 2
+    few = ["trainer.max_steps=1", "trainer.per_device_train_batch_size=2"]
+    done = cli.run(compose([*own, "task=train", *few]), tmp_path / "train")
+    assert done["rows"] == {"train": 4, "measured": 0}
+
+
+# -- the packages in plugins/ ----------------------------------------------------------------------
+
+
+def test_what_is_not_installed_is_told_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one line, in place of the names that are there."""
+    monkeypatch.setitem(plugins.SHIPPED_APART, ("task", "absent"), "tokenreduce-absent")
+    with pytest.raises(MissingConfigException) as caught:
+        compose(["task=absent"])
+    assert refusals.one_line(caught.value) == (
+        "task=absent comes with the plug-in tokenreduce-absent, which is not installed: run "
+        '"pip install ./plugins/tokenreduce-absent" in a checkout of tokenreduce'
+    )
+    with pytest.raises(MissingConfigException) as caught:
+        compose(["task=absentt"])
+    assert "no task 'absentt'" in refusals.one_line(caught.value)
+    assert "tokenreduce-tiny" in str(plugins.not_installed("task", "pretrain"))
+
+
+def test_every_option_of_plugins_is_told() -> None:
+    """And nothing that is not there."""
+    options = {
+        (path.parent.name, path.stem): path.relative_to(APART).parts[0]
+        for path in APART.glob("*/*/conf/*/*.yaml")
+    }
+    assert options == plugins.SHIPPED_APART
+    assert len(options) >= 3
 
 
 def test_the_tutorial_plugin(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:

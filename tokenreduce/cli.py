@@ -6,8 +6,6 @@ variable HYDRA_FULL_ERROR=1 shows the traceback instead. Ctrl-C leaves with one 
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
 import sys
 import time
@@ -31,7 +29,7 @@ from tokenreduce.program import arguments, ending, options, refusals, result
 from tokenreduce.program.arguments import quote_text, share_folder
 from tokenreduce.program.jobs import Jobs
 from tokenreduce.program.sweep import watched
-from tokenreduce.tasks import Task, tasks
+from tokenreduce.tasks import Task, find, tasks
 
 __all__ = ["find_task", "main", "quote_text", "run", "share_folder"]
 
@@ -97,10 +95,12 @@ def _answered(given: Sequence[str]) -> bool:
 def run(config: DictConfig, output: Path) -> dict[str, Any]:
     """Runs the task that `config.task.name` names and writes `output/result.json`."""
     configuration.refuse_code(config)
-    options.check_installed(config)
     started = time.time()
     task = find_task(str(config.task.name))
-    options.check(config)
+    options.check_installed(f"task={config.task.name}", task.needs)
+    data = configuration.known("data")[str(config.data.name)]
+    options.check_installed(f"data={config.data.name}", data.needs)
+    options.check(config, task.least)
     numbers = task(config, output)
     if first_process():
         path = result.write(config, output, numbers, seconds=time.time() - started)
@@ -109,15 +109,13 @@ def run(config: DictConfig, output: Path) -> dict[str, Any]:
 
 
 def find_task(name: str) -> Task:
-    """The task called `name`: ours, imported now, or a plug-in's.
+    """The task called `name`, ours or a plug-in's; imported when it runs.
 
     Raises:
         KeyError: there is none; the known ones are listed.
     """
     plugins.load()
-    if name.isidentifier() and importlib.util.find_spec(f"tokenreduce.tasks.{name}"):
-        importlib.import_module(f"tokenreduce.tasks.{name}")
-    return tasks[name]
+    return find(name)
 
 
 @hydra.main(  # type: ignore[untyped-decorator]  # hydra has no types
@@ -138,7 +136,8 @@ def _job(config: DictConfig) -> None:
             jobs.begin(output)
         run(config, output)
     except KeyboardInterrupt:
-        line = ending.going_on(str(config.task.name), output, sweep)
+        name = str(config.task.name)
+        line = ending.going_on(output, name in tasks and find(name).resumes, sweep)
         ending.tidy(output, keep)
         _interrupted(line)
     except Exception as error:

@@ -28,6 +28,7 @@ from tokenreduce.inference.spec import ModelSpec
 if TYPE_CHECKING:
     from hydra.core.config_search_path import ConfigSearchPath
 
+    from tokenreduce.data.readers import Reader
     from tokenreduce.recipe import Recipe
     from tokenreduce.registry import Registry
     from tokenreduce.scheduler import Scheduler
@@ -165,6 +166,12 @@ def build_recipe(config: DictConfig, scheduler: Scheduler | None = None) -> Reci
     return Recipe(build_strategy(config), scheduler, **options)
 
 
+def build_reader(config: DictConfig) -> Reader:
+    """What reads the data that `config.data` names, with its options."""
+    reader: Reader = build(known("data"), config.data)
+    return reader
+
+
 def model_spec(config: DictConfig) -> ModelSpec:
     """The model that `config.model` names, with the device, the attention and the seed of a run."""
     model = config.model
@@ -185,11 +192,20 @@ def model_spec(config: DictConfig) -> ModelSpec:
     )
 
 
+REGISTRIES = {
+    "strategy": ("tokenreduce.strategy", "strategies"),
+    "scheduler": ("tokenreduce.scheduler", "schedulers"),
+    "adapter": ("tokenreduce.adapter", "adapters"),
+    "data": ("tokenreduce.data.readers", "readers"),
+}
+"""The module and the name of the registry of every kind of thing that is made by its name."""
+
+
 def known(kind: str) -> Registry[Any]:
-    """The registry of a `"strategy"`, `"scheduler"` or `"adapter"`, with ours and the plug-ins'."""
-    plural = {"strategy": "strategies"}.get(kind, f"{kind}s")
+    """The registry of a kind in `REGISTRIES`, with what ships and what plug-ins add."""
+    module, name = REGISTRIES[kind]
     plugins.load()
-    registry: Registry[Any] = getattr(importlib.import_module(f"tokenreduce.{kind}"), plural)
+    registry: Registry[Any] = getattr(importlib.import_module(module), name)
     return registry
 
 

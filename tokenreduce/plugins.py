@@ -1,7 +1,7 @@
 """Finds installed plug-ins: packages with an entry point in the group `tokenreduce.plugins`.
 
-A plug-in is an importable module that registers strategies, schedulers, adapters or tasks when it
-is imported. A folder `conf/` inside its package adds options to the command line.
+A plug-in is an importable module that registers strategies, schedulers, adapters, tasks or kinds of
+data when it is imported. A folder `conf/` inside its package adds options to the command line.
 """
 
 from __future__ import annotations
@@ -15,6 +15,12 @@ from pathlib import Path
 from types import ModuleType
 
 GROUP = "tokenreduce.plugins"
+SHIPPED_APART = {
+    ("strategy", "norm"): "tokenreduce-norm",
+    ("task", "pretrain"): "tokenreduce-tiny",
+    ("data", "lessons"): "tokenreduce-tiny",
+}
+"""By group and name, the options of the packages in the repository's folder `plugins/`."""
 
 
 class PluginWarning(UserWarning):
@@ -53,6 +59,15 @@ def config_folders() -> Iterator[tuple[str, Path]]:
         for place in (spec and spec.submodule_search_locations) or ():
             if (Path(place) / "conf" / "__init__.py").is_file():
                 yield point.name, Path(place) / "conf"
+
+
+def not_installed(group: str, name: str) -> str | None:
+    """Where an option is that a package of `plugins/` would bring; None for any other name."""
+    package = SHIPPED_APART.get((group, name))
+    return package and (
+        f"{group}={name} comes with the plug-in {package}, which is not installed: run "
+        f'"pip install ./plugins/{package}" in a checkout of tokenreduce'
+    )
 
 
 def _points() -> list[EntryPoint]:

@@ -15,9 +15,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import tokenreduce as tr
 from tokenreduce.cost import cost, shape_of
+from tokenreduce.data.items import heldout
 from tokenreduce.embedded import checkpoint_dir
 from tokenreduce.evaluation.intervals import difference, shares
-from tokenreduce.evaluation.items import heldout
 from tokenreduce.evaluation.scoring import right
 from tokenreduce.inference.answer import answers
 from tokenreduce.program.result import commit, machine, versions

@@ -14,8 +14,8 @@ from PIL import Image, ImageOps
 
 from tokenreduce.data import images
 from tokenreduce.data.images import FORMATS, SIXTEEN, decode_image, in_rgb, load_image, to_rgb
+from tokenreduce.data.items import Item
 from tokenreduce.data.rows import Conversation, Unusable
-from tokenreduce.evaluation.items import Item
 
 
 @pytest.fixture

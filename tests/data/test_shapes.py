@@ -1,4 +1,4 @@
-"""The rendered task: reproducible, held-out apart, answers true, packing exact."""
+"""The rendered task: reproducible, held-out apart, answers true."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import torch
 
 from tokenreduce.data import SPLITS, TYPES, Item, Scene, Word, sample
 from tokenreduce.data.glyphs import GLYPHS, HEIGHTS, glyph
-from tokenreduce.data.packing import Packer, score
-from tokenreduce.data.questions import LESSONS, ask
+from tokenreduce.data.questions import ask
 from tokenreduce.data.shapes import render
 
 SCENE = Scene(
@@ -131,33 +129,6 @@ def test_existence_is_not_told_by_a_majority() -> None:
     assert 0.4 < answers["yes"] / answers.total() < 0.6
 
 
-def test_lessons_are_true_and_asked_only_by_name() -> None:
-    truth = {
-        "where is the object K?": "lower second",
-        "what colour is in the top row first column?": "red",
-        "what shape is in the bottom row fourth column?": "triangle",
-    }
-    asked = {}
-    for seed in range(40):
-        for question in ask(SCENE, np.random.default_rng(seed), 6, dict.fromkeys(LESSONS, 1.0)):
-            assert asked.setdefault(question.text, question.answer) == question.answer
-    assert "where is the object 7?" not in asked  # two of them
-    for text, answer in truth.items():
-        assert asked[text] == answer
-    assert not set(LESSONS) & set(TYPES)
-
-
-def test_a_scene_can_keep_to_few_glyphs() -> None:
-    few = {
-        thing.glyph
-        for number in range(30)
-        for thing in sample(0, "train", number, glyphs=5).scene.items
-    }
-    assert few == {"0", "4", "8", "E", "L"}
-    same, default = sample(0, "train", 0, glyphs=20), sample(0, "train", 0)
-    assert same.scene == default.scene
-
-
 def test_weights_name_known_types() -> None:
     with pytest.raises(ValueError, match="smell"):
         ask(SCENE, np.random.default_rng(0), 1, {"smell": 1.0})
@@ -168,48 +139,3 @@ def test_difficulty_sets_the_number_of_items() -> None:
     full = {len(sample(0, "train", i, difficulty=1.0).scene.items) for i in range(200)}
     assert easy == {2, 3, 4}
     assert full == {5, 6, 7, 8, 9, 10}
-
-
-def test_a_packed_question_is_answered_as_if_alone() -> None:
-    """Packed logits = logits of the stock model on the processor's own single prompt, to 1e-5."""
-    from PIL import Image
-
-    from tokenreduce.embedded.build import build_model, build_processor
-
-    vision = {"patch_size": 8, "width": 32, "feed_forward": 64, "layers": 2, "heads": 2}
-    text = {
-        "width": 32, "feed_forward": 64, "layers": 3, "heads": 2,
-        "positions": 512, "rope_theta": 1e5,
-    }  # fmt: skip
-    model = build_model({"vision": vision, "text": text}, seed=0).eval()
-    processor = build_processor(patch_size=8)
-    packer = Packer(processor, visual_tokens=144)
-    samples = [sample(0, "train", 0, questions=5), sample(0, "train", 1, questions=5)]
-    batch = packer(samples)
-    assert batch.blocks[0, -1] == -1 or batch.blocks[1, -1] == -1  # one row is padded
-    with torch.no_grad():
-        packed = model(**batch.inputs).logits
-        for row, item in enumerate(samples):
-            for number, question in enumerate(item.questions, start=1):
-                prompt = processor(
-                    text=f"USER: <image>\n{question.text} ASSISTANT:{question.answer}",
-                    images=Image.fromarray(item.image),
-                    return_tensors="pt",
-                )
-                alone = model(**prompt).logits[0, 146:]
-                together = packed[row, batch.blocks[row] == number][:-1]
-                assert torch.allclose(alone, together, atol=1e-5)
-
-
-def test_an_answer_counts_only_when_every_token_is_right() -> None:
-    from tokenreduce.embedded.build import build_processor
-
-    batch = Packer(build_processor(patch_size=8), visual_tokens=144)(
-        [sample(0, "train", i, questions=4) for i in range(3)]
-    )
-    predicted = torch.zeros_like(batch.labels)
-    predicted[:, :-1] = batch.labels[:, 1:]
-    assert score(predicted, batch).all()
-    place = int((batch.labels[1] >= 0).nonzero()[-1])  # the end token of row 1's last answer
-    predicted[1, place - 1] += 1
-    assert score(predicted, batch).flatten().tolist() == [True] * 7 + [False] + [True] * 4

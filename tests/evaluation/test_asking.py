@@ -7,26 +7,22 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
-from tokenreduce.config import compose
-from tokenreduce.embedded.build import build_model, build_processor
+from tests.untrained import untrained
+from tokenreduce.config import build_reader, compose
 from tokenreduce.evaluation.asking import Protocol, ask
 from tokenreduce.evaluation.conditions import FULL
 from tokenreduce.inference.loaded import Loaded
 from tokenreduce.profiling.divergence import jensen_shannon, kullback_leibler
-from tokenreduce.program.sources import questions
 
 
 @pytest.fixture(scope="module")
 def loaded() -> Loaded:
-    architecture: Any = OmegaConf.to_container(compose().model.architecture)
-    model = build_model(architecture, seed=0).eval()
-    return Loaded(model, build_processor(architecture["vision"]["patch_size"]), "here", True)
+    return untrained()
 
 
 def rows(loaded: Loaded) -> list[Any]:
-    items = questions(compose(["task=evaluate", "task.limit=2"]))
+    items = build_reader(compose()).items(2, seed=0)
     starts = {item.kind: {"yes": [3], "no": [4]} for item in items}
     return list(ask(loaded, FULL, items, Protocol(2, 2, "exact", starts)))
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
-from omegaconf import OmegaConf
 
-from tokenreduce.config import compose
+from tests.untrained import untrained
+from tokenreduce.config import build_reader, compose
 from tokenreduce.cost import cost, shape_of
-from tokenreduce.embedded.build import build_model, build_processor
 from tokenreduce.evaluation.budget import lengths
 from tokenreduce.inference.loaded import Loaded
-from tokenreduce.program.sources import questions
 from tokenreduce.scheduler import schedulers
 from tokenreduce.tasks.evaluate import chosen
 
@@ -21,9 +17,7 @@ EVALUATE = ["task=evaluate", "device=cpu", "task.limit=3"]
 
 @pytest.fixture(scope="module")
 def loaded() -> Loaded:
-    architecture: Any = OmegaConf.to_container(compose().model.architecture)
-    model = build_model(architecture, seed=0).eval()
-    return Loaded(model, build_processor(architecture["vision"]["patch_size"]), "here", True)
+    return untrained()
 
 
 @pytest.mark.parametrize(
@@ -32,7 +26,7 @@ def loaded() -> Loaded:
 )
 def test_every_rule_meets_the_budget(loaded: Loaded, strategy: str, rule: str) -> None:
     config = compose([*EVALUATE, f"strategy={strategy}", "task.flops=0.6"])
-    items = questions(config)
+    items = build_reader(config).items(3, seed=0)
     visual, text = lengths(loaded, items)
     assert visual == 144
     recipe = chosen(config, loaded, items).recipe
@@ -44,11 +38,11 @@ def test_every_rule_meets_the_budget(loaded: Loaded, strategy: str, rule: str) -
 
 def test_without_a_budget_the_schedule_is_as_it_is(loaded: Loaded) -> None:
     config = compose([*EVALUATE, "strategy=fastv"])
-    found = chosen(config, loaded, questions(config))
+    found = chosen(config, loaded, build_reader(config).items(3, seed=0))
     assert found.to_dict()["scheduler"] == {"name": "single"}  # the paper's: all defaults
 
 
 def test_a_rule_without_a_share_is_refused(loaded: Loaded) -> None:
     config = compose([*EVALUATE, "strategy=fastv", "scheduler.name=stochastic", "task.flops=0.6"])
     with pytest.raises(ValueError, match="scheduler=stochastic has no share to solve for"):
-        chosen(config, loaded, questions(config))
+        chosen(config, loaded, build_reader(config).items(3, seed=0))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from tokenreduce.data.items import heldout
 from tokenreduce.evaluation.following import _edit, pairs, spread
-from tokenreduce.evaluation.items import heldout
 
 ITEMS = heldout(0, 12, 9)
 OTHERS = pairs(ITEMS)

@@ -11,15 +11,9 @@ import pytest
 from PIL import Image
 
 from tokenreduce.data.conversations import read_llava
-from tokenreduce.data.questions import VOCABULARY
-from tokenreduce.evaluation.items import (
-    Item,
-    candidates,
-    fingerprint,
-    first_questions,
-    heldout,
-    read_questions,
-)
+from tokenreduce.data.items import Item, first_questions, heldout, read_questions
+from tokenreduce.embedded import checkpoint_dir
+from tokenreduce.evaluation.items import candidates, fingerprint
 from tokenreduce.evaluation.perturbation import perturbations
 
 GOOD = {"image": "a.png", "question": "What is this?", "answer": "a cat"}
@@ -117,6 +111,7 @@ def test_files_that_are_none(folder):
 
 
 def test_the_rendered_task_in_other_words():
+    vocabulary = json.loads((checkpoint_dir() / "tokenizer.json").read_text())["model"]["vocab"]
     items = heldout(0, 40, 9)
     assert len({item.name for item in items}) == len(items)
     kinds = {item.kind for item in items if item.paraphrase}
@@ -125,7 +120,7 @@ def test_the_rendered_task_in_other_words():
         assert item.paraphrase
         assert item.paraphrase != item.question
         words = set(item.paraphrase.replace("?", " ?").split())
-        assert words <= set(VOCABULARY)
+        assert words <= set(vocabulary)
         # the words that carry the meaning are the same
         known = {
             *[

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import tokenreduce as tr
+from tokenreduce.data.items import Item
 from tokenreduce.evaluation import runner as running
 from tokenreduce.evaluation.asking import Protocol
 from tokenreduce.evaluation.bars import Bars
 from tokenreduce.evaluation.conditions import Condition
-from tokenreduce.evaluation.items import Item
 from tokenreduce.evaluation.records import Store
 from tokenreduce.evaluation.runner import Runner
 from tokenreduce.evaluation.shard import Shard

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from transformers import AutoTokenizer
 
+from tokenreduce.data.items import Item, heldout
 from tokenreduce.embedded import checkpoint_dir
-from tokenreduce.evaluation.items import Item, heldout
 from tokenreduce.evaluation.perturbation import perturbations
 from tokenreduce.evaluation.scoring import first_tokens, is_right
 

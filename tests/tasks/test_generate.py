@@ -9,13 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
 from rich.console import Console
 
 import tokenreduce as tr
-from tokenreduce.config import compose
-from tokenreduce.embedded.build import build_model, build_processor
+from tests.untrained import untrained
 from tokenreduce.inference.loaded import Loaded, pick_device
 from tokenreduce.inference.measure import likelihood, prefill_times, ratio
 from tokenreduce.inference.prompt import encode, full_prompt
@@ -26,9 +24,7 @@ ANSWER = torch.tensor([9, 11, 2])
 
 @pytest.fixture(scope="module")
 def loaded() -> Loaded:
-    architecture: Any = OmegaConf.to_container(compose().model.architecture)
-    model = build_model(architecture, seed=0).eval()
-    return Loaded(model, build_processor(architecture["vision"]["patch_size"]), "here", True)
+    return untrained()
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tokenreduce.data.packing import IGNORED
 from tokenreduce.errors import BadOption
 
 SIDES = ("right", "left")
+IGNORED = -100
+"""The label that transformers' losses skip."""
 
 
 class Collator:

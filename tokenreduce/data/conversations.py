@@ -19,7 +19,7 @@ from PIL import Image
 
 from tokenreduce.data.jsonrows import JsonRows, index_rows
 from tokenreduce.data.rows import Conversation, Message, Unusable
-from tokenreduce.data.samples import SPLITS, sample
+from tokenreduce.data.samples import SPLITS, Sample, sample
 from tokenreduce.data.savedrows import SavedRows, open_saved
 from tokenreduce.errors import BadOption, did_you_mean
 from tokenreduce.files import named
@@ -32,6 +32,7 @@ __all__ = [
     "Unusable",
     "check_bad",
     "hold_out",
+    "of_sample",
     "read_folder",
     "read_llava",
     "shapes_conversations",
@@ -163,6 +164,19 @@ def shapes_conversations(
     return Conversations(size, _Drawn(seed, split, questions, difficulty))
 
 
+def of_sample(drawn: Sample, name: str) -> Conversation:
+    """A rendered scene as a conversation: each of its questions is a turn, with its answer."""
+    messages: list[Message] = []
+    for question in drawn.questions:
+        asked = [{"type": "text", "text": question.text}]
+        answer = [{"type": "text", "text": question.answer}]
+        messages += [
+            {"role": "user", "content": asked if messages else [{"type": "image"}, *asked]},
+            {"role": "assistant", "content": answer},
+        ]
+    return Conversation(name, (Image.fromarray(drawn.image),), tuple(messages))
+
+
 def hold_out(
     conversations: Conversations, share: float, seed: int = 0
 ) -> tuple[Conversations, Conversations]:
@@ -242,13 +256,4 @@ class _Drawn:
         drawn = sample(
             self.seed, self.split, index, questions=self.questions, difficulty=self.difficulty
         )
-        messages: list[Message] = []
-        for question in drawn.questions:
-            asked = [{"type": "text", "text": question.text}]
-            answer = [{"type": "text", "text": question.answer}]
-            messages += [
-                {"role": "user", "content": asked if messages else [{"type": "image"}, *asked]},
-                {"role": "assistant", "content": answer},
-            ]
-        picture = Image.fromarray(drawn.image)
-        return Conversation(f"shapes:{self.split}:{index}", (picture,), tuple(messages))
+        return of_sample(drawn, f"shapes:{self.split}:{index}")

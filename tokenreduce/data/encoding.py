@@ -16,9 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tokenreduce.data.batching import Collator
+from tokenreduce.data.batching import IGNORED, Collator
 from tokenreduce.data.encoded import EncodedDataset
-from tokenreduce.data.packing import IGNORED
 from tokenreduce.data.rows import Conversation, Message, Unusable
 from tokenreduce.data.transcripts import PROMPTS, Transcript, Writer, begins, image_token
 from tokenreduce.errors import BadOption, did_you_mean

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from tokenreduce.data.glyphs import GLYPHS
 from tokenreduce.data.shapes import COLOURS, GRID, SHAPES, Item, Scene
 from tokenreduce.errors import BadOption
 
@@ -37,7 +36,7 @@ Ask = Callable[[Scene, np.random.Generator], Question | None]
 
 def read(scene: Scene, rng: np.random.Generator) -> Question | None:
     """The glyph inside the one item of that colour and shape."""
-    item = _pick(rng, _described(scene))
+    item = pick(rng, _described(scene))
     if item is None:
         return None
     return Question("read", f"what is in the {item.colour} {item.shape}?", item.glyph)
@@ -45,7 +44,7 @@ def read(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 def colour_of(scene: Scene, rng: np.random.Generator) -> Question | None:
     """The colour of the one item that carries that glyph."""
-    item = _pick(rng, _lettered(scene))
+    item = pick(rng, lettered(scene))
     if item is None:
         return None
     return Question("colour_of", f"what colour is the object {item.glyph}?", item.colour)
@@ -53,7 +52,7 @@ def colour_of(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 def shape_of(scene: Scene, rng: np.random.Generator) -> Question | None:
     """The shape of the one item that carries that glyph."""
-    item = _pick(rng, _lettered(scene))
+    item = pick(rng, lettered(scene))
     if item is None:
         return None
     return Question("shape_of", f"what shape has the {item.glyph}?", item.shape)
@@ -117,7 +116,7 @@ def word(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 def where(scene: Scene, rng: np.random.Generator) -> Question | None:
     """The row and the column of the one item of that colour and shape."""
-    item = _pick(rng, _described(scene))
+    item = pick(rng, _described(scene))
     if item is None:
         return None
     answer = f"{ROWS[item.cell[0]]} {COLUMNS[item.cell[1]]}"
@@ -133,81 +132,48 @@ def what_is_at(scene: Scene, rng: np.random.Generator) -> Question | None:
     if scene.word and scene.word.cell == cell:
         return None
     item = scene.at(cell)
-    text = f"what is in {_place(cell)}?"
+    text = f"what is in {place(cell)}?"
     return Question("what_is_at", text, item.glyph if item else "nothing")
-
-
-def glyph_where(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """The row and the column of the one item that carries that glyph."""
-    item = _pick(rng, _lettered(scene))
-    if item is None:
-        return None
-    answer = f"{ROWS[item.cell[0]]} {COLUMNS[item.cell[1]]}"
-    return Question("glyph_where", f"where is the object {item.glyph}?", answer)
-
-
-def colour_at(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """The colour of the item in a cell."""
-    item = scene.items[int(rng.integers(len(scene.items)))]
-    return Question("colour_at", f"what colour is in {_place(item.cell)}?", item.colour)
-
-
-def shape_at(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """The shape of the item in a cell."""
-    item = scene.items[int(rng.integers(len(scene.items)))]
-    return Question("shape_at", f"what shape is in {_place(item.cell)}?", item.shape)
 
 
 TYPES = tuple(
     ask.__name__
     for ask in (read, colour_of, shape_of, left_of, count, exist, word, where, what_is_at)
 )
-# Asked in training only. `colour_of` and `shape_of` need two things that no other type needs: to
-# find a thing by its glyph, and to tell its colour or shape. Each lesson needs one of the two.
-LESSONS = tuple(ask.__name__ for ask in (glyph_where, colour_at, shape_at))
-ASKERS: dict[str, Ask] = {name: globals()[name] for name in (*TYPES, *LESSONS)}
-
-WORDS = (
-    *("what", "is", "in", "the", "of", "on", "there", "a", "how", "many", "are", "where"),
-    *("colour", "shape", "has", "word", "written", "row", "column", "object", "objects"),
-    *("yes", "no", "nothing", "left", "right", "above", "below", "?"),
-)
-VOCABULARY = (
-    *WORDS,
-    *SHAPES,
-    *(f"{shape}s" for shape in SHAPES),
-    *COLOURS,
-    *GLYPHS,
-    *ROWS,
-    *COLUMNS,
-)
+ASKERS: dict[str, Ask] = {name: globals()[name] for name in TYPES}
 
 
 def ask(
     scene: Scene,
     rng: np.random.Generator,
     number: int,
-    weights: Mapping[str, float] | Sequence[float] | None = None,
+    weights: Mapping[str, float] | None = None,
+    askers: Mapping[str, Ask] = ASKERS,
 ) -> tuple[Question, ...]:
     """`number` questions about a scene, no two alike while others can still be found.
 
-    `weights` are the relative frequencies of the types and lessons (by name, or in the order of
-    `TYPES`); without them all nine types are equally frequent, as far as the scene admits them.
+    Args:
+        scene: what is asked about.
+        rng: everything is drawn from it.
+        number: of questions.
+        weights: relative frequencies by name; without them all types are equally frequent, as far
+            as the scene admits them.
+        askers: the types by name, each with what asks one question of it.
+
+    Raises:
+        ValueError: weights of types that are not among `askers`, or a scene that admits too few.
     """
-    if isinstance(weights, Mapping):
-        unknown = set(weights) - set(ASKERS)
-        if unknown:
-            raise BadOption(f"unknown question types {sorted(unknown)}; known: {list(ASKERS)}")
-        weights = [weights.get(name, 0.0) for name in ASKERS]
-    shares = np.ones(len(TYPES)) if weights is None else np.asarray(weights, float)
-    names = tuple(ASKERS)
+    if weights is not None and (unknown := set(weights) - set(askers)):
+        raise BadOption(f"unknown question types {sorted(unknown)}; known: {list(askers)}")
+    names = tuple(askers)
+    shares = np.array([1.0 if weights is None else weights.get(name, 0.0) for name in names])
     ladder = np.cumsum(shares / shares.sum())
     ladder[-1] = 1.0
     asked: list[Question] = []
     seen: set[str] = set()
     for attempt in range(100 * number):
         name = names[int(np.searchsorted(ladder, rng.random(), side="right"))]
-        question = ASKERS[name](scene, rng)
+        question = askers[name](scene, rng)
         if question is None or (question.text in seen and attempt < 20 * number):
             continue
         seen.add(question.text)
@@ -244,15 +210,17 @@ def _described(scene: Scene) -> list[Item]:
     return [item for item in scene.items if kinds[item.colour, item.shape] == 1]
 
 
-def _lettered(scene: Scene) -> list[Item]:
+def lettered(scene: Scene) -> list[Item]:
     """Items whose glyph no other item carries."""
     glyphs = Counter(item.glyph for item in scene.items)
     return [item for item in scene.items if glyphs[item.glyph] == 1]
 
 
-def _place(cell: tuple[int, int]) -> str:
+def place(cell: tuple[int, int]) -> str:
+    """How a question names a cell: `the top row second column`."""
     return f"the {ROWS[cell[0]]} row {COLUMNS[cell[1]]} column"
 
 
-def _pick(rng: np.random.Generator, items: list[Item]) -> Item | None:
+def pick(rng: np.random.Generator, items: list[Item]) -> Item | None:
+    """One of the items; None where there is none."""
     return items[int(rng.integers(len(items)))] if items else None

@@ -12,8 +12,8 @@ Two formats are read, LLaVA's and the one of chat messages:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,22 @@ class Conversation:
             ]
         except ValueError as error:
             raise Unusable("an image cannot be opened", str(error)) from None
+
+
+def alone(conversation: Conversation) -> Iterator[Conversation]:
+    """Every question of a conversation by itself, about the pictures of the first.
+
+    For data whose questions do not lean on the ones before, such as rendered scenes.
+    """
+    shown = [part for part in conversation.messages[0]["content"] if part["type"] == "image"]
+    for number, message in enumerate(conversation.messages):
+        if message["role"] != "assistant":
+            continue
+        asked = conversation.messages[number - 1]
+        words = [part for part in asked["content"] if part["type"] == "text"]
+        yield replace(
+            conversation, messages=({"role": asked["role"], "content": [*shown, *words]}, message)
+        )
 
 
 def read_row(row: Any, name: str, images: Sequence[Image.Image | Path]) -> Conversation:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from tokenreduce.data.glyphs import GLYPHS
 from tokenreduce.data.questions import Question, ask
 from tokenreduce.data.shapes import Image, Owners, Scene, compose, render
 from tokenreduce.errors import BadOption
@@ -26,22 +24,21 @@ class Sample:
 
 
 def sample(
-    seed: int,
-    split: str,
-    index: int,
-    *,
-    questions: int = 1,
-    difficulty: float = 1.0,
-    glyphs: int = len(GLYPHS),
-    weights: Mapping[str, float] | Sequence[float] | None = None,
+    seed: int, split: str, index: int, *, questions: int = 1, difficulty: float = 1.0
 ) -> Sample:
-    """Sample `index` of a split: the same for the same arguments, whatever was drawn before.
+    """Sample `index` of a split: the same for the same arguments, whatever was drawn before."""
+    rng = generator(seed, split, index)
+    scene = compose(rng, difficulty)
+    image, owners = render(scene, rng)
+    return Sample(scene, image, owners, ask(scene, rng, questions) if questions else ())
 
-    The split enters the seed of the random generator, so train and held-out never share a stream.
+
+def generator(seed: int, split: str, index: int) -> np.random.Generator:
+    """What sample `index` of a split is drawn from; train and held-out never share a stream.
+
+    Raises:
+        ValueError: an unknown split.
     """
     if split not in SPLITS:
         raise BadOption(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
-    rng = np.random.default_rng((seed, SPLITS.index(split), index))
-    scene = compose(rng, difficulty, glyphs)
-    image, owners = render(scene, rng)
-    return Sample(scene, image, owners, ask(scene, rng, questions, weights) if questions else ())
+    return np.random.default_rng((seed, SPLITS.index(split), index))

@@ -17,9 +17,9 @@ from torch import Tensor
 
 import tokenreduce as tr
 from tokenreduce.cost import cost_of, shape_of
+from tokenreduce.data.items import Item
 from tokenreduce.errors import BadOption, is_refused
 from tokenreduce.evaluation.conditions import Condition
-from tokenreduce.evaluation.items import Item
 from tokenreduce.evaluation.records import Row, pack
 from tokenreduce.evaluation.scoring import is_right
 from tokenreduce.inference.loaded import Loaded

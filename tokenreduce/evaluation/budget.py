@@ -8,9 +8,9 @@ from typing import Any
 
 import tokenreduce as tr
 from tokenreduce.cost import shape_of
+from tokenreduce.data.items import Item
 from tokenreduce.evaluation.asking import inputs_of
 from tokenreduce.evaluation.conditions import FULL
-from tokenreduce.evaluation.items import Item
 from tokenreduce.inference.loaded import Loaded
 from tokenreduce.inference.measure import prefill
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import tokenreduce as tr
 from tokenreduce.adapter import adapter_for
-from tokenreduce.evaluation.items import Item
+from tokenreduce.data.items import Item
 from tokenreduce.evaluation.perturbation import perturbations
 from tokenreduce.inference.loaded import Loaded
 from tokenreduce.recipe import Recipe

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from tokenreduce.evaluation.items import Item
+from tokenreduce.data.items import Item
 from tokenreduce.evaluation.records import Row
 from tokenreduce.evaluation.scoring import is_right
 from tokenreduce.inference.loaded import Loaded

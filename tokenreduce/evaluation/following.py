@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokenreduce.data.items import Item
 from tokenreduce.evaluation.asking import inputs_of
 from tokenreduce.evaluation.conditions import FULL, Condition
-from tokenreduce.evaluation.items import Item
 from tokenreduce.inference.loaded import Loaded
 from tokenreduce.inference.measure import prefill, prefill_times
 

@@ -13,7 +13,7 @@ from functools import partial
 
 from PIL import Image, ImageChops
 
-from tokenreduce.evaluation.items import Item
+from tokenreduce.data.items import Item
 from tokenreduce.registry import Registry
 
 PIXELS = 1

@@ -10,12 +10,12 @@ from typing import Any
 
 import tokenreduce as tr
 from tokenreduce.cost import shape_of
+from tokenreduce.data.items import Item
 from tokenreduce.errors import BadOption, in_one_line, is_refused
 from tokenreduce.evaluation.asking import Protocol, ask, batches, inputs_of
 from tokenreduce.evaluation.bars import Bars
 from tokenreduce.evaluation.conditions import Condition, smaller_pictures
 from tokenreduce.evaluation.following import following, pairs, spread, times
-from tokenreduce.evaluation.items import Item
 from tokenreduce.evaluation.records import Row, Store
 from tokenreduce.evaluation.shard import Shard
 from tokenreduce.inference.loaded import Loaded

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from tokenreduce.data.items import Item
 from tokenreduce.errors import BadOption, did_you_mean
-from tokenreduce.evaluation.items import Item
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 TOLERANCE = 0.05

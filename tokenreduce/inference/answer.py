@@ -13,7 +13,7 @@ from tokenreduce.inference.loaded import Loaded
 
 
 class Asked(Protocol):
-    """A question about one picture, such as an `Item` of `tokenreduce.evaluation.items`."""
+    """A question about one picture, such as an `Item` of `tokenreduce.data.items`."""
 
     @property
     def question(self) -> str:

@@ -180,8 +180,8 @@ def model_source(spec: ModelSpec) -> str:
         folder = checkpoint_dir()
         if not (folder / "config.json").is_file():
             raise BadOption(
-                f"the embedded checkpoint is missing ({folder}): build it with "
-                "`tokenreduce task=pretrain model=tiny`, or name another with model.id=..."
+                f"the embedded checkpoint is missing ({folder}): reinstall "
+                "tokenreduce, or name another with model.id=..."
             )
         return str(folder)
     path = named(name, "model.id")

@@ -8,12 +8,14 @@
 `task=profile` does all of it, keeps what it has measured, and writes the schedule as an option.
 """
 
+from tokenreduce.data.items import conversation
+from tokenreduce.data.rows import alone
 from tokenreduce.presets import load_schedule, schedule_of, write_preset
 from tokenreduce.profiling.cells import Cell, Cells
 from tokenreduce.profiling.meter import Meter
 from tokenreduce.profiling.planning import candidates, topped
 from tokenreduce.profiling.prices import Prices, Stops
-from tokenreduce.profiling.prompts import Prompt, alone, conversation, first, prompts_of
+from tokenreduce.profiling.prompts import Prompt, first, prompts_of
 from tokenreduce.profiling.refining import refine
 from tokenreduce.profiling.sensitivity import Sensitivity, sensitivity
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from operator import is_
 from pathlib import Path
@@ -10,10 +10,9 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from tokenreduce.data.packing import IGNORED
+from tokenreduce.data.batching import IGNORED
 from tokenreduce.data.rows import Conversation, Message, Unusable
 from tokenreduce.errors import BadOption
-from tokenreduce.evaluation.items import Item
 
 
 @dataclass(frozen=True)
@@ -104,22 +103,6 @@ def first(conversation: Conversation) -> Conversation:
     return _part(conversation, messages)
 
 
-def alone(conversation: Conversation) -> Iterator[Conversation]:
-    """Every question of a conversation by itself, about the pictures of the first.
-
-    For data whose questions do not lean on the ones before, such as rendered scenes.
-    """
-    shown = [part for part in conversation.messages[0]["content"] if part["type"] == "image"]
-    for number, message in enumerate(conversation.messages):
-        if message["role"] != "assistant":
-            continue
-        asked = conversation.messages[number - 1]
-        words = [part for part in asked["content"] if part["type"] == "text"]
-        yield replace(
-            conversation, messages=({"role": asked["role"], "content": [*shown, *words]}, message)
-        )
-
-
 def _part(conversation: Conversation, messages: list[Message]) -> Conversation:
     number = sum(part["type"] == "image" for m in messages for part in m["content"])
     return replace(conversation, images=conversation.images[:number], messages=tuple(messages))
@@ -136,15 +119,3 @@ def _prompt(row: Mapping[str, Tensor], picture: int, name: str) -> Prompt:
         if key != "labels"
     }
     return Prompt(inputs, tuple(labels[start:stop]), picture, name)
-
-
-def conversation(item: Item) -> Conversation:
-    """A question and its right answer as a turn each."""
-    asked = [{"type": "image"}, {"type": "text", "text": item.question}]
-    said = [{"type": "text", "text": item.answer}]
-    picture = item.pixels if isinstance(item.pixels, Path) else item.picture()
-    return Conversation(
-        item.name,
-        (picture,),
-        ({"role": "user", "content": asked}, {"role": "assistant", "content": said}),
-    )

@@ -102,7 +102,7 @@ def _models() -> Iterator[Row]:
     families = sorted({name for entry in known("adapter").values() for name in entry.families})
     yield "families", f"{', '.join(families)}; others where the adapter generic finds its way"
     embedded = Path(__file__).parents[1] / "embedded" / "checkpoint" / "config.json"
-    yield "embedded", "there" if embedded.is_file() else "! missing: task=pretrain builds it"
+    yield "embedded", "there" if embedded.is_file() else "! missing: reinstall tokenreduce"
     if "flash_attn" not in _modules("flash_attn"):
         yield "attention", "sdpa, eager, flex_attention (flash_attn is not installed)"
     loaded = [module.__name__ for module in plugins.load()]

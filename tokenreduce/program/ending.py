@@ -68,21 +68,20 @@ def tidy(output: Path, keep: bool = False) -> None:
             return
 
 
-def going_on(name: str, output: Path, sweep: bool) -> str:
-    """What Ctrl-C leaves, and how the same command goes on."""
+def going_on(output: Path, resumes: bool, sweep: bool) -> str:
+    """What Ctrl-C leaves, and how the same command goes on.
+
+    resumes: whether the task finds in its folder what an earlier run has done.
+    """
     try:
         shown = os.path.relpath(output)
     except ValueError:  # another drive
         shown = str(output)
     shown = shown if len(shown) < len(str(output)) else str(output)
-    if name in RESUMES and output.is_dir() and any(p.name != ".hydra" for p in output.iterdir()):
+    if resumes and output.is_dir() and any(p.name != ".hydra" for p in output.iterdir()):
         option = "hydra.sweep.dir" if sweep else "hydra.run.dir"
         folder = os.path.dirname(shown) if sweep else shown
         return f"interrupted; the same command with {option}={folder} goes on where it was"
     if sweep:
         return f"interrupted at the run of {shown}; the runs before it are complete"
     return "interrupted; nothing is left of this run, start the same command again"
-
-
-RESUMES = frozenset({"train", "evaluate", "profile", "pretrain"})
-"""Tasks that find in their folder what an earlier run has done."""

@@ -15,54 +15,37 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from tokenreduce.checks import integer, one_of
-from tokenreduce.config import build_scheduler, build_strategy
+from tokenreduce.config import build_reader, build_scheduler, build_strategy
 from tokenreduce.errors import BadOption
 from tokenreduce.program import result
 
-LEAST: Mapping[str, Mapping[str, int]] = {
-    "": {"seed": 0, "max_new_tokens": 1, "min_tokens": 0},
-    "generate": {"runs": 0},
-    "profile": {
-        "samples": 1,
-        "tokens": 1,
-        "batch": 1,
-        "draws": 1,
-        "grid": 1,
-        "candidates": 1,
-        "trials": 0,
-    },
-    "solve": {"text": 0, "rounds": 1, "tries": 0},
-    "pretrain": {"threads": 1, "log_every": 1, "save_every": 1},
-}
-"""The least of options that are whole numbers, by task; those of every task under no name."""
+LEAST: Mapping[str, int] = {"seed": 0, "max_new_tokens": 1, "min_tokens": 0}
+"""The least of options that are whole numbers, of every task."""
 WORDS: Mapping[str, tuple[str, ...]] = {
     "positions": ("keep", "compact"),
     "logits": ("full", "text"),
 }
 """What options are chosen from; null leaves them open."""
-NEEDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
-    "task": {"train": ("accelerate", "train"), "pretrain": ("accelerate", "train")},
-    "data": {"folder": ("datasets", "train")},
-}
-"""By group and option: a package that it cannot do without, and the extra that brings it."""
-OWN = ("scheduler", "strategy", "hydra")
+OWN = ("scheduler", "strategy", "data", "hydra")
 """Groups whose values are checked where their classes are built."""
 MOST_BYTES, MOST_VALUES = 2**18, 10**5
 """Of an option file, with what its anchors stand for; ours have some hundreds of values."""
 
 
-def check(config: DictConfig) -> None:
+def check(config: DictConfig, least: Mapping[str, int]) -> None:
     """Refuses options of the wrong kind or range, before a task loads anything.
 
-    The classes of the strategy and the scheduler are built for that, and so check theirs.
+    The classes of the strategy, the scheduler and the data are built for that, and check theirs.
+
+    least: of the task's own options that are whole numbers, the least that each may be.
 
     Raises:
         ValueError, TypeError, KeyError: in one line, the option with its value and what it is.
     """
-    task = str(config.task.name)
-    for name, place in (("", config), (task, config.task)):
-        for option, least in LEAST.get(name, {}).items():
-            integer(place.get(option, least), f"{'task.' if name else ''}{option}", least)
+    for option, smallest in LEAST.items():
+        integer(config.get(option, smallest), option, smallest)
+    for option, smallest in least.items():
+        integer(config.task.get(option, smallest), f"task.{option}", smallest)
     for option, words in WORDS.items():
         value = config.get(option)
         if value is not None:
@@ -71,19 +54,21 @@ def check(config: DictConfig) -> None:
         _of_kind(option, value if value is None else OmegaConf.select(config, option), usual)
     build_strategy(config)
     build_scheduler(config)
+    build_reader(config)
 
 
-def check_installed(config: DictConfig) -> None:
+def check_installed(choice: str, needs: Mapping[str, str]) -> None:
     """Refuses what needs a package that is not installed.
 
+    choice: what is asked for, as it is written: `task=train`.
+    needs: the packages, each with what `pip install` brings it by.
+
     Raises:
-        BadOption: with the extra that brings it.
+        BadOption: with that.
     """
-    for group, options in NEEDS.items():
-        name = str((config.get(group) or {}).get("name"))
-        package, extra = options.get(name, ("", ""))
-        if package and importlib.util.find_spec(package) is None:
-            raise BadOption(f'{group}={name} needs {package}: pip install "tokenreduce[{extra}]"')
+    for package, source in needs.items():
+        if importlib.util.find_spec(package) is None:
+            raise BadOption(f'{choice} needs {package}: pip install "{source}"')
 
 
 def given() -> Iterator[tuple[str, Any, Any]]:

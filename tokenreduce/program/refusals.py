@@ -7,6 +7,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from tokenreduce import plugins
 from tokenreduce.config import option_files
 from tokenreduce.errors import Refused, did_you_mean, in_one_line, is_refused
 from tokenreduce.program import ending
@@ -28,7 +29,8 @@ def one_line(error: BaseException) -> str:
     """The message of `error` in one line, with the closest known name where one was mistyped."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        return _unknown(group or "option", name, error.options)
+        elsewhere = plugins.not_installed(group, name)
+        return elsewhere or _unknown(group or "option", name, error.options)
     cause = error.__cause__ if isinstance(error, HydraException) else error
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
         parent = cause.parent_node

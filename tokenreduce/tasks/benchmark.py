@@ -35,10 +35,8 @@ from tokenreduce.cost import DecoderShape, shape_of
 from tokenreduce.errors import BadOption
 from tokenreduce.inference.clock import Clock
 from tokenreduce.program import result
-from tokenreduce.tasks import tasks
 
 
-@tasks.register("benchmark")
 def benchmark(config: DictConfig, output: Path) -> dict[str, Any]:
     """Measure, print, draw, compare; returns the numbers of the tables.
 

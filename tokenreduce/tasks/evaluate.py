@@ -24,7 +24,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 
-from tokenreduce.config import build_recipe, build_strategy, model_spec, plain
+from tokenreduce.config import build_reader, build_recipe, build_strategy, model_spec, plain
+from tokenreduce.data.items import Item
 from tokenreduce.evaluation.asking import Protocol
 from tokenreduce.evaluation.bars import Bars
 from tokenreduce.evaluation.budget import schedule_at
@@ -39,7 +40,7 @@ from tokenreduce.evaluation.conditions import (
 )
 from tokenreduce.evaluation.examples import accuracy, examples, picked, telling
 from tokenreduce.evaluation.identity import folder_of, identity
-from tokenreduce.evaluation.items import Item, candidates
+from tokenreduce.evaluation.items import candidates
 from tokenreduce.evaluation.options import check
 from tokenreduce.evaluation.pareto import draw
 from tokenreduce.evaluation.records import Store, locked
@@ -60,23 +61,21 @@ from tokenreduce.inference.loaded import Loaded, load
 from tokenreduce.program import result
 from tokenreduce.program.pages import write_report
 from tokenreduce.program.rules import rule_of
-from tokenreduce.program.sources import questions
 from tokenreduce.program.sweep import in_sweep
-from tokenreduce.tasks import tasks
 from tokenreduce.viz.quantities import counted
 
 ENOUGH = 0.8
 """Power of the test below which a run warns."""
 
 
-@tasks.register("evaluate")
 def evaluate(config: DictConfig, output: Path) -> dict[str, Any]:
     """Asks, compares, draws; returns the rows of the table.
 
     output: folder of this run; answers go to the folder that the runs of a sweep share.
     """
     check(plain(config.task), config.max_new_tokens)
-    items = questions(config)
+    limit = config.task.limit
+    items = build_reader(config).items(limit, int(config.task.draw))[:limit]
     level = Level(config.task.margin, config.task.alpha)
     _tell_power(len(items), level, config.task.changing)
     is_right(items[0], "", config.task.match)  # an unknown rule is refused now

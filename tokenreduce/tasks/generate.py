@@ -27,7 +27,6 @@ from tokenreduce.inference.loaded import Loaded, load
 from tokenreduce.inference.look import look
 from tokenreduce.inference.table import comparison
 from tokenreduce.program.pages import write_report
-from tokenreduce.tasks import tasks
 from tokenreduce.viz import Look, checked_size, stack, strip, write_panels
 
 
@@ -40,7 +39,6 @@ class Question:
     expected: str | None = None
 
 
-@tasks.register("generate")
 def generate(config: DictConfig, output: Path) -> dict[str, Any]:
     """Answer, measure, draw; returns the numbers of the table.
 

@@ -12,11 +12,9 @@ into its folder. What was measured stands in `cells.jsonl`: with the same folder
 
 from __future__ import annotations
 
-import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from rich.console import Console
 from tqdm.auto import tqdm
 
 from tokenreduce.config import (
+    build_reader,
     build_scheduler,
     build_strategy,
     model_spec,
@@ -32,9 +31,7 @@ from tokenreduce.config import (
     public,
     refuse_shipped,
 )
-from tokenreduce.data.conversations import Conversations, shapes_conversations
 from tokenreduce.data.encoding import Encoder
-from tokenreduce.data.rows import Conversation
 from tokenreduce.errors import BadOption, did_you_mean
 from tokenreduce.inference.loaded import load
 from tokenreduce.presets import check_name, stops_of
@@ -44,9 +41,7 @@ from tokenreduce.profiling import (
     Meter,
     Prompt,
     Stops,
-    alone,
     candidates,
-    conversation,
     options,
     prompts_of,
     refine,
@@ -57,14 +52,11 @@ from tokenreduce.profiling.cells import MEASURES
 from tokenreduce.profiling.plot import draw
 from tokenreduce.profiling.summary import summary
 from tokenreduce.profiling.table import layers_table, schedules_table, way
-from tokenreduce.program.sources import conversations, file_questions
-from tokenreduce.tasks import tasks
 from tokenreduce.viz.quantities import counted
 
 CELLS = "cells.jsonl"
 
 
-@tasks.register("profile")
 def profile(config: DictConfig, output: Path) -> dict[str, Any]:
     """Measures, searches, draws; returns every number.
 
@@ -128,34 +120,18 @@ def profile(config: DictConfig, output: Path) -> dict[str, Any]:
 def asked(config: DictConfig, processor: Any) -> list[Prompt]:
     """The prompts of a profile: `task.samples` questions.
 
-    Of rendered scenes every question is asked alone; of other data `seed` draws rows, and the first
-    question of each is asked. What `data.holdout` sets aside is left for tests.
+    Which, and in which order, is for the reader of the data to say; of rows `seed` draws some, and
+    the first question of each is asked. What `data.holdout` sets aside is left for tests.
 
     Raises:
         ValueError: as the readers of data, or nothing to ask.
     """
-    data = config.data
-    encoder = Encoder(processor, data.get("max_length"), data.get("prompt", "chat"))
+    reader = build_reader(config)
+    encoder = Encoder(processor, reader.max_length, reader.prompt)
     limit = int(config.task.samples)
     if limit < 1:
         raise BadOption(f"task.samples={limit} must be at least 1")
-    return prompts_of(_questions(config, limit), encoder, limit, data.get("bad", "error"))
-
-
-def _questions(config: DictConfig, limit: int) -> Iterator[Conversation]:
-    data = config.data
-    if data.name == "shapes":
-        scenes = shapes_conversations(
-            config.seed, data.split, limit, data.questions, data.difficulty
-        )
-        return islice((one for scene in scenes for one in alone(scene)), limit)
-    rows: Sequence[Conversation] | Conversations
-    if data.name == "questions":
-        rows = [conversation(item) for item in file_questions(data)]
-    else:
-        rows = conversations(config).train
-    order = random.Random(int(config.seed)).sample(range(len(rows)), len(rows))
-    return (rows[i] for i in order)
+    return prompts_of(reader.prompts(limit, int(config.seed)), encoder, limit, reader.bad)
 
 
 def about(config: DictConfig, meter: Meter) -> dict[str, Any]:

@@ -35,12 +35,10 @@ from tokenreduce.program.rules import chosen, rule_of
 from tokenreduce.solving import fallback, table, timing
 from tokenreduce.solving.search import by_share
 from tokenreduce.solving.summary import summary
-from tokenreduce.tasks import tasks
 
 TARGETS = ("average", "flops", "kv_bytes", "ms")
 
 
-@tasks.register("solve")
 def solve(config: DictConfig, output: Path) -> dict[str, Any]:
     """Find, print, save; returns the numbers of the tables.
 

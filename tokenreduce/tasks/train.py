@@ -26,15 +26,14 @@ from transformers import Trainer, TrainingArguments, set_seed
 
 import tokenreduce as tr
 from tokenreduce.checkpoint import FILE, WEIGHTS
-from tokenreduce.config import build_recipe, model_spec, plain, public
+from tokenreduce.config import build_reader, build_recipe, model_spec, plain, public
 from tokenreduce.data.encoding import Collator, EncodedDataset, Encoder
+from tokenreduce.data.readers import Data, Reader
 from tokenreduce.errors import BadOption
 from tokenreduce.files import finite, first_process, write_text
 from tokenreduce.inference.loaded import load, model_source
 from tokenreduce.integrations.trainer import follow
-from tokenreduce.program.sources import Data, conversations
 from tokenreduce.recipe import Logits
-from tokenreduce.tasks import tasks
 from tokenreduce.training.parts import adapted, check_peft, freeze
 from tokenreduce.training.plot import draw
 from tokenreduce.training.resuming import (
@@ -55,7 +54,6 @@ SKIPPED = "skipped.jsonl"
 HALF = ("bfloat16", "float16")
 
 
-@tasks.register("train")
 def train(config: DictConfig, output: Path) -> dict[str, Any]:
     """Trains, exports, draws; returns what was trained and how it went.
 
@@ -65,7 +63,8 @@ def train(config: DictConfig, output: Path) -> dict[str, Any]:
     recipe = replace(build_recipe(config), logits=logits)
     spec, peft = model_spec(config), plain(config.peft)
     check_peft(peft, model_source(spec))
-    data = conversations(config)
+    reader = build_reader(config)
+    data = reader.conversations(int(config.seed))
     folder = output / "checkpoints"
     settings = settings_of(config, folder, data.measured is not None)
     learned = isinstance(recipe.strategy, tr.LearnedStrategy)
@@ -82,7 +81,7 @@ def train(config: DictConfig, output: Path) -> dict[str, Any]:
     reduction = tr.reduce(model, recipe) if saved is None else tr.load(model, saved)
     with quiet_if(ended is not None), reduction:
         trainer = make_trainer(
-            config, loaded.processor, model, settings, data, output / SKIPPED, weights is not None
+            reader, loaded.processor, model, settings, data, output / SKIPPED, weights is not None
         )
         follow(trainer, reduction)
         if first_process():
@@ -193,7 +192,7 @@ def dtype_of(config: DictConfig) -> str:
 
 
 def make_trainer(
-    config: DictConfig,
+    reader: Reader,
     processor: Any,
     model: Any,
     settings: TrainingArguments,
@@ -204,7 +203,7 @@ def make_trainer(
     """The trainer of `model` on encoded conversations.
 
     Args:
-        config: the whole configuration.
+        reader: of the data; says how rows are encoded.
         processor: of the model.
         model: what is trained.
         settings: of the trainer.
@@ -212,10 +211,9 @@ def make_trainer(
         log: gets the rows that are left out.
         loaded: whether the model has the weights of the checkpoint that it goes on from.
     """
-    encoder = Encoder(processor, config.data.get("max_length"), config.data.get("prompt", "chat"))
-    bad = config.data.get("bad", "error")
+    encoder = Encoder(processor, reader.max_length, reader.prompt)
     train_on, measured_on = (
-        None if rows is None else EncodedDataset(rows, encoder, bad, log)
+        None if rows is None else EncodedDataset(rows, encoder, reader.bad, log)
         for rows in (data.train, data.measured)
     )
     kind: type[Trainer] = Resumed if loaded else Trainer

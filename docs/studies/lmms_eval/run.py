@@ -24,9 +24,9 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from tokenreduce.data.items import Item, heldout
 from tokenreduce.embedded import checkpoint_dir
 from tokenreduce.evaluation.intervals import difference, shares
-from tokenreduce.evaluation.items import Item, heldout
 from tokenreduce.evaluation.statistics import sign_flip
 from tokenreduce.inference.answer import answers
 from tokenreduce.integrations.lmms_eval import split_settings

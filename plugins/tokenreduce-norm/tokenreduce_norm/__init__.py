@@ -20,5 +20,5 @@ class Norm(tr.Scorer):
 
     def score(self, tokens: tr.Tokens) -> Tensor:
         """(b, v) length of each hidden state, in fp32 whatever the model's dtype."""
-        norm = tokens.hidden.float().norm(p=self.p, dim=-1)
+        norm: Tensor = tokens.hidden.float().norm(p=self.p, dim=-1)
         return -norm if self.smallest else norm

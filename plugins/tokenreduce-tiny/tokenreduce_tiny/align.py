@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from tokenreduce.data.glyphs import GLYPHS
 from tokenreduce.data.questions import COLUMNS, ROWS
 from tokenreduce.data.shapes import COLOURS, GRID, SHAPES
-from tokenreduce.embedded.build import WORDS
+from tokenreduce_tiny.build import WORDS
 
 NAMES = {
     "shape": SHAPES,

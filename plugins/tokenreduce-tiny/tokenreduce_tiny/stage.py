@@ -24,8 +24,8 @@ from transformers import (
 
 from tokenreduce.errors import BadOption
 from tokenreduce.files import write_json, write_text
-from tokenreduce.tasks.pretraining.curriculum import Curriculum
-from tokenreduce.tasks.pretraining.optim import build_optimizer, build_schedule
+from tokenreduce_tiny.curriculum import Curriculum
+from tokenreduce_tiny.optim import build_optimizer, build_schedule
 
 Tensors = dict[str, torch.Tensor]
 Compose = Callable[[Sequence[int], str, float], Tensors]

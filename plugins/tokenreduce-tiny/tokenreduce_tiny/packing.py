@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from tokenreduce.data.questions import ASKERS, Question
+from tokenreduce.data.batching import IGNORED
+from tokenreduce.data.questions import Question
 from tokenreduce.data.samples import Sample
+from tokenreduce_tiny.lessons import ASKED
 
 if TYPE_CHECKING:
     from transformers import LlavaProcessor
 
-NAMES = tuple(ASKERS)  # the nine types, then the lessons
-IGNORED = -100  # the label value that transformers' losses skip
+NAMES = tuple(ASKED)  # the nine types, then the lessons
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,13 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tokenreduce.data import TYPES, Sample, sample
-from tokenreduce.data.packing import NAMES, Packer
+from tokenreduce.data.items import HELDOUT, items_of
 from tokenreduce.data.questions import DIRECTIONS
 from tokenreduce.evaluation.intervals import wilson
-from tokenreduce.evaluation.items import HELDOUT, items_of
 from tokenreduce.evaluation.scoring import right
 from tokenreduce.inference.answer import answers
-from tokenreduce.tasks.pretraining.language import AnsweringModel
+from tokenreduce_tiny.language import AnsweringModel
+from tokenreduce_tiny.packing import NAMES, Packer
 
 Counts = dict[str, list[bool]]
 

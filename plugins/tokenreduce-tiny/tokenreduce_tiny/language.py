@@ -7,7 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration
 
-from tokenreduce.data.packing import IGNORED, NAMES, PackedBatch, score
+from tokenreduce.data.batching import IGNORED
+from tokenreduce_tiny.packing import NAMES, PackedBatch, score
 
 MEASURES = NAMES
 

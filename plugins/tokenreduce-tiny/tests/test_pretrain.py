@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +13,22 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
+from tokenreduce_tiny.curriculum import Curriculum, at_level, blend_weights
+from tokenreduce_tiny.optim import MuonAdamW, build_schedule, orthogonalise
+from tokenreduce_tiny.pretrain import pretrain
+from tokenreduce_tiny.stage import StageTrainer, newest_checkpoint
 
+from tokenreduce.cli import run as run_task
+from tokenreduce.config import compose
 from tokenreduce.data import TYPES
-from tokenreduce.tasks.pretrain import pretrain
-from tokenreduce.tasks.pretraining.curriculum import Curriculum, at_level, blend_weights
-from tokenreduce.tasks.pretraining.optim import MuonAdamW, build_schedule, orthogonalise
-from tokenreduce.tasks.pretraining.stage import StageTrainer, newest_checkpoint
 
-ROOT = Path(__file__).parents[2]
 STEPS = 6
 
 
 @pytest.fixture(scope="module")
 def config() -> DictConfig:
     """The shipped recipe, made small: a 2-layer model, six steps a stage, four images a step."""
-    files = {name: OmegaConf.load(ROOT / "conf" / name / f"{option}.yaml") for name, option in (
-        ("task", "pretrain"), ("model", "tiny"), ("data", "shapes"))}  # fmt: skip
-    small = OmegaConf.create({**files, "seed": 0})
+    small = compose(["task=pretrain"])
     small.task.update({"log_every": 1, "save_every": 2})
     small.task.evaluate.update({"every": 4, "images": 2, "questions": 3})
     small.task.assess.update({"images": 3, "questions": 3, "blind_images": 2})
@@ -36,10 +37,9 @@ def config() -> DictConfig:
     small.task.stages.language.questions = 3
     # A gate that opens at once, so that the interrupted run has a curriculum to remember.
     small.task.stages.language.curriculum.update({"gate": -1.0, "patience": 1, "step": 0.2})
-    small.model.architecture.vision.update(
-        {"width": 32, "feed_forward": 64, "layers": 2, "heads": 2}
-    )
-    small.model.architecture.text.update({"width": 32, "feed_forward": 64, "layers": 2, "heads": 2})
+    size = {"width": 32, "feed_forward": 64, "layers": 2, "heads": 2}
+    small.task.architecture.vision.update(size)
+    small.task.architecture.text.update(size)
     return small
 
 
@@ -76,7 +76,6 @@ def test_stages_train_what_they_should(whole: Path, config: DictConfig) -> None:
     assert {key for key in align if "language_model.layers" in key} <= moved
 
 
-@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_weights(
     whole: Path, config: DictConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,11 +118,46 @@ def test_the_assessment_is_written_with_its_circumstances(whole: Path) -> None:
     assert {"torch", "transformers", "python"} <= set(report["versions"])
 
 
-def test_a_model_without_architecture_is_refused(config: DictConfig, tmp_path: Path) -> None:
+def test_another_model_is_refused(config: DictConfig, tmp_path: Path) -> None:
     other = OmegaConf.merge(config, {"model": {"name": "llava_7b"}})
-    del other.model.architecture
-    with pytest.raises(ValueError, match="llava_7b"):
+    with pytest.raises(ValueError, match="model=llava_7b cannot be trained from nothing"):
         pretrain(other, tmp_path)
+
+
+def test_the_command_line_knows_the_task_before_it_is_imported() -> None:
+    """Its option is there, its numbers are checked, and it goes on in its folder."""
+    code = (
+        "import sys; from tokenreduce.cli import find_task; task = find_task('pretrain');"
+        "print(task, task.resumes, task.least, 'torch' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    said = run.stdout.strip()
+    assert said.startswith("tokenreduce_tiny.pretrain:pretrain True")
+    assert said.endswith("False")
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("task.threads=0", "task.threads must be a whole number of at least 1"),
+        ("task.resume=3", "task.resume must be true or false"),
+    ],
+)
+def test_wrong_options_are_refused(word: str, message: str, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "tokenreduce", "task=pretrain", word]
+    run = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert run.returncode == 2
+    assert message in run.stderr
+
+
+def test_the_command_line_runs_it(config: DictConfig, tmp_path: Path) -> None:
+    """One step a stage, through the same function as `tokenreduce` calls."""
+    small = config.copy()
+    for stage in small.task.stages.values():
+        stage.steps = 1
+    numbers = run_task(small, tmp_path)
+    assert (tmp_path / "checkpoint" / "model.safetensors").is_file()
+    assert json.loads((tmp_path / "result.json").read_text())["bytes"] == numbers["bytes"]
 
 
 def test_curriculum_rises_only_while_every_watched_type_is_well() -> None:

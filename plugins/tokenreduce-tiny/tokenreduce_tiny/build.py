@@ -20,9 +20,24 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from tokenreduce.data.questions import VOCABULARY
-from tokenreduce.data.shapes import SIZE
+from tokenreduce.data.glyphs import GLYPHS
+from tokenreduce.data.questions import COLUMNS, ROWS
+from tokenreduce.data.shapes import COLOURS, SHAPES, SIZE
 
+ENGLISH = (
+    *("what", "is", "in", "the", "of", "on", "there", "a", "how", "many", "are", "where"),
+    *("colour", "shape", "has", "word", "written", "row", "column", "object", "objects"),
+    *("yes", "no", "nothing", "left", "right", "above", "below", "?"),
+)
+VOCABULARY = (
+    *ENGLISH,
+    *SHAPES,
+    *(f"{shape}s" for shape in SHAPES),
+    *COLOURS,
+    *GLYPHS,
+    *ROWS,
+    *COLUMNS,
+)
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>", "USER:", "ASSISTANT:")
 WORDS = tuple(dict.fromkeys((*SPECIAL, *VOCABULARY)))
 PIXEL_MEAN, PIXEL_DEVIATION = 0.7, 0.3  # of all three channels, after division by 255
@@ -40,7 +55,7 @@ CHAT_TEMPLATE = (
 
 
 def build_config(architecture: dict[str, Any]) -> LlavaConfig:
-    """The model's configuration from the `architecture` node of `conf/model/tiny.yaml`."""
+    """The model's configuration from `task.architecture`."""
     vision, text = architecture["vision"], architecture["text"]
     ids = {f"{name}_token_id": WORDS.index(token) for name, token in _ROLES.items()}
     vision_config = CLIPVisionConfig(

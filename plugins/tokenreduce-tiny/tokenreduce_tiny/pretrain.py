@@ -23,34 +23,37 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from tokenreduce.data import sample
-from tokenreduce.data.packing import Packer
-from tokenreduce.embedded.build import build_model, build_processor
+from tokenreduce.data.samples import Sample
 from tokenreduce.errors import BadOption
 from tokenreduce.files import atomic, first_process, write_json
 from tokenreduce.inference.naming import name_as_published
-from tokenreduce.tasks import tasks
-from tokenreduce.tasks.pretraining import align, language, tower
-from tokenreduce.tasks.pretraining.assess import assess
-from tokenreduce.tasks.pretraining.curriculum import Curriculum, at_level, blend_weights
-from tokenreduce.tasks.pretraining.stage import Stage, Tensors, run_stage
+from tokenreduce_tiny import align, language, tower
+from tokenreduce_tiny.assess import assess
+from tokenreduce_tiny.build import build_model, build_processor
+from tokenreduce_tiny.curriculum import Curriculum, at_level, blend_weights
+from tokenreduce_tiny.lessons import Level, draw
+from tokenreduce_tiny.packing import Packer
+from tokenreduce_tiny.stage import Stage, Tensors, run_stage
 
 # Each stage draws its training samples from its own range of sample numbers.
 FIRST_SAMPLE = {"tower": 0, "align": 10_000_000, "language": 20_000_000}
+PICTURES = Level()  # without questions
+BUILT = "tiny"  # the model that `task.architecture` describes
 SIZE_LIMIT = 6_000_000  # bytes of the whole exported checkpoint
 
 
-@tasks.register("pretrain")
 def pretrain(config: DictConfig, output: Path) -> dict[str, Any]:
     """Run all stages, export and measure; returns where things are and the held-out accuracies.
 
     output: folder of this run; `log.jsonl`, one folder per stage, `checkpoint/` (fp16 weights,
     processor, log) and `assessment.json` are written into it.
     """
-    if "architecture" not in config.model:
-        raise BadOption(f"model={config.model.name} cannot be trained from nothing; try model=tiny")
-    task, architecture = config.task, OmegaConf.to_container(config.model.architecture)
-    assert isinstance(architecture, dict)
+    if config.model.name != BUILT:
+        raise BadOption(
+            f"model={config.model.name} cannot be trained from nothing; try model={BUILT}"
+        )
+    task = config.task
+    architecture: Any = OmegaConf.to_container(task.architecture)
     _join_processes(task.threads)
     output.mkdir(parents=True, exist_ok=True)
     processor = build_processor(architecture["vision"]["patch_size"])
@@ -153,18 +156,14 @@ def _language(
 
     def compose(indices: Sequence[int], split: str, level: float) -> Tensors:
         training = split == "train"
-        batch = packer(
-            _draw(
-                "language",
-                seed,
-                indices,
-                split,
-                questions=numbers.questions if training else task.evaluate.questions,
-                weights=blend_weights(numbers.asked, level) if training else None,
-                difficulty=at_level(scenes.difficulty, level),
-                glyphs=round(at_level(scenes.glyphs, level)),
-            )
+        asked = blend_weights(numbers.asked, level) if training else None
+        at = Level(
+            numbers.questions if training else task.evaluate.questions,
+            at_level(scenes.difficulty, level),
+            round(at_level(scenes.glyphs, level)),
+            asked,
         )
+        batch = packer(_draw("language", seed, indices, split, at))
         return {
             **batch.inputs,
             "labels": batch.labels,
@@ -184,11 +183,12 @@ STAGES: dict[str, Callable[..., Stage]] = {
 }
 
 
-def _draw(name: str, seed: int, indices: Sequence[int], split: str, **options: Any) -> list[Any]:
+def _draw(
+    name: str, seed: int, indices: Sequence[int], split: str, level: Level = PICTURES
+) -> list[Sample]:
     """Samples by number; held-out numbers start at 0 in every stage."""
     first = FIRST_SAMPLE[name] if split == "train" else 0
-    options.setdefault("questions", 0)
-    return [sample(seed, split, first + index, **options) for index in indices]
+    return [draw(seed, split, first + index, level) for index in indices]
 
 
 def _join_processes(threads: int) -> None:

@@ -1,0 +1,1 @@
+"""Options that this plug-in adds to the command line."""

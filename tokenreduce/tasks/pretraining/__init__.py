@@ -1,1 +1,0 @@
-"""The stages in which the embedded model is trained, each through `transformers.Trainer`."""
