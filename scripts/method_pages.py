@@ -67,10 +67,10 @@ def facts(name: str, kind: type[tr.Strategy]) -> list[tuple[str, str]]:
     rows.append(("its schedule", usual))
     rows.append(("evidence", "<br>".join(map(meaning, sorted(kind().needs))) or "none"))
     rows += [
-        ("reads the question", "yes" if kind.reads_text else "no"),
+        ("reads the question", "yes" if kind().reads_text else "no"),
         ("acts in", kind.site),
         ("kept tokens take in others", "yes" if kind.mixes else "no"),
-        ("positions", f"`{kind.positions}`"),
+        ("positions", f"`{kind().positions}`"),
         ("parity", parity(name)),
     ]
     return rows
