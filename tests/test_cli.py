@@ -171,6 +171,7 @@ def test_it_is_a_module_too() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["model=org/name"], "no model 'org/name' among the options: a checkpoint"),
         (["strategy=fastvv"], "no strategy 'fastvv'; did you mean 'fastv'? (known: "),
         (["scheduler=pyramyd"], "did you mean 'pyramid'?"),
         (["stratgy=fastv"], "no option 'stratgy'; did you mean 'strategy'?"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from tokenreduce.adapter import Adapter
 from tokenreduce.registry import did_you_mean
@@ -65,3 +65,20 @@ def check_options(
             "merges before: use tower=None, or leave min_tokens out"
         )
     return rule
+
+
+def instance(given: Any, registry: Any, kind: type) -> Any:
+    """What `reduce()` was given by its registered name, or as it is.
+
+    Raises:
+        KeyError: an unknown name.
+        TypeError: neither a name nor a `kind`.
+    """
+    if isinstance(given, str):
+        return registry.build(given)
+    if isinstance(given, kind):
+        return given
+    raise TypeError(
+        f"a {registry.kind} is a registered name or an instance, not {given!r} "
+        f"(known names: {', '.join(registry)})"
+    )

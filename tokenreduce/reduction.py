@@ -27,7 +27,7 @@ from tokenreduce.engine.sequence import Sequence
 from tokenreduce.engine.setup import Setup
 from tokenreduce.engine.wiring import Wiring
 from tokenreduce.errors import ReductionWarning
-from tokenreduce.fit import Logits, check_fit, check_options
+from tokenreduce.fit import Logits, check_fit, check_options, instance
 from tokenreduce.geometry import Picture
 from tokenreduce.learned import LearnedStrategy, complaint
 from tokenreduce.report import Record, Report, make_report
@@ -329,9 +329,9 @@ def reduce(
             "transformers' AutoModelForImageTextToText.from_pretrained(...)"
         )
     plugins.load()  # names and families that installed packages add
-    chosen = _instance(strategy, strategies, Strategy)
+    chosen = instance(strategy, strategies, Strategy)
     schedule = (
-        chosen.scheduler() if scheduler is None else _instance(scheduler, schedulers, Scheduler)
+        chosen.scheduler() if scheduler is None else instance(scheduler, schedulers, Scheduler)
     )
     tower = encoder_tower(unwrap(model)) if adapter is None else None
     if tower is not None:
@@ -375,7 +375,7 @@ def _reader(model: nn.Module, adapter: str | Adapter | None) -> Adapter:
     if adapter is None:
         reader = adapter_for(model)
     else:
-        reader = _instance(adapter, adapters, Adapter)
+        reader = instance(adapter, adapters, Adapter)
         if reason := reader.unfit(model):
             raise ValueError(
                 f"the {type(reader).__name__} adapter cannot read this model: {reason}"
@@ -396,14 +396,3 @@ def unwrap(model: nn.Module) -> nn.Module:
             found = found.module
         else:
             return found  # type: ignore[no-any-return]
-
-
-def _instance(given: Any, registry: Any, kind: type) -> Any:
-    if isinstance(given, str):
-        return registry.build(given)
-    if isinstance(given, kind):
-        return given
-    raise TypeError(
-        f"a {registry.kind} is a registered name or an instance, not {given!r} "
-        f"(known names: {', '.join(registry)})"
-    )

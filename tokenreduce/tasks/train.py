@@ -38,13 +38,12 @@ from tokenreduce.tasks import first_process, tasks
 from tokenreduce.tasks.loading import load, model_source
 from tokenreduce.tasks.training.checkpoints import (
     Resumed,
+    begin,
     check_same,
-    drop_parts,
     export,
     fault,
     finished,
     newest_whole,
-    note_asked,
 )
 from tokenreduce.tasks.training.curve import draw
 from tokenreduce.tasks.training.setup import adapted, arguments, check_peft, freeze
@@ -90,8 +89,7 @@ def train(config: DictConfig, output: Path) -> dict[str, Any]:
         )
         follow(trainer, reduction)
         if first_process():
-            drop_parts(folder)
-            note_asked(folder, config)
+            begin(folder, config)
             if found is None:
                 (output / SKIPPED).unlink(missing_ok=True)
         started = time.monotonic()

@@ -145,8 +145,9 @@ def check_same(folder: Path, config: DictConfig) -> None:
                 )
 
 
-def note_asked(folder: Path, config: DictConfig) -> None:
-    """Notes what a training that begins now was asked for, for `check_same`."""
+def begin(folder: Path, config: DictConfig) -> None:
+    """Clears the folder of half checkpoints, and notes what is asked for `check_same`."""
+    drop_parts(folder)
     write_json(folder / ASKED, _asked(config), indent=1)
 
 
