@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from tokenreduce.config import build_scheduler, build_strategy
+from tokenreduce.config import build_scheduler, build_strategy, option_files
 from tokenreduce.errors import Refused
 from tokenreduce.registry import did_you_mean
 from tokenreduce.tasks import result
@@ -47,6 +47,8 @@ NEEDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
 """By group and option: a package that it cannot do without, and the extra that brings it."""
 OWN = ("scheduler", "strategy", "hydra")
 """Groups whose values are checked where their classes are built."""
+CLOSED = ("task", "data", "peft", "target")
+"""Groups whose options are all in their files: what is added to them would be read by nothing."""
 MOST_BYTES, MOST_VALUES = 2**18, 10**5
 """Of an option file, with what its anchors stand for; ours have some hundreds of values."""
 
@@ -99,7 +101,28 @@ def given() -> Iterator[tuple[str, Any, Any]]:
     usual = loader.load_configuration("config", overrides=groups, run_mode=RunMode.RUN)
     for word in values:
         name = _name(word)
+        _known(name, usual)
         yield name, word.partition("=")[2], OmegaConf.select(usual, name, throw_on_missing=False)
+
+
+def _known(option: str, usual: Any) -> None:
+    """Refuses `+task.foo=1`, which Hydra adds and nothing reads; where no file lists any it may be.
+
+    Raises:
+        Refused: with the options that there are.
+    """
+    group, _, key = option.partition(".")
+    files = {name: path for of, name, path in option_files() if of == group}
+    choice = HydraConfig.get().runtime.choices.get(group)
+    if group not in CLOSED or not key or "." in key or choice not in files:
+        return
+    known = set(usual[group])
+    if group == "data":  # all sources are read by the same encoder
+        known.update(*(yaml.safe_load(path.read_text()) for path in files.values()))
+    if key not in known:
+        names = sorted(f"{group}.{one}" for one in known)
+        hint = did_you_mean(option, names)
+        raise Refused(f"no option {option!r}{hint} (known: {', '.join(names)})")
 
 
 def _name(word: str) -> str:
