@@ -169,6 +169,8 @@ def test_it_is_a_module_too() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["model=org/name"], "no model 'org/name' among the options: a checkpoint"),
+        (["+task.rns=3"], "no option 'task.rns'; did you mean 'task.runs'"),
         (["strategy=fastvv"], "no strategy 'fastvv'; did you mean 'fastv'? (known: "),
         (["scheduler=pyramyd"], "did you mean 'pyramid'?"),
         (["stratgy=fastv"], "no option 'stratgy'; did you mean 'strategy'?"),

@@ -266,6 +266,32 @@ def test_a_plan_with_fewer_valid_tokens_than_its_budget_is_refused(llava, prompt
         llava(**prompt.inputs)
 
 
+WRONG = {
+    "twice": lambda keep: keep * 0,
+    "descending": lambda keep: keep.flip(1),
+    "beyond": lambda keep: keep + 20,
+    "negative": lambda keep: keep - 1,
+    "swapped": lambda keep: torch.cat([keep[:, :1], keep[:, 2:3], keep[:, 1:2], keep[:, 3:]], 1),
+    "int32": lambda keep: keep.int(),
+    "float": lambda keep: keep.float(),
+}
+
+
+@pytest.mark.parametrize("how", WRONG)
+@pytest.mark.parametrize("images", [(1,), (2, 1)])
+def test_a_plan_of_what_is_no_token_is_refused_by_name(llava, how, images):
+    class Odd(tr.Stride):
+        def plan(self, tokens, budget):
+            k = max(budget)
+            keep = torch.arange(k).expand(len(budget), -1)
+            valid = keep < torch.tensor(budget)[:, None]
+            return Plan(WRONG[how](keep), valid.flip(1) if how == "descending" else valid)
+
+    match = r"Odd kept .*at layer 2.*(`keep` ascends, from 0 to|torch\.long)"
+    with pytest.raises(ValueError, match=match), tr.reduce(llava, Odd(), AT):
+        llava(**batch(LLAVA, images).inputs)
+
+
 @pytest.mark.parametrize("count", [1, 4, 5, 100])
 def test_a_share_above_nothing_leaves_a_token(count):
     assert tr.Stop(0, 0.098).count(count) == max(round(0.098 * count), 1)

@@ -53,7 +53,7 @@ def decide(config: EngineConfig, seq: Sequence, call: LayerCall) -> Stage:
         plan = config.strategy.plan(replace(tokens, learning=learning), budget)
     if stays:
         return seq.begin(i, layout, _everything(before), None)
-    check_plan(config.strategy, plan, budget, i)
+    check_plan(config.strategy, plan, budget, tokens)
     after, step = advance(seq, layout, plan, budget)
     if view.projected is not None and not plan.changes:
         keys = rows_of(view.projected, step.rows)
@@ -91,33 +91,57 @@ def view_of(config: EngineConfig, seq: Sequence, stage: Stage, call: LayerCall) 
     return LayerView(config.adapter, call.layer, rows, hidden, tables, call.mask, _past(seq, call))
 
 
-def check_plan(strategy: Strategy, plan: Plan, budget: tuple[int, ...], layer: int) -> None:
-    """Refuses a plan of another size than its budget.
+def check_plan(strategy: Strategy, plan: Plan, budget: tuple[int, ...], tokens: Tokens) -> None:
+    """Refuses a plan of another size than its budget, or of tokens that are none.
 
-    Shapes need no host sync. Which entries are valid is looked at on the device; an accelerator
-    says it late, with its next sync.
+    Shapes need no host sync. Which entries are valid, and what they are, is looked at on the
+    device; an accelerator says it late, with its next sync.
 
     Raises:
-        ValueError: more or fewer kept tokens than the budget.
+        ValueError: another number of kept tokens than the budget, or indices that do not ascend.
     """
     b, k = plan.keep.shape
-    even = len(set(budget)) <= 1
-    name = type(strategy).__name__
+    even, there = len(set(budget)) <= 1, tokens.valid
+    name, layer = type(strategy).__name__, tokens.layer
     if (b, k) != (len(budget), max(budget)) or (plan.valid is None and not even):
         raise ValueError(
             f"{name} kept {k} tokens of {b} samples at layer {layer}, but the "
             f"budget was {list(budget)}: a plan keeps exactly its budget, with `valid` where "
             "samples differ"
         )
-    if plan.valid is None:
-        return
-    exact = (plan.valid.sum(dim=1) == torch.tensor(budget, device=plan.valid.device)).all()
-    said = (
-        f"{name} marked more or fewer kept tokens as valid at layer {layer} than its budget, "
-        f"{list(budget)}: a plan keeps exactly its budget"
-    )
+    if plan.keep.dtype != torch.long:
+        raise ValueError(
+            f"{name} kept tokens by numbers of {plan.keep.dtype} at layer {layer}: indices are of "
+            "torch.long"
+        )
+    if plan.valid is not None:
+        exact = (plan.valid.sum(dim=1) == torch.tensor(budget, device=plan.valid.device)).all()
+        _assert(
+            exact,
+            f"{name} marked more or fewer kept tokens as valid at layer {layer} than its budget, "
+            f"{list(budget)}: a plan keeps exactly its budget",
+        )
+    if k:
+        _assert(
+            _ascends(plan, there),
+            f"{name} kept at layer {layer} what is no token, one token twice, or tokens in another "
+            f"order than they stand in: `keep` ascends, from 0 to {there.shape[1] - 1}",
+        )
+
+
+def _ascends(plan: Plan, there: Tensor) -> Tensor:
+    """Whether every kept index is of a token, and larger than the one before it."""
+    counts = torch.ones_like(plan.keep, dtype=torch.bool) if plan.valid is None else plan.valid
+    known = (plan.keep >= 0) & (plan.keep < there.shape[1])
+    real = known & there.gather(1, plan.keep.clamp(0, there.shape[1] - 1))
+    highest = torch.where(counts, plan.keep, -1).cummax(dim=1).values
+    before = torch.nn.functional.pad(highest[:, :-1], (1, 0), value=-1)
+    return (~counts | (real & (plan.keep > before))).all()
+
+
+def _assert(holds: Tensor, said: str) -> None:
     try:
-        torch._assert_async(exact, said)
+        torch._assert_async(holds, said)
     except RuntimeError as error:  # on a CPU, where nothing has to be waited for
         raise ValueError(said) from error
 

@@ -15,8 +15,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from tokenreduce.checks import integer, one_of
-from tokenreduce.config import build_reader, build_scheduler, build_strategy
-from tokenreduce.errors import BadOption
+from tokenreduce.config import build_reader, build_scheduler, build_strategy, option_files
+from tokenreduce.errors import BadOption, did_you_mean
 from tokenreduce.program import result
 
 LEAST: Mapping[str, int] = {"seed": 0, "max_new_tokens": 1, "min_tokens": 0}
@@ -28,6 +28,8 @@ WORDS: Mapping[str, tuple[str, ...]] = {
 """What options are chosen from; null leaves them open."""
 OWN = ("scheduler", "strategy", "data", "hydra")
 """Groups whose values are checked where their classes are built."""
+CLOSED = ("task", "data", "peft", "target")
+"""Groups whose options are all in their files: what is added to them would be read by nothing."""
 MOST_BYTES, MOST_VALUES = 2**18, 10**5
 """Of an option file, with what its anchors stand for; ours have some hundreds of values."""
 
@@ -83,7 +85,28 @@ def given() -> Iterator[tuple[str, Any, Any]]:
     usual = loader.load_configuration("config", overrides=groups, run_mode=RunMode.RUN)
     for word in values:
         name = _name(word)
+        _known(name, usual)
         yield name, word.partition("=")[2], OmegaConf.select(usual, name, throw_on_missing=False)
+
+
+def _known(option: str, usual: Any) -> None:
+    """Refuses `+task.foo=1`, which Hydra adds and nothing reads; where no file lists any it may be.
+
+    Raises:
+        BadOption: with the options that there are.
+    """
+    group, _, key = option.partition(".")
+    files = {name: path for of, name, path in option_files() if of == group}
+    choice = HydraConfig.get().runtime.choices.get(group)
+    if group not in CLOSED or not key or "." in key or choice not in files:
+        return
+    known = set(usual[group])
+    if group == "data":  # all sources are read by the same encoder
+        known.update(*(yaml.safe_load(path.read_text()) for path in files.values()))
+    if key not in known:
+        names = sorted(f"{group}.{one}" for one in known)
+        hint = did_you_mean(option, names)
+        raise BadOption(f"no option {option!r}{hint} (known: {', '.join(names)})")
 
 
 def _name(word: str) -> str:

@@ -28,7 +28,14 @@ def is_refusal(error: BaseException) -> bool:
 def one_line(error: BaseException) -> str:
     """The message of `error` in one line, with the closest known name where one was mistyped."""
     if isinstance(error, MissingConfigException) and error.options:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        missing = str(error.missing_cfg_file)
+        if missing.startswith("model/") and missing.count("/") > 1:  # none of ours has a slash
+            path = missing.removeprefix("model/")
+            return (
+                f"no model {path!r} among the options: a checkpoint of the hub or of this disk is "
+                f"model.id={path}"
+            )
+        group, _, name = missing.rpartition("/")
         elsewhere = plugins.not_installed(group, name)
         return elsewhere or _unknown(group or "option", name, error.options)
     cause = error.__cause__ if isinstance(error, HydraException) else error
