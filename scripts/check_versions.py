@@ -9,7 +9,7 @@ A release is laid over the running environment: pip says what would have to be i
 (transformers, and tokenizers or huggingface-hub where the installed ones do not suit it), that is
 put into a folder of its own, and the suite (tests/contract) runs with this folder on PYTHONPATH.
 What is found goes into docs/results/versions.json, a row for each minor; a release that is run
-again replaces its row. scripts/generate_docs.py makes the tables of it. Needs a package index.
+again replaces its row. scripts/generate.py makes the tables of it. Needs a package index.
 """
 
 from __future__ import annotations

@@ -9,9 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from facts import need
 from markdown import table
 
 import tokenreduce as tr
+from tokenreduce.tokens import TOWER, kind_of
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 SCHEDULES = ("before the model", "at layer 2", "pyramid", "found")
@@ -153,21 +155,17 @@ def which() -> str:
                 f"{100 * board[one]:.1f}" if one in board else "–",
                 f"{100 * added[one]:.1f}" if one in added else "–",
                 "yes" if made[one].reads_text else "no",
-                ", ".join(f"`{x}`" for x in sorted(made[one].needs) if tower(x)) or "none",
-                "yes" if one in MERGING else "no",
+                ", ".join(need(x) for x in sorted(made[one].needs) if tower(x)) or "none",
+                "yes" if tr.strategies[one].mixes else "no",
             )
             for one in sorted(methods, key=lambda one: -board.get(one, 0))
         ),
     )  # fmt: skip
 
 
-MERGING = ("pact", "pooling", "prumerge", "sparsevlm", "tome", "visionzip")
-TOWER = ("class_", "tower_", "match_", "grid", "pictures")
-
-
 def tower(evidence: str) -> bool:
-    """Whether a piece of evidence comes from the vision tower."""
-    return evidence.startswith(TOWER)
+    """Whether a piece of evidence comes from the vision tower, or from the pictures."""
+    return kind_of(evidence) in TOWER or evidence in ("grid", "pictures")
 
 
 def reduced() -> list[Row]:
@@ -219,10 +217,26 @@ def interval(row: Row) -> str:
 
 
 def linked(one: str) -> str:
-    """A strategy with a link to its reference."""
-    kind = tr.strategies[one]
-    place = f"{kind.__module__}.{kind.__qualname__}"
-    return f"[`{one}`](reference/strategies.md#{place})"
+    """A strategy with a link to its page."""
+    return f"[`{one}`](methods/{one}.md)"
+
+
+def board(one: str) -> str:
+    """A strategy's answers right under every schedule, beside the full model's; empty without."""
+    rows = {schedule(row): row for row in reduced() if name(row) == one}
+    if not rows:
+        return ""
+    full = reference("full")[0]
+    return table(
+        ("full model, %", *(f"{at}, %" for at in schedules()), "mean"),
+        [
+            [
+                f"{100 * full['accuracy']:.1f}",
+                *(cell(rows.get(at)) for at in schedules()),
+                f"{100 * mean(rows.values()):.1f}",
+            ]
+        ],
+    )
 
 
 TABLES: dict[str, Callable[[], str]] = {

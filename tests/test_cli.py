@@ -324,6 +324,13 @@ def test_what_is_quoted_or_swept_stays(words: list[str]) -> None:
     assert cli.quote_text(words) == words
 
 
+def test_an_old_name_of_a_schedule_works_and_warns(program: Program, probe: list[Any]) -> None:
+    with pytest.warns(FutureWarning, match="scheduler=fit is now scheduler=fitprune") as said:
+        done = program("task.name=probe", "scheduler=fit", "hydra.run.dir=here")
+    assert done.code == 0
+    assert len(said) == 1
+
+
 def test_every_run_writes_its_result(program: Program, probe: list[Any], tmp_path: Path) -> None:
     done = program("task.name=probe", "strategy=vtw", "hydra.run.dir=here", "prompt=a, b")
     assert done.code == 0
@@ -331,7 +338,7 @@ def test_every_run_writes_its_result(program: Program, probe: list[Any], tmp_pat
     record = json.loads((tmp_path / "here" / "result.json").read_text())
     assert Path.cwd() == tmp_path
     assert record["choices"]["strategy"] == "vtw"
-    assert record["choices"]["scheduler"] == "withdraw"
+    assert record["choices"]["scheduler"] == "vtw"
     assert record["config"]["scheduler"]["name"] == "single"
     assert record["config"]["prompt"] == "a, b"
     assert "strategy=vtw" in record["overrides"]

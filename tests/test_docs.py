@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -160,14 +158,7 @@ def test_every_method_says_how_to_cite_it() -> None:
     citing = (DOCS / "citing.md").read_text()
     for entry, kind in tr.strategies.items():
         assert f"`{entry}`" in citing
-        assert kind.paper.removeprefix("arXiv ") in citing
-
-
-@pytest.mark.slow
-def test_generated_tables_are_up_to_date() -> None:
-    script = ROOT / "scripts" / "generate_docs.py"
-    run = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout + run.stderr
+        assert str(kind.paper).removeprefix("arXiv ") in citing
 
 
 def test_every_page_is_in_the_navigation() -> None:

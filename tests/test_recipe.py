@@ -230,7 +230,9 @@ def test_a_plain_call_has_the_usual_options() -> None:
 def test_an_encoder_takes_a_recipe() -> None:
     model = encoder("clip")
     reduction = unused(tr.reduce(model, tr.Recipe.parse("tome")))
-    assert isinstance(reduction, tr.EncoderReduction)
+    assert reduction.decoder is None
+    assert reduction.tower is not None
+    assert reduction.stops == ()  # the strategy's own counts, layer by layer
     with pytest.raises(ValueError, match="positions, logits and min_tokens"):
         tr.reduce(model, tr.Recipe(tr.ToMe(), positions="keep"))
 

@@ -18,7 +18,8 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # the same names for type checkers, documentation and editors
+# The public names, once; `python scripts/generate.py` writes the two parts below them.
+if TYPE_CHECKING:
     from tokenreduce import cost
     from tokenreduce.adapter import Adapter, adapters, unwrap
     from tokenreduce.distillation import agreement, distill
@@ -28,10 +29,17 @@ if TYPE_CHECKING:  # the same names for type checkers, documentation and editors
     from tokenreduce.errors import ContractError, ReductionWarning, UnknownName
     from tokenreduce.geometry import Picture
     from tokenreduce.learned import LearnedScorer, LearnedStrategy
+    from tokenreduce.paper import Paper
     from tokenreduce.recipe import Recipe
     from tokenreduce.reduction import Reduction, load, reduce, remove
     from tokenreduce.registry import Registry
     from tokenreduce.scheduler import Scheduler, Stop, schedulers
+    from tokenreduce.solving.search import solve
+    from tokenreduce.strategy import Scorer, Strategy, TowerStrategy, select, strategies
+    from tokenreduce.tokens import Gate, Merge, Mix, Places, Plan, Tokens
+
+# generated: registered-classes
+if TYPE_CHECKING:
     from tokenreduce.schedulers.cosine import Cosine
     from tokenreduce.schedulers.curriculum import Curriculum
     from tokenreduce.schedulers.explicit import Explicit
@@ -39,7 +47,6 @@ if TYPE_CHECKING:  # the same names for type checkers, documentation and editors
     from tokenreduce.schedulers.pyramid import Pyramid
     from tokenreduce.schedulers.single import Single
     from tokenreduce.schedulers.stochastic import Stochastic
-    from tokenreduce.solving.search import solve
     from tokenreduce.strategies.cdpruner import CDPruner
     from tokenreduce.strategies.dart import DART
     from tokenreduce.strategies.divprune import DivPrune
@@ -47,6 +54,7 @@ if TYPE_CHECKING:  # the same names for type checkers, documentation and editors
     from tokenreduce.strategies.fastervlm import FasterVLM
     from tokenreduce.strategies.fastv import FastV
     from tokenreduce.strategies.fitprune import FitPrune
+    from tokenreduce.strategies.hiprune import HiPrune
     from tokenreduce.strategies.hired import HiRED
     from tokenreduce.strategies.none import Keep
     from tokenreduce.strategies.pact import PACT
@@ -61,57 +69,81 @@ if TYPE_CHECKING:  # the same names for type checkers, documentation and editors
     from tokenreduce.strategies.visionzip import VisionZip
     from tokenreduce.strategies.vispruner import VisPruner
     from tokenreduce.strategies.vtw import VTW
-    from tokenreduce.strategy import Scorer, Strategy, TowerStrategy, select, strategies
-    from tokenreduce.tokens import Gate, Merge, Mix, Places, Plan, Tokens
+# end
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "adapter": ("Adapter", "adapters", "unwrap"),
-    "distillation": ("agreement", "distill"),
-    "downsample": ("Downsampled", "downsample"),
-    "encoder": ("EncoderReduction",),
-    "engine.call": ("cache_of", "with_cache"),
-    "errors": ("ContractError", "ReductionWarning", "UnknownName"),
-    "geometry": ("Picture",),
-    "learned": ("LearnedScorer", "LearnedStrategy"),
-    "recipe": ("Recipe",),
-    "reduction": ("Reduction", "load", "reduce", "remove"),
-    "registry": ("Registry",),
-    "scheduler": ("Scheduler", "Stop", "schedulers"),
-    "schedulers.cosine": ("Cosine",),
-    "schedulers.curriculum": ("Curriculum",),
-    "schedulers.explicit": ("Explicit",),
-    "schedulers.linear": ("Linear",),
-    "schedulers.pyramid": ("Pyramid",),
-    "schedulers.single": ("Single",),
-    "schedulers.stochastic": ("Stochastic",),
-    "solving.search": ("solve",),
-    "strategies.cdpruner": ("CDPruner",),
-    "strategies.dart": ("DART",),
-    "strategies.divprune": ("DivPrune",),
-    "strategies.downsample": ("Downsample",),
-    "strategies.fastervlm": ("FasterVLM",),
-    "strategies.fastv": ("FastV",),
-    "strategies.fitprune": ("FitPrune",),
-    "strategies.hired": ("HiRED",),
-    "strategies.none": ("Keep",),
-    "strategies.pact": ("PACT",),
-    "strategies.pooling": ("Pooling",),
-    "strategies.prumerge": ("PruMerge",),
-    "strategies.pyramid_drop": ("PyramidDrop",),
-    "strategies.random": ("Random",),
-    "strategies.scorer_mlp": ("ScorerMLP",),
-    "strategies.sparsevlm": ("SparseVLM",),
-    "strategies.stride": ("Stride",),
-    "strategies.visionzip": ("VisionZip",),
-    "strategies.vispruner": ("VisPruner",),
-    "strategies.tome": ("ToMe",),
-    "strategies.vtw": ("VTW",),
-    "strategy": ("Scorer", "Strategy", "TowerStrategy", "select", "strategies"),
-    "tokens": ("Gate", "Merge", "Mix", "Places", "Plan", "Tokens"),
+# generated: homes
+_HOME = {
+    "Adapter": "adapter",
+    "CDPruner": "strategies.cdpruner",
+    "ContractError": "errors",
+    "Cosine": "schedulers.cosine",
+    "Curriculum": "schedulers.curriculum",
+    "DART": "strategies.dart",
+    "DivPrune": "strategies.divprune",
+    "Downsample": "strategies.downsample",
+    "Downsampled": "downsample",
+    "EncoderReduction": "encoder",
+    "Explicit": "schedulers.explicit",
+    "FastV": "strategies.fastv",
+    "FasterVLM": "strategies.fastervlm",
+    "FitPrune": "strategies.fitprune",
+    "Gate": "tokens",
+    "HiPrune": "strategies.hiprune",
+    "HiRED": "strategies.hired",
+    "Keep": "strategies.none",
+    "LearnedScorer": "learned",
+    "LearnedStrategy": "learned",
+    "Linear": "schedulers.linear",
+    "Merge": "tokens",
+    "Mix": "tokens",
+    "PACT": "strategies.pact",
+    "Paper": "paper",
+    "Picture": "geometry",
+    "Places": "tokens",
+    "Plan": "tokens",
+    "Pooling": "strategies.pooling",
+    "PruMerge": "strategies.prumerge",
+    "Pyramid": "schedulers.pyramid",
+    "PyramidDrop": "strategies.pyramid_drop",
+    "Random": "strategies.random",
+    "Recipe": "recipe",
+    "Reduction": "reduction",
+    "ReductionWarning": "errors",
+    "Registry": "registry",
+    "Scheduler": "scheduler",
+    "Scorer": "strategy",
+    "ScorerMLP": "strategies.scorer_mlp",
+    "Single": "schedulers.single",
+    "SparseVLM": "strategies.sparsevlm",
+    "Stochastic": "schedulers.stochastic",
+    "Stop": "scheduler",
+    "Strategy": "strategy",
+    "Stride": "strategies.stride",
+    "ToMe": "strategies.tome",
+    "Tokens": "tokens",
+    "TowerStrategy": "strategy",
+    "UnknownName": "errors",
+    "VTW": "strategies.vtw",
+    "VisPruner": "strategies.vispruner",
+    "VisionZip": "strategies.visionzip",
+    "adapters": "adapter",
+    "agreement": "distillation",
+    "cache_of": "engine.call",
+    "distill": "distillation",
+    "downsample": "downsample",
+    "load": "reduction",
+    "reduce": "reduction",
+    "remove": "reduction",
+    "schedulers": "scheduler",
+    "select": "strategy",
+    "solve": "solving.search",
+    "strategies": "strategy",
+    "unwrap": "adapter",
+    "with_cache": "engine.call",
 }
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
+# end
 
 __all__ = ["__version__", "cost", *_HOME]
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tokenreduce.errors import BadOption
 from tokenreduce.geometry import WHOLE, Box, Picture
 from tokenreduce.registry import Registry
-from tokenreduce.tokens import DECODER, TOWER
+from tokenreduce.tokens import DECODER, TOWER, kind_of, layer_of
 from tokenreduce.tower import Part, Rotary, Tower, rotate
 
 IMAGE, VIDEO = "image", "video"
@@ -35,6 +35,9 @@ class Adapter:
     * `positions`: the position rules that are defined for it.
     * `encoders`: methods of the multimodal module that encode pictures, and the kind of picture;
       they are watched for the pictures' geometry.
+    * `reads`: what it reads of the multimodal module beside the decoder, as dotted paths such as
+      `config.spatial_merge_size`; a method's parameter stands behind a colon. Looked for when a
+      model is reduced.
     * `between`: methods of the decoder that add features to its visual tokens between two layers.
     * `interleaved`: whether the rotary embedding turns neighbours of a head, not its two halves.
     """
@@ -45,6 +48,7 @@ class Adapter:
     encoders: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"get_image_features": IMAGE, "get_video_features": VIDEO}
     )
+    reads: ClassVar[tuple[str, ...]] = ()
     between: ClassVar[tuple[str, ...]] = ()
     interleaved: ClassVar[bool] = False
 
@@ -52,15 +56,28 @@ class Adapter:
         """Why it cannot read `model` after all; None for a model of one of its `families`."""
         return None
 
+    @classmethod
+    def unmeasured(cls, needs: frozenset[str]) -> frozenset[str]:
+        """The evidence among `needs` that it measures on no model."""
+        return frozenset(need for need in needs if kind_of(need) not in cls.evidence)
+
     def lacks(self, needs: frozenset[str], model: Part) -> frozenset[str]:
         """The evidence among `needs` that it cannot measure on `model`.
 
         A family may have towers of several kinds, not all of which tell something.
+
+        Raises:
+            ValueError: evidence in a layer that the model's tower does not have.
         """
-        missing = needs - self.evidence
-        of_tower = needs & set(TOWER)
-        if not missing and of_tower and self.tower(self.base(model)) is None:
+        missing = self.unmeasured(needs)
+        of_tower = frozenset(need for need in needs if kind_of(need) in TOWER)
+        if missing or not of_tower:
+            return missing
+        tower = self.tower(self.base(model))
+        if tower is None:
             return of_tower
+        for need in of_tower:
+            layer_of(need, len(tower.layers))
         return missing
 
     def base(self, model: Part) -> Part:

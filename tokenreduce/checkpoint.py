@@ -55,11 +55,13 @@ def save(recipe: Recipe, model: nn.Module, directory: str | os.PathLike[str]) ->
         the path of `tokenreduce.json`.
 
     Raises:
-        ValueError: as `Recipe.to_dict`: nobody could make the parts again.
+        ValueError: as `Recipe.to_dict` (nobody could make the parts again), or a recipe of a plain
+            vision encoder, which has no adapter.
         OSError: the folder cannot be written; a file that was there before is as it was.
     """
     adapter = recipe.adapter
-    assert isinstance(adapter, Adapter)  # a reduction has found it
+    if not isinstance(adapter, Adapter):
+        raise BadOption("a reduction of a plain vision encoder has no language model to go with")
     written = replace(recipe, scheduler=recipe.schedule).to_dict()
     content: dict[str, Any] = {
         "format": 1,

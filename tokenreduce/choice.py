@@ -50,6 +50,13 @@ def kept(plan: Plan, tokens: Tokens) -> Tensor:
     return spare.scatter(1, index, True)[:, :v]
 
 
+def numbered(key: Tensor) -> Tensor:
+    """(b, v) the number of each key (b, v) among those that occur in the sample, from 0."""
+    values, at = key.sort(dim=1, stable=True)
+    number = torch.nn.functional.pad((values.diff(dim=1) > 0).long().cumsum(dim=1), (1, 0))
+    return torch.zeros_like(key).scatter(1, at, number[:, : key.shape[1]])
+
+
 def empty_mix(name: str, like: Tensor, k: int) -> Tensor:
     """(b, k, v) zeros of the type of `like` (b, v), for a `Mix`.
 

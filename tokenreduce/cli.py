@@ -132,6 +132,7 @@ def _job(config: DictConfig) -> None:
     job, jobs = HydraConfig.get(), _jobs.get()
     output, sweep = Path(job.runtime.output_dir), job.mode == RunMode.MULTIRUN
     keep = jobs is not None and output in jobs.folders
+    configuration.warn_renamed(job.runtime.choices)
     try:
         if jobs is not None:
             jobs.begin(output)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.resolvers.oc import env as environment
 
 from tokenreduce import plugins
@@ -31,6 +32,22 @@ if TYPE_CHECKING:
     from tokenreduce.registry import Registry
     from tokenreduce.scheduler import Scheduler
     from tokenreduce.strategy import Strategy
+
+
+RENAMED: Mapping[str, Mapping[str, str]] = {
+    "scheduler": {
+        "early_fifth": "dart",
+        "fit": "fitprune",
+        "fourth": "pact",
+        "input_fifth": "hired",
+        "input_ninth": "cdpruner",
+        "input_tenth": "divprune",
+        "input_third": "visionzip",
+        "sparse": "sparsevlm",
+        "withdraw": "vtw",
+    },
+}
+"""Group -> old name -> new name of options; old names work, and warn, for one minor version."""
 
 
 def directory() -> Path:
@@ -49,11 +66,15 @@ def directory() -> Path:
 
 
 def option_files() -> Iterator[tuple[str, str, Path]]:
-    """Group, name and file of every option, `strategy=fastv` for one: ours, then the plug-ins'."""
+    """Group, name and file of every option, `strategy=fastv` for one: ours, then the plug-ins'.
+
+    Names that are going are left out.
+    """
     for folder in (directory(), *(folder for _, folder in plugins.config_folders())):
         for path in sorted(folder.glob("*/*.yaml")):
-            if path.parent.name != "hydra":
-                yield path.parent.name, path.stem, path
+            group, name = path.parent.name, path.stem
+            if group != "hydra" and name not in RENAMED.get(group, ()):
+                yield group, name, path
 
 
 def refuse_shipped(group: str, name: str, option: str) -> None:
@@ -93,7 +114,28 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     """
     register()
     with initialize_config_dir(version_base="1.3", config_dir=str(directory())):
-        return hydra_compose("config", overrides=list(overrides))
+        config = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
+    warn_renamed(config.hydra.runtime.choices)
+    with open_dict(config):
+        del config["hydra"]
+    return config
+
+
+def warn_renamed(choices: Mapping[str, str | None]) -> None:
+    """Warn of options that are chosen by a name that is going, each once.
+
+    choices: group -> option, as Hydra has composed them; a group may name its place, `group@place`.
+    """
+    for group, name in choices.items():
+        plain_group = group.partition("@")[0]
+        new = RENAMED.get(plain_group, {}).get(str(name))
+        if new is not None:
+            warnings.warn(
+                f"{plain_group}={name} is now {plain_group}={new}; the old name goes with the next "
+                "minor version",
+                FutureWarning,
+                stacklevel=3,
+            )
 
 
 def build_strategy(config: DictConfig) -> Strategy:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +157,64 @@ def skim(path: Path) -> Iterator[bytes]:
 def first_process() -> bool:
     """Whether this is the one of several processes that writes files and speaks."""
     return os.environ.get("RANK", "0") == "0"
+
+
+@dataclass(frozen=True, order=True)
+class _Tensor:
+    """Where a tensor of a safetensors file lies: its bytes from `begin` to `end`."""
+
+    name: str
+    kind: str
+    sizes: tuple[int, ...]
+    path: Path
+    begin: int
+    end: int
+
+
+def skim_tensors(paths: Iterable[Path], named: Callable[[str], str]) -> Iterator[bytes]:
+    """What `skim` reads, of the tensors in safetensors files and not of how they are written down.
+
+    In whatever order, in however many files and under whatever name that `named` takes for the
+    same: types, sizes and numbers are what counts. A file that is none is skimmed as it is.
+    """
+    found: list[_Tensor] = []
+    for path in sorted(paths):
+        try:
+            found += _tensors(path, named)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            yield from skim(path)
+    found.sort()
+    yield json.dumps([(one.name, one.kind, one.sizes) for one in found]).encode()
+    size = sum(one.end - one.begin for one in found)
+    starts = (*range(0, size, STRIDE), size - BLOCK) if size > STRIDE else (0,)
+    length = BLOCK if size > STRIDE else size
+    at = 0
+    for one in found:
+        after = at + one.end - one.begin
+        wanted = [(max(start, at), min(start + length, after)) for start in starts]
+        with one.path.open("rb") as file:
+            for first, last in wanted:
+                if first < last:
+                    file.seek(one.begin + first - at)
+                    yield file.read(last - first)
+        at = after
+
+
+def _tensors(path: Path, named: Callable[[str], str]) -> list[_Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: it is none.
+    """
+    with path.open("rb") as file:
+        length, size = int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size
+        if length > size - 8:
+            raise ValueError(f"{path} is no safetensors file")
+        table = parse_json(file.read(length))
+    found = []
+    for name, what in table.items():
+        if name != "__metadata__":
+            begin, end = (8 + length + int(at) for at in what["data_offsets"])
+            sizes = tuple(map(int, what["shape"]))
+            found.append(_Tensor(named(name), str(what["dtype"]), sizes, path, begin, end))
+    return found

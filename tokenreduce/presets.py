@@ -40,6 +40,11 @@ def schedule_of(stops: Sequence[tuple[int, float]]) -> Explicit:
     return Explicit(tuple(layer for layer, _ in stops), tuple(keep for _, keep in stops))
 
 
+def stops_of(scheduler: Scheduler, depth: int) -> tuple[tuple[int, float], ...]:
+    """Layers and shares of a scheduler for a decoder of `depth` layers."""
+    return tuple((stop.layer, stop.keep) for stop in scheduler.stops(depth))
+
+
 def write_preset(
     folder: Path,
     name: str,

@@ -8,7 +8,6 @@ Shapes: b samples, l sequence.
 from __future__ import annotations
 
 import warnings
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,155 +18,205 @@ from torch import Tensor, nn
 
 from tokenreduce import checkpoint, plugins
 from tokenreduce.adapter import Adapter, adapter_for, adapters, unwrap
-from tokenreduce.cost import shape_of
-from tokenreduce.encoder import EncoderReduction
 from tokenreduce.engine.contract import check_layers, check_model
 from tokenreduce.engine.hooks import owners_of, parameters
-from tokenreduce.engine.inside import Inside
-from tokenreduce.engine.sequence import Sequence
+from tokenreduce.engine.site import DecoderSite
 from tokenreduce.engine.spec import EngineConfig
-from tokenreduce.engine.wiring import Wiring
-from tokenreduce.errors import BadOption, Incompatible, ReductionWarning
+from tokenreduce.engine.state import Marks
+from tokenreduce.engine.tower.bridge import TowerBridge
+from tokenreduce.engine.tower.merging import Merged
+from tokenreduce.engine.tower.site import TowerSite
+from tokenreduce.errors import BadOption, Incompatible, ReductionWarning, warn_once
 from tokenreduce.fit import check_fit, check_options
 from tokenreduce.geometry import Picture
-from tokenreduce.learned import LearnedStrategy, complaint
+from tokenreduce.learned import LearnedStrategy
 from tokenreduce.recipe import Logits, Recipe
-from tokenreduce.report import Record, Report, make_report
+from tokenreduce.report import Record
 from tokenreduce.scheduler import Scheduler, Stop, schedulers
 from tokenreduce.strategy import Positions, Strategy, TowerStrategy
 from tokenreduce.tokens import Plan
-from tokenreduce.tower import Part, encoder_tower
+from tokenreduce.tower import encoder_tower
 
 
 class Reduction:
-    """A strategy and a scheduler at work on one model. A context manager; made by `reduce()`."""
+    """A strategy and a scheduler at work on one model. A context manager; made by `reduce()`.
 
-    def __init__(
-        self, model: nn.Module, recipe: Recipe, adapter: Adapter, positions: Positions
-    ) -> None:
-        self.model, self.adapter, self.positions = model, adapter, positions
+    It has a site at the inputs of decoder layers, one inside the vision tower, or both.
+
+    Attributes:
+        model: as `reduce()` was given it.
+        recipe: with what it is reduced: nothing in it is left to be found.
+        strategy, scheduler, adapter, positions, logits, seed, min_tokens: what it was asked for; a
+            plain vision encoder has no adapter, and maybe no scheduler.
+        decoder: the module whose `layers` are the decoder layers; None for a vision encoder.
+        tower: what is merged inside the vision tower (plans, groups, sizes, report); None where
+            nothing is.
+    """
+
+    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+        self.model, self.recipe = model, recipe
         strategy = self.strategy = recipe.strategy
-        self.scheduler = recipe.schedule
+        scheduler = self.scheduler = recipe.scheduler
+        self.positions: Positions = recipe.positions or "keep"
         self.logits, self.seed, self.min_tokens = recipe.logits, recipe.seed, recipe.min_tokens
+        adapter = self.adapter = recipe.adapter if isinstance(recipe.adapter, Adapter) else None
+        self.decoder: Any = None
+        self.tower: TowerSite | None = None
+        self._at_layers: DecoderSite | None = None
+        self._bridge: TowerBridge | None = None
+        self._companions: list[Reduction] = []
         core = unwrap(model)
-        self.decoder = adapter.decoder(core)
-        names = parameters(self.decoder.layers[0])
-        self._config = EngineConfig(
-            adapter,
-            self.decoder,
-            strategy,
-            {},
-            positions,
-            self.seed,
-            names,
-            min_tokens=self.min_tokens,
-        )
-        self._progress = 1.0
-        self._config = replace(self._config, stops=self._stops_at(1.0))
-        self._record: Record | None = None
-        self._applied = False
-        if isinstance(strategy, LearnedStrategy):
-            strategy.begin(self.decoder, self.seed)
-        self._inside: EncoderReduction | None = None
-        self._wiring: Wiring
+        self._blocks = 0  # open `with` blocks: the outermost takes the hooks off
+        if adapter is None or scheduler is None:
+            self.tower = _encoder_site(core, recipe)
+        else:
+            self.decoder = adapter.decoder(core)
+            names, roots = parameters(self.decoder.layers[0]), [model]
+            config = EngineConfig(
+                adapter,
+                self.decoder,
+                strategy,
+                {},
+                self.positions,
+                self.seed,
+                names,
+                min_tokens=self.min_tokens,
+            )
+            roots += [core] if core is not model else []
+            text = self.logits == "text"
+            self._at_layers = DecoderSite(roots, adapter.base(core), config, scheduler, text)
+            if isinstance(strategy, TowerStrategy) and strategy.tower is not None:
+                tower = adapter.tower(adapter.base(core))
+                assert tower is not None  # `reduce` asked the adapter
+                self.tower = TowerSite(tower, strategy, None, self.seed, self._passed)
+            if isinstance(strategy, LearnedStrategy):
+                strategy.begin(self.decoder, self.seed)
         self._apply()
+
+    @property
+    def _sites(self) -> list[DecoderSite | TowerSite]:
+        return [site for site in (self.tower, self._at_layers) if site is not None]
+
+    @property
+    def _applied(self) -> bool:
+        """Whether nothing has to be said when the reduction is removed."""
+        return all(site.applied for site in self._sites)
+
+    @_applied.setter
+    def _applied(self, value: bool) -> None:
+        for site in self._sites:
+            site.applied = value
 
     def _apply(self) -> None:
         """Puts every hook on, or none: whatever goes wrong, the model stays as it was."""
-        core = unwrap(self.model)
-        roots = [self.model] if core is self.model else [self.model, core]
-        base = self.adapter.base(core)
-        only_text = self.logits == "text"
-        self._wiring = Wiring(roots, base, self._config, only_text, self._remember, self)
-        strategy = self.strategy
-        if isinstance(strategy, TowerStrategy) and strategy.tower is not None:
-            try:
-                self._inside = self._shorten_tower(base, strategy)
-            except BaseException:
-                self._wiring.remove()
-                raise
+        try:
+            if self._at_layers is not None:
+                self._at_layers.apply(self)
+            if self.tower is not None:
+                self._put_bridge()
+                self.tower.apply()
+        except BaseException:
+            self._take_off()
+            raise
+
+    def _put_bridge(self) -> None:
+        """Between the tower and a language model that is to get its groups, or every place."""
+        if self._at_layers is None or self.adapter is None or self.tower is None:
+            return
+        module = self.adapter.tower_module(self._at_layers.base)
+        spread = self.tower.strategy.tower == "spread"
+        self._bridge = TowerBridge(module, self.tower.tower, spread)
+        self._at_layers.bridged(self._bridge)
+
+    def _passed(self, merged: Merged) -> None:
+        if self._bridge is not None:
+            self._bridge.passed(merged)
+
+    def _take_off(self) -> list[DecoderSite | TowerSite]:
+        """Takes every hook off; the sites that had some."""
+        if self._bridge is not None:
+            self._bridge.remove()
+        return [site for site in self._sites if site.remove()]
 
     # -- what a caller reads -------------------------------------------------------------------
 
     @property
-    def recipe(self) -> Recipe:
-        """With what the model is reduced: nothing in it is left to be found."""
-        options = (self.positions, self.logits, self.seed, self.min_tokens, self.adapter)
-        return Recipe(self.strategy, self.scheduler, *options)
-
-    @property
     def stops(self) -> tuple[Stop, ...]:
         """Where tokens are reduced, and to which share of the original."""
-        return tuple(self._config.stops.values())
+        if self._at_layers is not None:
+            return tuple(self._at_layers.config.stops.values())
+        return self._inside.stops
 
     @property
     def progress(self) -> float:
         """How much of training is done, 0 to 1; schedulers may depend on it."""
-        return self._progress
+        return 1.0 if self._at_layers is None else self._at_layers.progress
 
     @progress.setter
     def progress(self, value: float) -> None:
-        self._configure(stops=self._stops_at(value))
-        self._progress = value
-
-    def _stops_at(self, progress: float) -> dict[int, Stop]:
-        """The stops by layer, when so much of training is done."""
-        depth = len(self.decoder.layers)
-        stops = self.scheduler.stops(depth, progress) if self.strategy.reduces else ()
-        if self._config.inside is not None:  # how many groups there are, the tower says
-            stops = (Stop(0, 1.0),) if self._config.grouped else ()
-        for stop in stops:
-            if not 0 <= stop.layer < depth:
-                raise BadOption(
-                    f"layer {stop.layer} is outside a decoder of {depth} layers: "
-                    f"use 0 to {depth - 1}"
-                )
-        return {stop.layer: stop for stop in stops}
-
-    def _configure(self, **changes: Any) -> None:
-        """Changes what the engine is set to do, from the next pass on."""
-        self._config = replace(self._config, **changes)
-        self._wiring.config = self._config
+        if self._at_layers is not None:
+            self._at_layers.progress = value
 
     @property
-    def report(self) -> Report:
-        """Tokens per layer, FLOPs and cache bytes of the latest prompt."""
-        # of the kind that keys and values have: quantised weights are bytes, which these never are
-        value = next(p for p in self.decoder.parameters() if p.is_floating_point())
-        shape = shape_of(self.decoder.config)
-        record, stops = self._latest(), dict(self._config.stops)
-        if self._config.grouped and any(record.counts):
-            share = sum(record.budgets.get(0, record.counts)) / sum(record.counts)
-            stops = {0: Stop(0, share)}
-        needs = None if self._config.grouped else self.strategy.needs
-        report = make_report(record, stops, shape, value.element_size(), self.min_tokens, needs)
-        inside = self._inside
-        return report if inside is None or not inside.ran else replace(report, tower=inside.report)
+    def report(self) -> Any:
+        """Tokens per layer, FLOPs and cache bytes of the latest prompt.
 
-    @property
-    def tower(self) -> EncoderReduction | None:
-        """What is merged inside the vision tower: plans, groups, sizes; None where nothing is."""
-        return self._inside
+        A `Report`; of a plain vision encoder an `EncoderReport` of the latest pass.
+        """
+        if self._at_layers is None:
+            return self._inside.report
+        report, tower = self._at_layers.report, self.tower
+        return report if tower is None or not tower.ran else replace(report, tower=tower.report)
 
     @property
     def kept(self) -> dict[int, list[Tensor]]:
         """`{layer: [indices per sample]}` of the latest prompt, ascending, counted at layer 0."""
-        return self._latest().indices()
+        return self._prompt.indices()
 
     @property
     def plans(self) -> dict[int, Plan]:
-        """The plan of every stop of the latest prompt."""
-        return self._latest().plans
+        """The plan of every stop of the latest prompt; of a plain encoder, of every layer."""
+        return self._inside.plans if self._at_layers is None else self._prompt.plans
+
+    @property
+    def pictures(self) -> list[list[Picture]]:
+        """Per sample, the pictures of the latest prompt: where each visual token stands."""
+        return self._prompt.pictures
 
     @property
     def places(self) -> list[list[Picture]]:
-        """Per sample, the pictures of the latest prompt: where each visual token stands."""
-        return self._latest().pictures
+        """The name of `pictures` in version 0.1."""
+        warn_once("Reduction.places is called Reduction.pictures from version 0.2 on")
+        return self.pictures
 
-    def _latest(self) -> Record:
-        if self._record is None:
-            raise RuntimeError("no prompt has passed through the model under this reduction")
-        return self._record
+    @property
+    def group(self) -> Tensor:
+        """(n, o) for every token of the tower, the last layer's that it is in (latest pass)."""
+        return self._inside.group
+
+    @property
+    def size(self) -> Tensor:
+        """(n, k) how many of its first tokens each of the tower's last stands for (latest pass)."""
+        return self._inside.size
+
+    def counts(self, tokens: int) -> tuple[int, ...]:
+        """Tokens behind each layer of a tower that begins with so many; nothing runs."""
+        return self._inside.counts(tokens)
+
+    @property
+    def _inside(self) -> TowerSite:
+        if self.tower is None:
+            raise BadOption(f"{self.strategy} merges nothing inside the vision tower here")
+        return self.tower
+
+    @property
+    def _prompt(self) -> Record:
+        return self._language("which has no prompts").latest
+
+    def _language(self, why: str) -> DecoderSite:
+        if self._at_layers is None:
+            raise BadOption(f"this reduction is inside a plain vision encoder, {why}")
+        return self._at_layers
 
     # -- what a caller does --------------------------------------------------------------------
 
@@ -185,7 +234,7 @@ class Reduction:
         """
         if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.dtype.is_floating_point:
             raise Incompatible("the visual mask must be a bool tensor of shape (samples, sequence)")
-        with self._wiring.marks.marked(mask.bool(), pictures or []):
+        with self._marks.marked(mask.bool(), pictures or []):
             yield self
 
     @contextmanager
@@ -204,7 +253,7 @@ class Reduction:
         """
         if not isinstance(labels, Tensor) or labels.dim() != 2 or labels.dtype.is_floating_point:
             raise Incompatible("labels must be a tensor of ids of shape (samples, sequence)")
-        with self._wiring.marks.labelled(labels):
+        with self._marks.labelled(labels):
             yield self
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -212,39 +261,45 @@ class Reduction:
         if isinstance(self.strategy, LearnedStrategy):
             yield from self.strategy.parameters()
 
+    @property
+    def _marks(self) -> Marks:
+        wiring = self._language("where nothing is marked").wiring
+        assert wiring is not None  # made with the reduction
+        return wiring.marks
+
     def remove(self) -> None:
         """Takes every hook off: the model is as it was. Warns when nothing was ever reduced."""
-        asked = any(stop.keep < 1 for stop in self._config.stops.values())
-        if self._inside is not None:
-            self._inside.remove()
-            assert self._config.inside is not None  # set with it
-            self._config.inside.remove()
-        if self._wiring.remove() and asked and not self._applied:
-            warnings.warn(
-                "the reduction was removed without having reduced anything: no forward pass had "
-                "enough visual tokens (mark them with `reduction.visual(mask)` for a bare decoder)",
-                ReductionWarning,
-                stacklevel=2,
-            )
+        for site in self._take_off():
+            if site.asks and not site.applied:
+                said = f"the reduction was removed without having reduced anything: {site.SILENT}"
+                warnings.warn(said, ReductionWarning, stacklevel=2)
+        while self._companions:
+            self._companions.pop().remove()
+
+    def take_along(self, other: Reduction) -> None:
+        """Has another reduction taken off with this one, such as that of a reference model."""
+        self._companions.append(other)
 
     def __enter__(self) -> Reduction:
-        if not self._wiring.handles:  # removed before: a second block applies it again
+        if not any(site.on for site in self._sites):  # removed before: applied again
             self._applied = False
             self._apply()
+        self._blocks += 1
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if error is not None:
-            self._applied = True  # the error says enough
-        if self._inside is not None:
-            self._inside.__exit__(kind, error, trace)
+        if error is not None:  # the error says enough
+            self._applied = True
+        self._blocks -= 1
+        if self._blocks:
+            return
         self.remove()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Reduction:
         return self
 
     def __repr__(self) -> str:
-        state = "" if self._wiring.handles else ", removed"
+        state = "" if any(site.on for site in self._sites) else ", removed"
         return (
             f"Reduction({self.strategy}, {self.scheduler}, positions={self.positions!r}, "
             f"stops={[(s.layer, s.keep) for s in self.stops]}{state})"
@@ -254,43 +309,18 @@ class Reduction:
         """Writes the reduction beside a checkpoint, to be re-applied by `tokenreduce.load`."""
         return checkpoint.save(self.recipe, self.model, directory)
 
-    def _shorten_tower(self, base: Part, strategy: TowerStrategy) -> EncoderReduction:
-        """Merges inside the vision tower, and at layer 0 where its groups come once."""
-        tower = self.adapter.tower(base)
-        assert tower is not None  # `reduce` asked the adapter
-        module = self.adapter.tower_module(base)
-        within = Inside(module, tower, strategy.tower == "spread")
-        try:
-            found = EncoderReduction(module, tower, strategy, None, self.seed, within.passed)
-        except ValueError:
-            within.remove()
-            raise
-        self._configure(inside=within)
-        self.progress = self._progress
-        return found
 
-    def _remember(self, seq: Sequence, cache: Any) -> None:
-        spared = self._config.spared(seq.counts)
-        self._applied = self._applied or seq.reduced or any(spared)  # or was asked not to
-        if seq.reduced and (said := complaint(self.strategy, self.model.training)):
-            warnings.warn(said, ReductionWarning, stacklevel=2)
-        blank = (0,) * seq.batch
-        record = Record(
-            seq.counts or blank,
-            seq.texts,
-            {stage.layer: stage.kept.counts for stage in seq.stops},
-            {stage.layer: (stage.kept.origin, stage.kept.visual_valid) for stage in seq.stops},
-            {stage.layer: stage.plan for stage in seq.stops if stage.plan is not None},
-            [[] for _ in seq.texts] if seq.prompt is None else seq.prompt.pictures,
-            None if cache is None else weakref.ref(cache),
-            tuple(n * left for n, left in zip(seq.counts, spared, strict=True)) or blank,
+def _encoder_site(model: nn.Module, recipe: Recipe) -> TowerSite:
+    """The site inside a plain vision encoder."""
+    strategy, tower = recipe.strategy, encoder_tower(model)
+    assert tower is not None  # `reduce` found one
+    if not isinstance(strategy, TowerStrategy):
+        raise Incompatible(
+            f"{type(strategy).__name__} reduces at the input of decoder layers, and "
+            f"{type(model).__name__} has none: inside a vision encoder a strategy must be a "
+            "TowerStrategy, such as 'tome'"
         )
-        earlier = self._record
-        if seq.start and earlier is not None and earlier.of(cache):
-            record = earlier.join(record)
-        elif not seq.counts and (seq.start or (earlier is not None and earlier.in_use())):
-            return  # text behind a cache that was filled elsewhere, or beside one of pictures
-        self._record = record
+    return TowerSite(tower, strategy, recipe.scheduler, recipe.seed)
 
 
 def reduce(
@@ -311,8 +341,8 @@ def reduce(
 
     Args:
         model: a transformers vision-language model or causal LM, also wrapped by PEFT or DDP; or a
-            plain vision encoder (CLIP, SigLIP, ViT, DeiT, timm's VisionTransformer), for which an
-            `EncoderReduction` is returned.
+            plain vision encoder (CLIP, SigLIP, ViT, DeiT, timm's VisionTransformer), whose layers
+            then merge.
         strategy: which tokens stay: a registered name, or an instance; or a `Recipe`, which has
             all that follows as well. An option that is given beside a recipe wins; None leaves it
             as the recipe has it.
@@ -350,20 +380,18 @@ def reduce(
     given = {name: value for name, value in options.items() if value is not None}
     recipe = replace(recipe, **given)  # type: ignore[arg-type]
     adapter = recipe.adapter if adapter is None else adapter
-    tower = encoder_tower(unwrap(model)) if adapter is None else None
-    if tower is not None:
+    if adapter is None and encoder_tower(unwrap(model)) is not None:
         if recipe.positions is not None or recipe.logits != "full" or recipe.min_tokens:
             raise BadOption(
                 "positions, logits and min_tokens are of a language model, which a plain vision "
                 "encoder does not have"
             )
-        inside: Any = EncoderReduction(
-            unwrap(model), tower, recipe.strategy, recipe.scheduler, recipe.seed
-        )
-        return inside  # type: ignore[no-any-return]
+        return Reduction(model, recipe)
     reader = _reader(unwrap(model), adapter)
     check_fit(recipe.strategy, reader, unwrap(model))
-    return Reduction(model, recipe, reader, check_options(recipe, reader))
+    rule = check_options(recipe, reader)
+    known = {"scheduler": recipe.schedule, "positions": rule, "adapter": reader}
+    return Reduction(model, replace(recipe, **known))  # type: ignore[arg-type]
 
 
 def load(model: nn.Module, directory: str | PathLike[str]) -> Reduction:
@@ -387,7 +415,12 @@ def remove(model: nn.Module) -> bool:
 
     Returns:
         Whether there was one.
+
+    Raises:
+        TypeError: `model` is no module.
     """
+    if not isinstance(model, nn.Module):
+        raise Incompatible(f"remove() takes the model that reduce() was given, not {model!r}")
     owners = {id(owner): owner for part in model.modules() for owner in owners_of(part)}
     for owner in owners.values():
         owner.remove()

@@ -10,6 +10,7 @@ import importlib
 import inspect
 import json
 import math
+import pkgutil
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -172,6 +173,16 @@ class Registry(Mapping[str, T], Generic[T]):
     def __repr__(self) -> str:
         rows = [f"  {name:<16} {_owner(entry)}" for name, entry in self.items()]
         return "\n".join([f"{len(self)} registered {self.kind} names:", *rows])
+
+
+def import_modules(package: str) -> None:
+    """Import every module of an imported `package`, by name: what is in them is then registered.
+
+    A new file in the folder of a registry's home is known without being listed anywhere.
+    """
+    folder = importlib.import_module(package).__path__
+    for name in sorted(module.name for module in pkgutil.iter_modules(folder)):
+        importlib.import_module(f"{package}.{name}")
 
 
 def _read(node: Any, where: str) -> tuple[str | None, dict[str, Any]]:

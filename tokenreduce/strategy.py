@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from tokenreduce.paper import Paper
 from tokenreduce.registry import Registry
 from tokenreduce.tokens import Plan, Tokens
 
@@ -51,12 +52,20 @@ class Strategy(ABC):
     * `site`: where it acts. A method whose whole work is that of `prepare`, before the processor,
       acts on `"pictures"`; inside a model it is refused.
     * `paper`: where the method comes from.
+    * `formula`: what stays, in one line; `cost`: of choosing k of v tokens.
+    * `mixes`: True when kept tokens take in others.
+
+    An attribute docstring under an option says what it does; it becomes the comment beside it in
+    the option's file, and a row on the method's page.
     """
 
     reduces: ClassVar[bool] = True
     watches: ClassVar[bool] = False
     site: ClassVar[str] = "decoder layer"
-    paper: ClassVar[str] = ""
+    paper: ClassVar[Paper | str] = ""
+    formula: ClassVar[str] = ""
+    cost: ClassVar[str] = ""
+    mixes: ClassVar[bool] = False
     training: bool = False
     """Whether it learns although the model may not; for strategies that own parameters."""
 

@@ -13,7 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tokenreduce.errors import BadOption, UnknownName, warn_once
+from tokenreduce.checks import layer_or_share
+from tokenreduce.errors import BadOption, UnknownName, did_you_mean, warn_once
 
 DECODER: Mapping[str, str] = {
     "attention": "(b, h, v) attention of the instruction's last token at the layer of the stop",
@@ -50,13 +51,21 @@ TOWER: Mapping[str, str] = {
     "class_attention": "(b, h, v) attention of the vision tower's class token (without one: mean "
     "over all patches) in the layer whose features are used",
     "class_attention_first": "(b, h, v) the same in the tower's first layer",
+    "tower_attention": "(b, h, v) attention of all of the tower's tokens, their mean, in the layer "
+    "whose features are used",
     "tower_features": "(b, v, e) the features that the projector gets",
     "tower_keys": "(b, v, e) keys in the layer whose features are used, mean over heads",
     "class_match": "(b, v) softmax of the class token's query with the patches' keys in the last "
     "layer of the tower, over the full width as one head",
     "match_keys": "(b, v, e) these keys",
 }
-"""Evidence on the vision tower, of the patches that a visual token is made of (their mean)."""
+"""Evidence on the vision tower, of the patches that a visual token is made of (their mean).
+
+`at_layer` names what is `AT_ANY_LAYER` in another layer than the one that is said here.
+"""
+
+AT_ANY_LAYER = ("class_attention", "tower_attention", "tower_keys", "class_match", "match_keys")
+"""Evidence of the tower that every layer of it has."""
 
 EVIDENCE: Mapping[str, str] = {
     **DECODER,
@@ -64,6 +73,47 @@ EVIDENCE: Mapping[str, str] = {
     "grid": "image, frame, tile, row and column of every token (`Tokens.places`)",
 }
 """What a strategy may name in `needs`, and the shape in which it gets it."""
+
+
+def at_layer(name: str, layer: float) -> str:
+    """The name of a tower's evidence in a layer: `at_layer("tower_attention", 1 / 3)`.
+
+    Args:
+        name: one of `AT_ANY_LAYER`.
+        layer: a layer of the tower from 0, or a share of its depth below 1, rounded down.
+
+    Raises:
+        ValueError: evidence that is not of any layer, or neither a layer nor a share.
+    """
+    if name not in AT_ANY_LAYER:
+        hint = did_you_mean(name, AT_ANY_LAYER)
+        known = ", ".join(AT_ANY_LAYER)
+        raise BadOption(f"{name!r} is not of any layer of a tower{hint} (known: {known})")
+    return f"{name}@{layer_or_share(layer)!r}"
+
+
+def kind_of(name: str) -> str:
+    """The kind of evidence that a name stands for, without its layer: an entry of `EVIDENCE`."""
+    return name.partition("@")[0]
+
+
+def layer_of(name: str, depth: int) -> int | None:
+    """The layer that the name of evidence says, in a tower of `depth` layers; None without one.
+
+    Raises:
+        ValueError: the tower has no such layer.
+    """
+    where = name.partition("@")[2]
+    if not where:
+        return None
+    spot = layer_or_share(float(where) if "." in where or "e" in where else int(where))
+    layer = int(round(depth * spot, 9)) if isinstance(spot, float) else int(spot)
+    if layer >= depth:
+        raise BadOption(
+            f"{name} is not in a vision tower of {depth} layers: name one of 0 to {depth - 1}, "
+            "or a share of the depth such as 0.5"
+        )
+    return layer
 
 
 SPAN = 1 << 16

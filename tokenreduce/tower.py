@@ -94,8 +94,11 @@ class Tower:
         """The norm in front of a layer's attention, which gets the layer's input as it is."""
         return layer.layer_norm1
 
-    def mlp(self, layer: Part) -> tuple[Part, Part]:
-        """The norm in front of a layer's MLP, which gets the sum behind the attention; the MLP."""
+    def mlp(self, layer: Part) -> tuple[Part, ...]:
+        """The norm in front of a layer's MLP, and the MLP: one module, or its parts in order.
+
+        The norm gets the sum behind the attention; what the last one gives is added to that sum.
+        """
         return layer.layer_norm2, layer.mlp
 
     def adds_mask(self) -> bool:

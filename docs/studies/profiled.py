@@ -19,9 +19,10 @@ import tokenreduce as tr
 from tokenreduce.config import compose
 from tokenreduce.evaluation.intervals import difference
 from tokenreduce.evaluation.statistics import sign_flip
+from tokenreduce.presets import stops_of
 from tokenreduce.profiling import Prices, schedule_of
 from tokenreduce.program.result import commit
-from tokenreduce.tasks.profile import profile, stops_of
+from tokenreduce.tasks.profile import profile
 
 ARMS = {
     ("pyramid_drop", "keep"): 192,

@@ -36,7 +36,7 @@ def test_no_places_are_claimed(aria):
     given = batch(FAMILIES["aria"], (2,))
     with tr.reduce(aria, "stride", tr.Single(0, 0.5)) as reduction, torch.no_grad():
         given.run(aria, reduction)
-    (pictures,) = reduction.places
+    (pictures,) = reduction.pictures
     assert [len(picture) for picture in pictures] == [LATENTS] * 2
     for picture in pictures:
         assert torch.equal(picture.column, torch.arange(LATENTS))

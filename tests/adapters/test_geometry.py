@@ -1,4 +1,4 @@
-"""`reduction.places` against pictures whose parts are known: paint a part, see which tokens change.
+"""`reduction.pictures` against known pictures: paint a part, see which tokens change.
 
 The layers of the vision tower are made to add nothing (output projections of zero), so that a
 token's features depend on its own patch alone. Every token must change exactly when the painted
@@ -54,7 +54,7 @@ def encode(model, processor, picture):
         assert ids.max() < WORDS
         with tr.reduce(model, "stride", tr.Single(0, 0.5)) as reduction:
             model(input_ids=ids, pixel_values=pixels, image_sizes=sizes)
-    return features, reduction.places[0][0]
+    return features, reduction.pictures[0][0]
 
 
 # heights and widths: the tile grid's own shape, wide, tall, padded on either side, extreme

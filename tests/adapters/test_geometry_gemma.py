@@ -37,7 +37,7 @@ def encode(model, pixels, ids):
         features = model.model.get_image_features(pixels, return_dict=True).pooler_output
         with tr.reduce(model, "stride", tr.Single(0, 0.5)) as reduction:
             model(input_ids=ids, pixel_values=pixels, token_type_ids=types)
-    return features.flatten(0, 1), reduction.places[0]
+    return features.flatten(0, 1), reduction.pictures[0]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s[0]}x{s[1]}")

@@ -50,7 +50,7 @@ def encode(model, images, most=4, apart=()):
         features = model.model.get_image_features(**given, return_dict=True).pooler_output
         with tr.reduce(model, "stride", tr.Single(0, 0.5)) as reduction:
             model(input_ids=torch.tensor([[*ids, 12]]), **given)
-    return torch.cat(tuple(features)), reduction.places[0], layouts
+    return torch.cat(tuple(features)), reduction.pictures[0], layouts
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s[0]}x{s[1]}")
@@ -128,6 +128,6 @@ def test_what_the_tags_do_not_tell_is_not_claimed():
     odd = [*mixed[: -TOKENS - 3], LINE, *mixed[-TOKENS - 3 :]]
     with torch.no_grad(), tr.reduce(model, "stride", tr.Single(0, 0.5)) as reduction:
         model(inputs_embeds=embeds, **pixels)
-        assert [len(picture) for picture in reduction.places[0]] == [TOKENS] * 9
+        assert [len(picture) for picture in reduction.pictures[0]] == [TOKENS] * 9
         model(input_ids=torch.tensor([[1, *odd, 12]]), **pixels)
-        assert [len(picture) for picture in reduction.places[0]] == [9 * TOKENS]
+        assert [len(picture) for picture in reduction.pictures[0]] == [9 * TOKENS]

@@ -45,7 +45,7 @@ def encode(model, processor, *images):
         features = model.model.get_image_features(pixels, return_dict=True).pooler_output
         with tr.reduce(model, "stride", tr.Single(0, 0.5)) as reduction:
             model(input_ids=torch.tensor([ids]), pixel_values=pixels)
-    return features.flatten(0, 1), reduction.places[0]
+    return features.flatten(0, 1), reduction.pictures[0]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s[0]}x{s[1]}")
@@ -119,7 +119,7 @@ def test_tiles_that_are_no_picture_are_numbered(model):
     ids = torch.tensor([[1, START, *[IMAGE] * (5 * TOKENS), END, 12]])
     with torch.no_grad(), tr.reduce(model, "stride", tr.Single(0, 0.5)) as reduction:
         model(input_ids=ids, pixel_values=given)
-    (picture,) = reduction.places[0]
+    (picture,) = reduction.pictures[0]
     assert picture.tile.unique().tolist() == [1, 2, 3, 4, 5]
     assert (picture.box == 0).all()
 
@@ -146,8 +146,8 @@ def test_frames_of_a_video_are_images():
     model, prompt = family.model(), batch(family, (1, 2))
     with torch.no_grad(), tr.reduce(model, "stride", tr.Single(0, 0.5)) as reduction:
         model(**prompt.inputs)
-    assert [[len(p) for p in row] for row in reduction.places] == [[16] * 2, [16] * 5]
-    assert all((p.tile == 0).all() for row in reduction.places for p in row)
+    assert [[len(p) for p in row] for row in reduction.pictures] == [[16] * 2, [16] * 5]
+    assert all((p.tile == 0).all() for row in reduction.pictures for p in row)
 
 
 def test_beams_share_the_pictures_of_their_sample(model, processor):
@@ -158,4 +158,4 @@ def test_beams_share_the_pictures_of_their_sample(model, processor):
         model.generate(
             input_ids=ids, pixel_values=given, num_beams=2, max_new_tokens=2, do_sample=False
         )
-    assert [[len(p) for p in row] for row in reduction.places] == [[3 * TOKENS]] * 2
+    assert [[len(p) for p in row] for row in reduction.pictures] == [[3 * TOKENS]] * 2

@@ -34,7 +34,7 @@ def encode(model, images, unit, side):
         features = model.model.get_image_features(**given, return_dict=True).pooler_output
         with tr.reduce(model, "stride", tr.Single(0, 0.5)) as reduction:
             model(input_ids=torch.tensor([[*ids, 12]]), **given)
-    return torch.cat(list(features)), reduction.places[0]
+    return torch.cat(list(features)), reduction.pictures[0]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s[0]}x{s[1]}")

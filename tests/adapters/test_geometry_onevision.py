@@ -59,7 +59,7 @@ def run(model, ids, **inputs):
     """The pictures of one prompt."""
     with torch.no_grad(), tr.reduce(model, "stride", tr.Single(0, 0.5)) as reduction:
         model(input_ids=torch.tensor([[1, 11, *ids, 12, 13]]), **inputs)
-    return reduction.places[0]
+    return reduction.pictures[0]
 
 
 def encode(model, *pictures):

@@ -36,7 +36,7 @@ def places(model, ids, **inputs):
     """The pictures of one prompt."""
     with torch.no_grad(), tr.reduce(model, "stride", tr.Single(0, 0.5)) as reduction:
         model(input_ids=torch.tensor([[1, 11, *ids, 12, 13]]), **inputs)
-    return reduction.places[0]
+    return reduction.pictures[0]
 
 
 def encode(model, processor, pixels):
@@ -127,4 +127,4 @@ def test_images_and_videos_in_one_prompt(model, order):
     given = {"input_ids": torch.tensor([[1, 11, *ids, 12, 13]]), **inputs}
     with torch.no_grad(), tr.reduce(model, "stride", tr.Single(2, 0.5)) as reduction:
         model.generate(**given, max_new_tokens=2, do_sample=False)
-    assert [int(picture.frame.max()) + 1 for picture in reduction.places[0]] == frames
+    assert [int(picture.frame.max()) + 1 for picture in reduction.pictures[0]] == frames

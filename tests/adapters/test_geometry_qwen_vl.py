@@ -68,7 +68,7 @@ def locate(local, pixels):
     """The geometry of one picture."""
     with torch.no_grad(), tr.reduce(local[0], "stride", tr.Single(0, 0.5)) as reduction:
         local[0](**prompt(local, pixels))
-    (picture,) = reduction.places[0]
+    (picture,) = reduction.pictures[0]
     return picture
 
 
@@ -124,8 +124,8 @@ def test_rows_and_columns_are_those_of_the_models_own_positions(name, side):
     with torch.no_grad(), tr.reduce(model, "stride", tr.Single(2, 0.5)) as reduction:
         given.run(model)
     handle.remove()
-    assert [len(row) for row in reduction.places] == [1, 0, 2, 3]
-    for i, row in enumerate(reduction.places):
+    assert [len(row) for row in reduction.pictures] == [1, 0, 2, 3]
+    for i, row in enumerate(reduction.pictures):
         axes = turned[0][:, i, given.visual[i]]
         assert sum(map(len, row)) == axes.shape[1]
         for picture in row:

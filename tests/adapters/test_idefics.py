@@ -39,7 +39,7 @@ def test_images(loaded):
     parts = [image(*size, seed=i) for i, size in enumerate(IMAGES)]
     for n in (1, 2, 3):
         reduction = compare(model, ask(processor, parts[:n]), [count(*layouts[:n])])
-        assert [tiles(picture) for picture in reduction.places[0]] == layouts[:n]
+        assert [tiles(picture) for picture in reduction.pictures[0]] == layouts[:n]
 
 
 def test_a_batch_of_prompts(loaded):
@@ -48,7 +48,7 @@ def test_a_batch_of_prompts(loaded):
     first, second, _ = (image(*size, seed=i) for i, size in enumerate(IMAGES))
     inputs = ask(processor, [first], [], [second, first])
     reduction = compare(model, inputs, [count(one), 0, count(two, one)])
-    found = [[tiles(picture) for picture in row] for row in reduction.places]
+    found = [[tiles(picture) for picture in row] for row in reduction.pictures]
     assert found == [[one], [], [two, one]]
 
 
@@ -57,7 +57,7 @@ def test_beams(loaded):
     size, layout = next(iter(IMAGES.items()))
     reduction = compare(model, ask(processor, [image(*size)]), [count(layout)] * 3, num_beams=3)
     assert all(torch.equal(x, reduction.kept[4][0]) for x in reduction.kept[4])
-    assert [[tiles(picture) for picture in row] for row in reduction.places] == [[layout]] * 3
+    assert [[tiles(picture) for picture in row] for row in reduction.pictures] == [[layout]] * 3
 
 
 def test_images_that_are_not_cut(loaded):
@@ -68,7 +68,7 @@ def test_images_that_are_not_cut(loaded):
     try:
         inputs = ask(processor, [image(30, 40), image(24, 24, seed=1)])
         reduction = compare(model, inputs, [2 * TOKENS])
-        assert [tiles(picture) for picture in reduction.places[0]] == [(1, 1)] * 2
+        assert [tiles(picture) for picture in reduction.pictures[0]] == [(1, 1)] * 2
     finally:
         processor.image_processor.do_image_splitting = True
 
@@ -78,4 +78,4 @@ def test_a_video_is_an_image_per_frame(loaded):
     if model.config.model_type == "idefics3":
         pytest.skip("Idefics3 has no videos")
     reduction = compare(model, ask(processor, [video(3, 24, 36)]), [3 * TOKENS])
-    assert [tiles(picture) for picture in reduction.places[0]] == [(1, 1)] * 3
+    assert [tiles(picture) for picture in reduction.pictures[0]] == [(1, 1)] * 3

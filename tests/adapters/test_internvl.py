@@ -38,24 +38,28 @@ def tiles(picture):
 def test_images(loaded):
     processor, model = loaded
     reduction = compare(model, ask(processor, [WIDE]), [3 * TOKENS])
-    assert [tiles(picture) for picture in reduction.places[0]] == [(1, 2)]
+    assert [tiles(picture) for picture in reduction.pictures[0]] == [(1, 2)]
     reduction = compare(model, ask(processor, [WIDE, SMALL, TALL]), [7 * TOKENS])
-    assert [tiles(picture) for picture in reduction.places[0]] == [(1, 2), (1, 1), (2, 1)]
+    assert [tiles(picture) for picture in reduction.pictures[0]] == [(1, 2), (1, 1), (2, 1)]
 
 
 def test_a_video_is_an_image_per_frame(loaded):
     processor, model = loaded
     reduction = compare(model, ask(processor, [video(3, 24, 36)]), [3 * TOKENS])
-    assert [len(picture) for picture in reduction.places[0]] == [TOKENS] * 3
+    assert [len(picture) for picture in reduction.pictures[0]] == [TOKENS] * 3
     reduction = compare(model, ask(processor, [TALL, video(2, 24, 36)]), [5 * TOKENS])
-    assert [tiles(picture) for picture in reduction.places[0]] == [(2, 1), (1, 1), (1, 1)]
+    assert [tiles(picture) for picture in reduction.pictures[0]] == [(2, 1), (1, 1), (1, 1)]
 
 
 def test_a_batch_of_prompts(loaded):
     processor, model = loaded
     inputs = ask(processor, [WIDE], [], [SMALL, TALL])
     reduction = compare(model, inputs, [3 * TOKENS, 0, 4 * TOKENS])
-    assert [[tiles(p) for p in row] for row in reduction.places] == [[(1, 2)], [], [(1, 1), (2, 1)]]
+    assert [[tiles(p) for p in row] for row in reduction.pictures] == [
+        [(1, 2)],
+        [],
+        [(1, 1), (2, 1)],
+    ]
 
 
 def test_beams(loaded):
@@ -63,4 +67,4 @@ def test_beams(loaded):
     reduction = compare(model, ask(processor, [WIDE]), [3 * TOKENS] * 3, num_beams=3)
     kept = reduction.kept[4]
     assert all(torch.equal(x, kept[0]) for x in kept)
-    assert [[tiles(p) for p in row] for row in reduction.places] == [[(1, 2)]] * 3
+    assert [[tiles(p) for p in row] for row in reduction.pictures] == [[(1, 2)]] * 3

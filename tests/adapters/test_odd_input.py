@@ -34,7 +34,7 @@ def reduced(model, inputs, strategy="fastervlm"):
         out = model(**inputs)
         [n] = reduction.report.visual_tokens
         kept = [stop["kept"] for stop in reduction.report.stops]
-        pictures = reduction.places[0]
+        pictures = reduction.pictures[0]
     assert kept == [[stop.count(n)] for stop in STOPS.stops(6)]
     assert bool(out.logits.isfinite().all())
     assert sum(map(len, pictures)) == n

@@ -62,19 +62,19 @@ def test_one_image(name, loaded):
     processor, model = loaded
     for part, size in zip(IMAGES, SIZES, strict=True):
         reduction = compare(model, ask(processor, [part]), [tokens(name, size)])
-        check_image(name, reduction.places[0][0], size)
+        check_image(name, reduction.pictures[0][0], size)
 
 
 def test_several_images(name, loaded):
     processor, model = loaded
     if name == "llava_next_video":
         reduction = compare(model, ask(processor, IMAGES), [sum(tokens(name, s) for s in SIZES)])
-        for picture, size in zip(reduction.places[0], SIZES, strict=True):
+        for picture, size in zip(reduction.pictures[0], SIZES, strict=True):
             check_image(name, picture, size)
         return
     # one tile and one newline each, the picture in the middle of a square
     reduction = compare(model, ask(processor, IMAGES), [20])
-    for picture, (height, width) in zip(reduction.places[0], SIZES, strict=True):
+    for picture, (height, width) in zip(reduction.pictures[0], SIZES, strict=True):
         assert picture.separator.tolist() == [False] * 9 + [True]
         side = max(height, width)
         low, high = picture.box[0, :2], picture.box[8, 2:]
@@ -86,7 +86,7 @@ def test_several_images(name, loaded):
 def test_video(name, loaded):
     processor, model = loaded
     reduction = compare(model, ask(processor, [CLIP]), [frames(name)])
-    (clip,) = reduction.places[0]
+    (clip,) = reduction.pictures[0]
     side = math.ceil(SIDES[FAMILIES[name]] / 2)
     expected = tr.Picture.grid(side, side, frames=3)
     for part in ("frame", "row", "column", "box"):
@@ -99,7 +99,7 @@ def test_video_and_image_in_one_prompt(name, loaded):
     both = tokens(name, SIZES[0]) + frames(name)
     for parts in ([CLIP, IMAGES[0]], [IMAGES[0], CLIP]):
         reduction = compare(model, ask(processor, parts), [both])
-        found = {len(p): p for p in reduction.places[0]}
+        found = {len(p): p for p in reduction.pictures[0]}
         check_image(name, found[tokens(name, SIZES[0])], SIZES[0])
         assert found[frames(name)].frame.max() == 2
         assert list(found) == [frames(name) if p is CLIP else tokens(name, SIZES[0]) for p in parts]
@@ -110,9 +110,9 @@ def test_a_batch_of_prompts(name, loaded):
     inputs = ask(processor, IMAGES[:1], [CLIP], [], IMAGES[1:])
     counts = [tokens(name, SIZES[0]), frames(name), 0, tokens(name, SIZES[1])]
     reduction = compare(model, inputs, counts)
-    check_image(name, reduction.places[0][0], SIZES[0])
-    check_image(name, reduction.places[3][0], SIZES[1])
-    assert reduction.places[1][0].frame.max() == 2
+    check_image(name, reduction.pictures[0][0], SIZES[0])
+    check_image(name, reduction.pictures[3][0], SIZES[1])
+    assert reduction.pictures[1][0].frame.max() == 2
 
 
 def test_beams(name, loaded):
@@ -135,4 +135,4 @@ def test_the_command_line_gives_one_prompt_all_its_pictures(tmp_path):
     assert inputs["batch_num_images"].tolist() == asked["batch_num_images"].tolist() == [2]
     with tr.reduce(model, "random") as reduction, torch.no_grad():
         model(**inputs)
-        assert [len(p) for p in reduction.places[0]] == [10, 10]
+        assert [len(p) for p in reduction.pictures[0]] == [10, 10]

@@ -39,15 +39,15 @@ def tiles(picture):
 def test_images(loaded):
     processor, model = loaded
     reduction = compare(model, ask(processor, [WIDE]), [5 * TOKENS])
-    assert [tiles(picture) for picture in reduction.places[0]] == [(1, 4)]
+    assert [tiles(picture) for picture in reduction.pictures[0]] == [(1, 4)]
     reduction = compare(model, ask(processor, [WIDE, TALL]), [10 * TOKENS])
-    assert [tiles(picture) for picture in reduction.places[0]] == [(1, 4), (4, 1)]
+    assert [tiles(picture) for picture in reduction.pictures[0]] == [(1, 4), (4, 1)]
 
 
 def test_video(loaded):
     processor, model = loaded
     reduction = compare(model, ask(processor, [CLIP]), [3 * TOKENS])
-    (clip,) = reduction.places[0]
+    (clip,) = reduction.pictures[0]
     assert torch.equal(clip.frame, torch.arange(3).repeat_interleave(TOKENS))
     assert not clip.tile.any()
 
@@ -56,7 +56,7 @@ def test_video_and_image_in_one_prompt(loaded):
     processor, model = loaded
     for parts in ([CLIP, WIDE], [WIDE, CLIP]):
         reduction = compare(model, ask(processor, parts), [8 * TOKENS])
-        for picture, part in zip(reduction.places[0], parts, strict=True):
+        for picture, part in zip(reduction.pictures[0], parts, strict=True):
             assert int(picture.frame.max()) == (2 if part is CLIP else 0)
             if part is WIDE:
                 assert tiles(picture) == (1, 4)

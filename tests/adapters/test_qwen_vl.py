@@ -33,7 +33,7 @@ def test_one_image_and_two(loaded):
 def test_video(loaded):
     processor, model = loaded
     reduction = check(model, ask(processor, [VIDEO]), [[CLIP]])
-    frames = reduction.places[0][0].frame[reduction.kept[4][0]]
+    frames = reduction.pictures[0][0].frame[reduction.kept[4][0]]
     assert frames.unique().numel() > 1
 
 

@@ -81,7 +81,7 @@ def check(model: Any, inputs: dict[str, Any], grids: list[list[Grid]], **options
     """
     counts = [sum(t * h * w for t, h, w in row) for row in grids]
     reduction = compare(model, inputs, counts, **options)
-    places = reduction.places
+    places = reduction.pictures
     assert [[grid_of(picture) for picture in row] for row in places] == grids
     return reduction
 

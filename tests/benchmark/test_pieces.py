@@ -17,7 +17,7 @@ from tokenreduce.benchmarking.rounds import Candidate, Race, compared
 from tokenreduce.benchmarking.synthetic import MEASURES, MarkedPrompt, picture
 from tokenreduce.inference.clock import Clock, Times, interval, paired
 from tokenreduce.testing.models import FAMILIES
-from tokenreduce.tokens import TOWER
+from tokenreduce.tokens import TOWER, at_layer
 
 CPU = torch.device("cpu")
 MEBIBYTE = 2**18  # fp32 numbers
@@ -119,6 +119,14 @@ def test_a_picture_has_every_token_and_measure(visual: int) -> None:
     made = picture(visual)
     assert len(made) == visual
     assert set(made.measures) == set(MEASURES) == set(TOWER)
+
+
+def test_a_picture_has_what_a_strategy_names_in_a_layer() -> None:
+    name = at_layer("tower_attention", 1 / 3)
+    made, plain = picture(16, needs=[name, "keys"]), picture(16)
+    assert set(made.measures) == {*TOWER, name}
+    assert made.measures[name].shape == made.measures["tower_attention"].shape
+    assert all(made.measures[one].equal(x) for one, x in plain.measures.items())
 
 
 @pytest.mark.parametrize("name", KNOWN)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.data.families import ALL, BODY, END, ONE_ANSWER, TEMPLATES, processor, talk
 from tokenreduce.data.encoding import Encoder, Unusable
+from tokenreduce.data.transcripts import image_token
 from tokenreduce.inference.loaded import Loaded
 from tokenreduce.inference.prompt import encode
 from tokenreduce.testing.kits import KITS
@@ -293,3 +294,25 @@ def test_arguments():
 def test_every_kit_is_here():
     assert set(KITS) < set(ALL)
     assert {"llava", "llava_next"} <= set(ALL)
+
+
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError])
+def test_what_a_processor_cannot_stack_is_a_row_of_no_use(kind, monkeypatch):
+    """Older releases let the error of `torch.stack` through, newer ones have their own."""
+
+    def refuse(*_, **__):
+        raise kind("stack expects each tensor to be equal size\nand more")
+
+    made = processor("perception_lm")
+    encoder = Encoder(made)
+    monkeypatch.setattr(type(made.image_processor), "__call__", refuse)
+    with pytest.raises(Unusable, match=r"refused by the processor: stack expects .* size$"):
+        encoder(talk(*TALKS["one"]))
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_the_text_of_an_image_is_what_the_processor_reads(family):
+    made = processor(family)
+    picture = talk(*TALKS["one"]).pictures()
+    ids = made(text=[image_token(made)], images=[picture], return_tensors="pt")["input_ids"]
+    assert ids.shape[1] > 1

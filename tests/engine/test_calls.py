@@ -135,6 +135,17 @@ def test_a_thread_that_does_not_see_the_marks_warns(marked, said):
         reduction._applied = True
 
 
+def test_a_thread_that_does_not_see_the_labels_of_pictures_warns(llava, prompt):
+    """Placeholders mark the picture in every thread; which token asks is said in one alone."""
+    with tr.reduce(llava, "pyramid_drop", AT) as reduction, torch.no_grad():
+        with (
+            reduction.labels(prompt.labels),
+            pytest.warns(tr.ReductionWarning, match="this thread .* does not see"),
+        ):
+            in_thread(lambda: llava(**prompt.inputs))
+        in_thread(lambda: llava(**prompt.inputs))  # the block is closed: a warning is an error
+
+
 def test_a_thread_with_marks_of_its_own_is_quiet(marked):
     model, given = marked
 
@@ -171,6 +182,22 @@ def test_packed_rows_are_refused_in_one_line(llava, positions):
         llava(**given, cu_seq_lens_q=length, cu_seq_lens_k=length)
 
 
+@pytest.mark.parametrize("floating", [False, True])
+def test_rows_packed_by_a_mask_alone_are_refused(llava, floating):
+    """Blocks of a mask keep the samples apart, though positions count on."""
+    given, at = packed()
+    n, total = int((at[0] == 0).nonzero()[-1]), at.shape[1]
+    whole = torch.ones(total, total, dtype=torch.bool).tril()
+    apart = whole.clone()
+    apart[n:, :n] = False
+    as_given = (lambda x: torch.where(x, 0.0, float("-inf"))) if floating else (lambda x: x)
+    with tr.reduce(llava, "fastv", AT), torch.no_grad():
+        with pytest.raises(tr.ContractError, match="packed into one row"):
+            llava(**given, attention_mask=as_given(apart)[None, None])
+        one = llava(**given, attention_mask=as_given(whole)[None, None]).logits
+        assert torch.allclose(one, llava(**given).logits, atol=1e-5)
+
+
 def test_positions_that_only_count_on_are_one_prompt(llava):
     """Those of `generate`: padding counts as nothing, text goes on behind a picture."""
     given = batch(LLAVA, (1, 2), "left")
@@ -200,6 +227,24 @@ def test_padding_behind_a_completion_does_not_move_the_query_token(llava, strate
             llava(**prompt.inputs)
             rollout = reduction.kept
         assert all(torch.equal(there[i][0], rollout[i][0]) for i in rollout)
+
+
+@pytest.mark.parametrize("strategy", ["pyramid_drop", "fastv"])
+def test_positions_whose_logits_are_wanted_ask_as_their_number_does(llava, prompt, strategy):
+    length = prompt.inputs["input_ids"].shape[1]
+    with tr.reduce(llava, strategy, AT) as reduction, torch.no_grad():
+
+        def kept(**wanted):
+            llava(**prompt.inputs, **wanted)
+            return {i: index[0].tolist() for i, index in reduction.kept.items()}
+
+        for n in (1, 3, 5):
+            as_number = kept(logits_to_keep=n)
+            assert kept(logits_to_keep=torch.arange(length - n, length)) == as_number
+        # wanted from before the picture on: no answer begins there, and the last token asks
+        usual = kept()
+        assert kept(logits_to_keep=length) == kept(logits_to_keep=10**6) == usual
+        assert kept(logits_to_keep=torch.arange(length)) == usual
 
 
 # -- plans and budgets -----------------------------------------------------------------------------
@@ -296,6 +341,25 @@ def test_a_second_block_applies_the_reduction_again(llava, prompt):
     assert not hooks_of(llava)
 
 
+@pytest.mark.parametrize("strategy", ["stride", tr.ToMe(tower="merged")])
+def test_a_block_within_a_block_ends_alone(llava, prompt, strategy):
+    """The outer block is as reduced behind the inner one as before it."""
+    reduction = tr.reduce(llava, strategy)
+    with torch.no_grad():
+        with reduction:
+            before = llava(**prompt.inputs).logits
+            with reduction:
+                assert torch.equal(llava(**prompt.inputs).logits, before)
+            assert torch.equal(llava(**prompt.inputs).logits, before)
+        assert not hooks_of(llava)
+        assert not torch.equal(llava(**prompt.inputs).logits, before)
+
+
+def test_remove_takes_a_model():
+    with pytest.raises(TypeError, match="takes the model that reduce"):
+        tr.remove("org/name")
+
+
 def test_a_reduction_that_fails_half_way_leaves_nothing(llava, monkeypatch):
     def broken(self, base):
         raise RuntimeError("an adapter's own mistake")
@@ -324,6 +388,27 @@ def test_an_adapter_is_not_taken_at_its_word(name):
     with pytest.raises(ValueError, match=r"(?i)adapter|built otherwise|none of"):
         tr.reduce(model, "fastv", adapter=name)
     assert not hooks_of(model)
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_onevision", "perception_lm", "qwen3_vl"])
+def test_every_adapter_says_at_once_what_it_misses(family):
+    """A pass under any adapter that is named for a model runs, or `reduce` has refused it."""
+    model, given = FAMILIES[family].model(), batch(FAMILIES[family], (1,))
+    refused = []
+    for name in tr.adapters:
+        try:
+            reduction = tr.reduce(model, "stride", AT, adapter=name)
+        except (ValueError, TypeError):
+            refused.append(name)
+            continue
+        try:
+            with torch.no_grad():
+                model(**given.inputs)
+        finally:
+            reduction._applied = True  # a bare decoder's adapter knows no placeholder
+            reduction.remove()
+    assert refused
+    assert FAMILIES[family].adapter not in refused
 
 
 def test_a_name_in_place_of_a_model_is_told(llava):
@@ -382,6 +467,21 @@ def test_an_offloaded_cache_is_refused(llava, prompt):
 def test_a_reduced_model_is_not_exported(llava, prompt):
     with tr.reduce(llava, "none"), pytest.raises(Exception, match="cannot be exported"):
         torch.export.export(llava, (), prompt.inputs, strict=False)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.jit.trace warns of itself
+def test_a_reduced_model_is_not_traced(llava, prompt):
+    class Root(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = llava
+
+        def forward(self, ids, pixels):
+            return self.model(input_ids=ids, pixel_values=pixels, use_cache=False).logits
+
+    given = prompt.inputs["input_ids"], prompt.inputs["pixel_values"]
+    with tr.reduce(llava, "none"), pytest.raises(tr.ContractError, match="exported or traced"):
+        torch.jit.trace(Root(), given, check_trace=False)
 
 
 def test_weights_that_come_when_they_are_needed(llava, prompt):

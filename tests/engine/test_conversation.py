@@ -12,6 +12,8 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 import tokenreduce as tr
+from tests.releases import empties_caches
+from tokenreduce.engine.cache import CROPS_TO_LENGTH
 from tokenreduce.testing.batches import batch
 from tokenreduce.testing.models import FAMILIES, IMAGE
 from tokenreduce.testing.oracle import masked
@@ -88,14 +90,14 @@ def test_the_second_turn_knows_its_image(llava_next, schedule):
     cache = DynamicCache(config=llava_next.config.get_text_config())
     with torch.no_grad(), tr.reduce(llava_next, "stride", schedule) as reduction:
         llava_next(**two.inputs)
-        alone = reduction.places[0]
+        alone = reduction.pictures[0]
         assert len(alone) == 2
         assert len(alone[0]) == run
         known = tr.with_cache(llava_next, cache)
         llava_next(**one.inputs, **known)
         more = two.inputs["input_ids"][:, one.visual[0].nonzero()[-1, 0] + 1 :]
         llava_next(input_ids=more, pixel_values=pixels[1:], image_sizes=sizes[1:], **known)
-        joined = reduction.places[0]
+        joined = reduction.pictures[0]
     assert len(joined) == 2
     for name in ("tile", "row", "column", "separator", "box"):
         for a, b in zip(joined, alone, strict=True):
@@ -141,9 +143,9 @@ def test_chunks_keep_the_geometry(llava_next, schedule):
     options = {"max_new_tokens": 2, "do_sample": False}
     with tr.reduce(llava_next, "stride", schedule) as reduction:
         llava_next.generate(**prompt.inputs, **options)
-        whole = reduction.places[0]
+        whole = reduction.pictures[0]
         llava_next.generate(**prompt.inputs, prefill_chunk_size=13, **options)
-        parts = reduction.places[0]
+        parts = reduction.pictures[0]
         assert len(parts) > 0
         assert len(parts) != len(whole)  # pictures come in pieces
     for name in ("tile", "row", "column", "separator"):
@@ -162,7 +164,11 @@ def test_caches_that_the_caller_brings(llava, schedule, kind):
         if kind == "reset":
             generate(llava, ids, cache, pixels, max_new_tokens=2)
             cache.reset()
-            assert cache.get_seq_length() == 0
+            held = {layer.get_seq_length() for layer in cache.layers}
+            if not empties_caches():  # zeros stand for the tokens, in every layer alike
+                assert held == {ids.shape[1] + 1}
+                pytest.skip("reset() of this transformers empties no DynamicCache (up to 5.17)")
+            assert held == {0}
         out = generate(llava, ids, cache, pixels)
         assert torch.equal(out.sequences, fresh.sequences)
         assert reduction.report.visual_tokens == [25]
@@ -241,8 +247,12 @@ def test_cropping_says_what_it_cannot_do(llava):
     text = int((~prompt.visual[0].flip(0)).long().cumprod(0).sum())  # text behind the image
     with torch.no_grad(), tr.reduce(llava, "random", tr.Single(0, 0.4)):
         cache = tr.cache_of(llava(**prompt.inputs))
-        with pytest.raises(ValueError, match="negative"):
-            cache.crop(prompt.visual.shape[1] - 1)
+        if CROPS_TO_LENGTH:  # as transformers up to 5.14 does: what is there already stays
+            cache.crop(prompt.visual.shape[1])
+            assert cache.get_seq_length() == prompt.visual.shape[1]
+        else:
+            with pytest.raises(ValueError, match="negative"):
+                cache.crop(prompt.visual.shape[1] - 1)
         with pytest.raises(ValueError, match="some of them were dropped"):
             cache.crop(-(text + 20))
         length = cache.get_seq_length()

@@ -52,29 +52,38 @@ def by_hand(kind: str, model: Any, x: Tensor, tome: tr.ToMe) -> Tensor:
     for layer, left in zip(
         tower.layers, tome.counts(len(tower.layers), n, tower.classes), strict=True
     ):
-        timm = kind.startswith("timm")
-        attention = layer.attn if timm else getattr(layer, "self_attn", None) or layer.attention
-        norm = next(
-            getattr(layer, name)
-            for name in ("norm1", "layer_norm1", "layernorm_before")
-            if hasattr(layer, name)
-        )
+        norm = first_of(layer, "norm1", "layer_norm1", "layernorm_before")
         y = norm(h)
-        if timm:
-            q, k, v = attention.qkv(y).chunk(3, dim=-1)
-            out = attention.proj
+        if kind.startswith("timm"):
+            q, k, v = layer.attn.qkv(y).chunk(3, dim=-1)
+            out = layer.attn.proj
         else:
-            q, k, v = attention.q_proj(y), attention.k_proj(y), attention.v_proj(y)
-            out = getattr(attention, "o_proj", None) or attention.out_proj
+            attention = first_of(layer, "self_attn", "attention.attention", "attention")
+            q, k, v = (first_of(attention, f"{x[0]}_proj", x)(y) for x in ("query", "key", "value"))
+            out = first_of(
+                layer, "self_attn.out_proj", "attention.output.dense", "attention.o_proj"
+            )
         q, k, v = (t.unflatten(-1, (4, -1)).transpose(1, 2) for t in (q, k, v))
         scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
         if tome.prop_attn:
             scores = scores + size.log()[:, None, None]
         h = h + out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
         h, size = merged(h, size, k.mean(dim=1), h.shape[1] - left, tower.classes)
-        after, mlp = tower.mlp(layer)
-        h = h + mlp(after(h))
+        y = first_of(layer, "norm2", "layer_norm2", "layernorm_after")(h)
+        h = h + layer.mlp(y) if hasattr(layer, "mlp") else layer.output(layer.intermediate(y), h)
     return h
+
+
+def first_of(owner: nn.Module, *names: str) -> Any:
+    """The part that goes by one of these names in this library and this release."""
+    parts = dict(owner.named_modules())
+    return next(parts[name] for name in names if name in parts)
+
+
+def merging(model: nn.Module, **options: Any) -> tr.ToMe:
+    """A merge with the attention that this encoder can do: ViT's adds no mask up to 5.8."""
+    tower: Any = encoder_tower(model)
+    return tr.ToMe(**{"prop_attn": tower.adds_mask(), **options})
 
 
 def merged(x: Tensor, size: Tensor, key: Tensor, r: int, fixed: int) -> tuple[Tensor, Tensor]:
@@ -104,7 +113,7 @@ def merged(x: Tensor, size: Tensor, key: Tensor, r: int, fixed: int) -> tuple[Te
     return torch.stack(rows), torch.stack(sizes)
 
 
-def last(model: nn.Module, x: Tensor, tome: tr.ToMe) -> tuple[Tensor, tr.EncoderReduction]:
+def last(model: nn.Module, x: Tensor, tome: tr.ToMe) -> tuple[Tensor, tr.Reduction]:
     tower: Any = encoder_tower(model)
     seen: list[Tensor] = []
     with tr.reduce(model, tome) as reduction:
@@ -117,7 +126,12 @@ def last(model: nn.Module, x: Tensor, tome: tr.ToMe) -> tuple[Tensor, tr.Encoder
 @pytest.mark.parametrize("prop_attn", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_the_merge_written_by_hand(kind: str, prop_attn: bool) -> None:
-    model, tome = encoder(kind), tr.ToMe(r=[9, 0, 20, 3], prop_attn=prop_attn)
+    model = encoder(kind)
+    if prop_attn and not merging(model).prop_attn:
+        with pytest.raises(ValueError, match="this tower's takes none; choose prop_attn=False"):
+            tr.reduce(model, tr.ToMe(r=9))
+        return
+    tome = tr.ToMe(r=[9, 0, 20, 3], prop_attn=prop_attn)
     with torch.no_grad():
         ours, reduction = last(model, pictures(), tome)
         theirs = by_hand(kind, model, pictures(), tome)
@@ -134,7 +148,7 @@ def test_without_merges_it_is_the_plain_model_to_the_bit(kind: str) -> None:
     model, x = encoder(kind), pictures()
     with torch.no_grad():
         plain = call(model, x)
-        with tr.reduce(model, tr.ToMe(r=0)) as reduction:
+        with tr.reduce(model, merging(model, r=0)) as reduction:
             assert torch.equal(call(model, x), plain)
         assert not reduction.report.applied
         assert reduction.report.flops == reduction.report.flops_full
@@ -147,7 +161,7 @@ def test_the_model_is_left_as_it_was(kind: str) -> None:
     with torch.no_grad():
         plain = call(model, x)
         given = x.clone()
-        with tr.reduce(model, "tome"):
+        with tr.reduce(model, merging(model)):
             first, second = call(model, x), call(model, x)
             copied = copy.deepcopy(model)
             assert torch.equal(call(copied, x), plain)
@@ -168,7 +182,7 @@ def state(model: nn.Module) -> list[Any]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_is_its_pictures_one_by_one(kind: str) -> None:
     model, x = encoder(kind), pictures(4)
-    with torch.no_grad(), tr.reduce(model, tr.ToMe(r=12)):
+    with torch.no_grad(), tr.reduce(model, merging(model, r=12)):
         together = call(model, x)
         alone = torch.cat([call(model, one[None]) for one in x])
     assert (together - alone).abs().max() < CLOSE
@@ -179,7 +193,7 @@ def test_checkpointing_changes_no_gradient(kind: str) -> None:
     model, x = encoder(kind), pictures()
 
     def backward() -> None:
-        with tr.reduce(model, tr.ToMe(r=12)):
+        with tr.reduce(model, merging(model, r=12)):
             call(model.train(), x).square().mean().backward()
 
     if kind.startswith("timm"):
@@ -193,7 +207,7 @@ def test_reentrant_checkpointing_is_refused_with_the_way_out() -> None:
     model: Any = encoder("vit").train()
     checkpoint_activations(model, reentrant=True)
     x = pictures().requires_grad_()
-    with tr.reduce(model, "tome"), pytest.raises(RuntimeError, match="use_reentrant=False"):
+    with tr.reduce(model, merging(model)), pytest.raises(RuntimeError, match="use_reentrant=False"):
         model(pixel_values=x).logits.sum().backward()
 
 
@@ -202,14 +216,15 @@ def test_eager_attention_says_the_same(kind: str) -> None:
     found = []
     for attention in ("sdpa", "eager"):
         with torch.no_grad():
-            found.append(last(encoder(kind, attention=attention), pictures(), tr.ToMe(r=10))[0])
+            model = encoder(kind, attention=attention)
+            found.append(last(model, pictures(), merging(model, r=10))[0])
     assert (found[0] - found[1]).abs().max() < CLOSE * found[1].abs().max()
 
 
 def test_hidden_states_are_those_of_the_shorter_layers() -> None:
     model: Any = encoder("clip")
     model(pixel_values=pictures(), output_hidden_states=True)  # whoever records came first
-    with torch.no_grad(), tr.reduce(model, tr.ToMe(r=10)) as reduction:
+    with torch.no_grad(), tr.reduce(model, merging(model, r=10)) as reduction:
         out = model(pixel_values=pictures(), output_hidden_states=True)
     assert [h.shape[1] for h in out.hidden_states] == [65, 55, 45, 35, 25]
     assert torch.equal(out.hidden_states[-1], out.last_hidden_state)
@@ -219,14 +234,14 @@ def test_hidden_states_are_those_of_the_shorter_layers() -> None:
 def test_a_scheduler_counts_shares_of_the_patches() -> None:
     model = encoder("clip")
     schedule = tr.Explicit(layers=(1, 2), keeps=(0.5, 0.125))
-    with torch.no_grad(), tr.reduce(model, "tome", schedule) as reduction:
+    with torch.no_grad(), tr.reduce(model, merging(model), schedule) as reduction:
         call(model, pictures())
     assert reduction.report.tokens_per_layer == [65, 33, 9, 9]
 
 
 def test_two_threads_do_not_disturb_each_other() -> None:
     model, xs = encoder("vit"), [pictures(2, seed) for seed in range(4)]
-    with torch.no_grad(), tr.reduce(model, tr.ToMe(r=7)):
+    with torch.no_grad(), tr.reduce(model, merging(model, r=7)):
         alone, found = [call(model, x) for x in xs], {}
 
         def work(i: int) -> None:
@@ -247,19 +262,19 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(TypeError, match="FastV reduces at the input of decoder layers"):
         tr.reduce(model, "fastv")
     with pytest.raises(ValueError, match="outside a decoder of 4"):
-        tr.reduce(model, "tome", tr.Single(layer=9))
+        tr.reduce(model, merging(model), tr.Single(layer=9))
     with pytest.raises(
         ValueError, match="positions, logits and min_tokens are of a language model"
     ):
-        tr.reduce(model, "tome", positions="keep")
-    with tr.reduce(model, "tome") as reduction:
+        tr.reduce(model, merging(model), positions="keep")
+    with tr.reduce(model, merging(model)) as reduction:
         with pytest.raises(RuntimeError, match="no picture has passed"):
             _ = reduction.report
         with pytest.raises(ValueError, match="already reduced"):
-            tr.reduce(model, "tome")
+            tr.reduce(model, merging(model))
         call(model, pictures())
     with pytest.warns(tr.ReductionWarning, match="without having reduced"):
-        tr.reduce(model, "tome").remove()
+        tr.reduce(model, merging(model)).remove()
     model.config._attn_implementation = "flash_attention_2"  # type: ignore[union-attr]
     with pytest.raises(ValueError, match="prop_attn=False"):
         tr.reduce(model, "tome")
@@ -271,9 +286,10 @@ def test_a_layer_that_raises_leaves_nothing_behind() -> None:
     def fail(*_: Any) -> None:
         raise OSError("on purpose")
 
-    with torch.no_grad(), tr.reduce(model, "tome"):
+    with torch.no_grad(), tr.reduce(model, merging(model)):
         expected = call(model, pictures())
-        handle = model.vit.layers[2].mlp.register_forward_hook(fail)
+        tower: Any = encoder_tower(model)
+        handle = tower.layers[2].layernorm_after.register_forward_hook(fail)
         with pytest.raises(OSError, match="on purpose"):
             call(model, pictures())
         handle.remove()

@@ -190,7 +190,7 @@ def test_what_the_tower_says(name: str) -> None:
     first = out.attentions[0][:, :, 0, 1:].transpose(1, 2).flatten(0, 1)
     with tr.reduce(model, "none") as reduction, torch.no_grad():
         given.run(model, reduction, use_cache=False)
-        pictures = reduction.places
+        pictures = reduction.pictures
     for i in range(2):
         which = torch.cat([picture.patches for picture in pictures[i]])[:, 0]
         n, there = len(which), which >= 0

@@ -13,10 +13,12 @@ from transformers import LogitsProcessor, LogitsProcessorList
 import tokenreduce as tr
 from tests.pairwise import pairwise
 from tokenreduce.testing.batches import batch
-from tokenreduce.testing.models import FAMILIES, IMAGE
+from tokenreduce.testing.models import FAMILIES, IMAGE, WORDS
 from tokenreduce.testing.oracle import masked
 
 LLAVA = FAMILIES["llava"]
+ENDLESS = {"do_sample": False, "eos_token_id": WORDS, "pad_token_id": 0}
+"""Up to a token that no model says; up to transformers 5.12 prompt lookup needs one to be named."""
 RETURN = {"return_dict_in_generate": True, "output_logits": True}
 STRATEGIES = ["random", "pyramid_drop", "fastv"]
 
@@ -119,11 +121,13 @@ def test_prompt_lookup_crops_the_cache(llava, name, layer):
     plan = tr.Single(layer, 0.4)
     with tr.reduce(llava, name, plan, positions="keep") as reduction:
         out = llava.generate(
-            **prompt.inputs, max_new_tokens=12, do_sample=False, prompt_lookup_num_tokens=3
+            **prompt.inputs, max_new_tokens=12, prompt_lookup_num_tokens=3, **ENDLESS
         )
     with masked(llava, prompt.visual, reduction.kept):
-        reference = llava.generate(**prompt.inputs, max_new_tokens=12, do_sample=False)
-    assert torch.equal(out, reference)
+        reference = llava.generate(**prompt.inputs, max_new_tokens=12, **ENDLESS)
+    length = reference.shape[1]
+    assert out.shape[1] - length in (0, 1)  # older releases take one draft too many at the end
+    assert torch.equal(out[:, :length], reference)
 
 
 def test_an_assistant_model_drafts(llava, schedule):
@@ -152,10 +156,10 @@ def test_drafts_do_not_ask(llava, schedule, name):
     """The first pass of assisted decoding holds drafts as well; the prompt's last token asks."""
     prompt = batch(LLAVA, (1,))
     with torch.no_grad(), tr.reduce(llava, name, schedule) as reduction:
-        greedy = llava.generate(**prompt.inputs, max_new_tokens=8, do_sample=False)
+        greedy = llava.generate(**prompt.inputs, max_new_tokens=8, **ENDLESS)
         kept = reduction.kept
         drafted = llava.generate(
-            **prompt.inputs, max_new_tokens=8, do_sample=False, prompt_lookup_num_tokens=3
+            **prompt.inputs, max_new_tokens=8, prompt_lookup_num_tokens=3, **ENDLESS
         )
         again = reduction.kept
     assert torch.equal(greedy, drafted)

@@ -13,8 +13,9 @@ import torch
 
 import tokenreduce as tr
 from tests.pairwise import values_of
+from tests.releases import skip_before_fixed
 from tokenreduce.testing.batches import batch
-from tokenreduce.testing.models import FAMILIES, IMAGE, VIDEO
+from tokenreduce.testing.models import FAMILIES, IMAGE, VIDEO, WORDS
 from tokenreduce.testing.oracle import masked
 from tokenreduce.testing.plain import agrees_with_itself
 
@@ -22,7 +23,8 @@ MODELS = [name for name, family in FAMILIES.items() if family.main and not famil
 STOPS = tr.Explicit((0, 2, 4), (0.75, 0.5, 0.25))
 WAYS: dict[str, dict[str, Any]] = {
     "beams": {"num_beams": 3, "num_return_sequences": 2},
-    "drafts": {"prompt_lookup_num_tokens": 2},
+    # an end that no model says: up to transformers 5.12 drafts need one to be named
+    "drafts": {"prompt_lookup_num_tokens": 2, "eos_token_id": WORDS, "pad_token_id": 0},
     "samples": {"do_sample": True, "num_return_sequences": 2},
     "chunks": {"prefill_chunk_size": 11},
     "without a cache": {"use_cache": False},
@@ -88,6 +90,8 @@ def test_what_the_plain_model_cannot_do(name: str, way: str) -> None:
 def test_what_is_refused_says_why(name: str, way: str) -> None:
     model, given = FAMILIES[name].model(), batch(FAMILIES[name], (1,))
     generate(model, given, way)
+    if way == "drafts":
+        skip_before_fixed("drafts back")
     with (
         pytest.raises(ValueError, match=REFUSED[name, way]),
         tr.reduce(model, "random", STOPS),

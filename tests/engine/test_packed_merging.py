@@ -247,7 +247,7 @@ def test_pixtrals_groups_come_once() -> None:
     with torch.no_grad(), one.reduce() as reduction:
         one.batch().run(one.model, use_cache=False)
         sizes = reduction.tower._passed().blocks
-        pictures = [len(p) for sample in reduction.places for p in sample]
+        pictures = [len(p) for sample in reduction.pictures for p in sample]
     assert list(sizes[0]) == pictures
     assert sum(reduction.report.stops[0]["kept"]) == sum(sizes[-1])
 

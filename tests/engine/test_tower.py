@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 import tokenreduce as tr
+from tokenreduce.geometry import Picture
 from tokenreduce.testing.batches import Batch, batch
 from tokenreduce.testing.models import FAMILIES, Family
-from tokenreduce.tokens import TOWER, Tokens
+from tokenreduce.tokens import TOWER, Tokens, at_layer, kind_of, layer_of
 
 NEAREST = ("llava_next", "llava_onevision")
 """Families that scale a picture's patches down: the patch named is the nearest of those used."""
@@ -37,16 +38,25 @@ SEEING = [
 """Recipes with a tower that tells, one kind of picture each."""
 
 
+PLACED = (
+    at_layer("class_attention", 0),
+    at_layer("tower_attention", 0.0),
+    at_layer("tower_keys", 0.999),
+    at_layer("class_match", 0.999),
+)
+"""Evidence in a layer: by its number, and by a share of the depth."""
+
+
 class Probe(tr.Stride):
     """Notes what the tower says."""
 
-    needs = frozenset(TOWER)
+    needs = frozenset({*TOWER, *PLACED})
 
     def __init__(self) -> None:
         self.seen: dict[str, Tensor] = {}
 
     def plan(self, tokens: Tokens, budget: Any) -> tr.Plan:
-        self.seen = {name: tokens[name] for name in TOWER}
+        self.seen = {name: tokens[name] for name in self.needs}
         return super().plan(tokens, budget)
 
 
@@ -85,7 +95,7 @@ class Watched:
         self.probe = Probe()
         with tr.reduce(self.model, self.probe, tr.Single(1, 0.5)) as reduction:
             self.given.run(self.model, reduction, use_cache=False)
-            self.pictures = reduction.places
+            self.pictures = reduction.pictures
         if self.plain is not None:
             module.eager_attention_forward = self.plain
 
@@ -172,10 +182,18 @@ def test_attention_and_features_are_the_towers_own(run: Watched) -> None:
         ]
         return torch.cat([x[:, :, classes:].transpose(1, 2).flatten(0, 1) for x in asked])
 
+    def received(which: str) -> Tensor:
+        """(patches, h) of the mean over all tokens, class tokens among them."""
+        every = [m.sum(dim=2) / (m > 0).sum(dim=2) for m in run.outputs[which]]
+        return torch.cat([x[:, :, classes:].transpose(1, 2).flatten(0, 1) for x in every])
+
     [features] = run.outputs["features"]
     expected = {
         "class_attention": share("feature"),
         "class_attention_first": share("first"),
+        "class_attention@0": share("first"),
+        "tower_attention": received("feature"),
+        "tower_attention@0.0": received("first"),
         "tower_features": features.view(-1, features.shape[-2], features.shape[-1])[
             :, classes:
         ].flatten(0, 1),
@@ -185,11 +203,15 @@ def test_attention_and_features_are_the_towers_own(run: Watched) -> None:
         there = (patches >= 0)[..., None]
         for name, whole in expected.items():
             mine = run.probe.seen[name][i]
-            mine = mine.T if name.startswith("class") else mine
+            mine = mine.T if "attention" in name else mine
             mean = (whole[patches.clamp(min=0)] * there).sum(1) / there.sum(1).clamp(min=1)
             close = torch.testing.assert_close
             close(mine[: len(patches)], mean.detach(), atol=1e-5, rtol=1e-4)
         assert run.probe.seen["class_match"][i, : len(patches)].sum() > 0
+        last = len(run.tower.layers) - 1
+        if last:  # a share of nearly one is the last layer
+            same = torch.equal(run.probe.seen["class_match@0.999"], run.probe.seen["class_match"])
+            assert same == (layer_of("class_match@0.999", last + 1) == last)
         assert run.probe.seen["match_keys"][i].isfinite().all()
 
 
@@ -202,3 +224,57 @@ def test_what_has_no_such_tower_is_refused_by_name() -> None:
 def test_batches_are_what_they_say(run: Watched) -> None:
     assert isinstance(run.given, Batch)
     assert all(len(run.patches(i)) == n for i, n in enumerate(run.given.counts))
+
+
+@pytest.mark.parametrize("strategy", ["fastervlm", tr.ToMe(r=2, tower="merged")])
+def test_pictures_of_unknown_patches_are_refused_in_one_line(
+    strategy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a release's encoder returns another number of tokens than its adapter expects."""
+
+    def unread(self: Any, base: Any, call: Any, output: Any) -> list[Picture]:
+        return [Picture.unknown(len(features)) for features in output.pooler_output]
+
+    monkeypatch.setattr(tr.adapters["llava"], "pictures", unread)
+    model, given = FAMILIES["llava"].model(), batch(FAMILIES["llava"], (1,))
+    with pytest.raises(tr.ContractError) as error, tr.reduce(model, strategy) as reduction:
+        given.run(model, reduction)
+    said = str(error.value)
+    assert "\n" not in said
+    for part in ("LlavaModel", "visual tokens", "not known", "fastv", "remove the reduction"):
+        assert part in said
+    with torch.no_grad(), tr.reduce(model, "fastv", tr.Single(2, 0.5)) as reduction:
+        given.run(model, reduction)  # what asks the decoder alone goes on
+    assert reduction.report.applied == [True]
+
+
+def test_evidence_in_a_layer_is_named() -> None:
+    assert at_layer("tower_attention", 9) == "tower_attention@9"
+    assert layer_of("tower_attention@9", 24) == 9
+    assert layer_of(at_layer("tower_attention", 1 / 3), 24) == 8
+    assert layer_of(at_layer("tower_keys", 1e-7), 24) == 0
+    assert layer_of("tower_attention", 24) is None
+    assert kind_of("tower_attention@9") == kind_of("tower_attention") == "tower_attention"
+    with pytest.raises(ValueError, match="did you mean 'tower_attention'"):
+        at_layer("tower_atention", 3)
+    with pytest.raises(ValueError, match="'tower_features' is not of any layer"):
+        at_layer("tower_features", 3)
+    with pytest.raises(ValueError, match="-1"):
+        at_layer("tower_keys", -1)
+    with pytest.raises(ValueError, match="not in a vision tower of 24 layers: name one of 0 to 23"):
+        layer_of("tower_attention@24", 24)
+
+
+def test_a_layer_that_the_tower_lacks_is_refused() -> None:
+    """Before the model runs."""
+    probe = tr.FasterVLM()
+    probe.needs = frozenset({at_layer("class_attention", 99)})  # type: ignore[misc]
+    with pytest.raises(ValueError, match="class_attention@99 is not in a vision tower of"):
+        tr.reduce(FAMILIES["llava"].model(), probe)
+
+
+def test_evidence_in_a_layer_is_refused_where_there_is_no_tower() -> None:
+    probe = tr.FasterVLM()
+    probe.needs = frozenset({at_layer("class_attention", 1)})  # type: ignore[misc]
+    with pytest.raises(TypeError, match="FasterVLM needs class_attention@1"):
+        tr.reduce(FAMILIES["vipllava"].model(), probe)

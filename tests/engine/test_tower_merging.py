@@ -11,7 +11,7 @@ from torch import Tensor
 
 import tokenreduce as tr
 from tests.gradients import checkpointing_changes_no_gradient
-from tokenreduce.engine.inside import GROUP, Inside
+from tokenreduce.engine.tower.bridge import GROUP, TowerBridge
 from tokenreduce.geometry import Picture
 from tokenreduce.testing import model_laws, state_laws
 from tokenreduce.testing.models import FAMILIES
@@ -306,7 +306,7 @@ def test_newlines_stay_alone_and_the_tiles_padding_is_no_token() -> None:
     trial = Trial(tr.ToMe(r=3, tower="merged"), tr.Single(0, 0.5), FAMILIES["llava_next"])
     with torch.no_grad(), trial.reduce() as reduction:
         trial.batch().run(trial.model)
-        plan, kept, pictures = reduction.plans[0], reduction.kept[0], reduction.places
+        plan, kept, pictures = reduction.plans[0], reduction.kept[0], reduction.pictures
     assert plan.group is not None
     for row, index, own in zip(plan.group, kept, pictures, strict=True):
         newline = torch.cat([p.separator for p in own]) if own else torch.zeros(0).bool()
@@ -321,10 +321,10 @@ def test_newlines_stay_alone_and_the_tiles_padding_is_no_token() -> None:
 
 
 def test_groups_of_several_calls_of_the_tower_are_told_apart() -> None:
-    inside = Inside(torch.nn.Identity(), Tower([], 0, 1, classes=1), spread=False)
+    bridge = TowerBridge(torch.nn.Identity(), Tower([], 0, 1, classes=1), spread=False)
     passes = [torch.tensor([[0, 1, 1], [0, 2, 1]]), torch.tensor([[0, 1, 2]])]
     pictures = [Picture.grid(1, 4).of(0), Picture.grid(1, 2).of(4)]
-    first, second = (p.measures[GROUP].tolist() for p in inside.grouped(pictures, passes))
+    first, second = (p.measures[GROUP].tolist() for p in bridge.grouped(pictures, passes))
     assert first[0] == first[1]
     assert len({*first, *second}) == 5
 

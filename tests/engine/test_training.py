@@ -113,7 +113,7 @@ def test_several_images_after_one_another(llava, schedule):
     )  # fmt: skip
     with tr.reduce(llava, "pyramid_drop", schedule, positions="keep") as reduction:
         ours = gradients(llava, llava(**joined.inputs, labels=joined.labels).loss)
-        assert [len(p) for p in reduction.places[0]] == [25, 25]
+        assert [len(p) for p in reduction.pictures[0]] == [25, 25]
     wanted = gradients(llava, reference_loss(llava, joined, joined.labels, reduction.kept))
     same_gradients(ours, wanted)
 

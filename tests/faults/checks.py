@@ -123,7 +123,7 @@ def pictures(family) -> list[tr.Picture]:
     model, given = FAMILIES[family].model(), batch(FAMILIES[family], (1, 2))
     with tr.reduce(model, "stride", tr.Single(0, 0.5)) as reduction, torch.no_grad():
         given.run(model, reduction, use_cache=False)
-    return [picture for row in reduction.places for picture in row]
+    return [picture for row in reduction.pictures for picture in row]
 
 
 def _newlines():

@@ -13,6 +13,11 @@ from tokenreduce.strategies.cdpruner import greedy, likeness_to_question, scaled
 from .choices import Choice, choices, llava, own, prompt, tokens, tower
 
 CASES = choices("cdpruner")
+PARITY = {
+    "k20_two_segments_b1": ("kept, order", "kept"),
+    "k32_short_b2": ("kept, order, by a scale over both samples", "not compared, see below"),
+}
+"""From stored tensors, and from pixels in a whole model; the parity page has this table."""
 
 
 def relevance(case: Choice) -> Tensor:

@@ -12,6 +12,12 @@ from tokenreduce.strategies.divprune import farthest_first
 from .choices import Choice, choices, own, tokens
 
 CASES = choices("divprune")
+PARITY = {
+    "n100_r0255": ("kept, order, count", "no pixels recorded"),
+    "n37_r05": ("kept, order, count", "no pixels recorded"),
+    "n576_r0098": ("kept, order, count", "no pixels recorded"),
+}
+"""From stored tensors, and from pixels in a whole model; the parity page has this table."""
 
 
 def test_the_recorded_cases_are_here() -> None:

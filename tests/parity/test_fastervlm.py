@@ -11,6 +11,10 @@ import tokenreduce as tr
 from .choices import Choice, choices, llava, own, prompt, tokens
 
 CASES = choices("fastervlm")
+PARITY = {
+    "k64_b2": ("kept", "kept, attention 1e-6, projected features 1e-4"),
+}
+"""From stored tensors, and from pixels in a whole model; the parity page has this table."""
 
 
 class Watched(tr.strategies["fastervlm"]):  # type: ignore[misc]

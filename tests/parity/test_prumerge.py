@@ -11,6 +11,18 @@ import tokenreduce as tr
 from .choices import Choice, choices, entering, llava, own, prompt, tokens
 
 CASES = choices("prumerge")
+PARITY = {
+    "prumerge_adaptive": (
+        "kept, merged features and the sum of the rest 1e-4, by its count",
+        "the same",
+    ),
+    "prumerge_fixed_r8_b2": ("kept, merged features and the sum of the rest 1e-4", "the same"),
+    "prumerge_plus_fixed_r8_b2": (
+        "deviates: the recorded tokens once each, see below",
+        "not compared",
+    ),
+}
+"""From stored tensors, and from pixels in a whole model; the parity page has this table."""
 PLAIN = [case for case in CASES if "plus" not in str(case)]
 PLUS = [case for case in CASES if "plus" in str(case)]
 

@@ -11,6 +11,17 @@ import tokenreduce as tr
 from .choices import Choice, choices, entering, llava, own, prompt, tokens, tower
 
 CASES = choices("visionzip")
+PARITY = {
+    "dom162_ctx30_b1": (
+        "kept, targets, merged features 1e-4",
+        "kept, targets, merged features 1e-4",
+    ),
+    "dom54_ctx10_b2": (
+        "kept, targets, merged features 1e-4",
+        "kept, targets, merged features 1e-4",
+    ),
+}
+"""From stored tensors, and from pixels in a whole model; the parity page has this table."""
 
 
 def arrangement(case: Choice) -> tuple[tr.VisionZip, int]:

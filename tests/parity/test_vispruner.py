@@ -10,6 +10,12 @@ import tokenreduce as tr
 from .choices import Choice, choices, llava, own, prompt, tokens, tower
 
 CASES = choices("vispruner")
+PARITY = {
+    "k128_r0_b1": ("kept", "not compared, see below"),
+    "k32_r1_b1": ("kept", "kept, attention 1e-6"),
+    "k64_r05_b2": ("kept", "not compared, see below"),
+}
+"""From stored tensors, and from pixels in a whole model; the parity page has this table."""
 PIXELS = [case for case in CASES if case.settings["important_ratio"] == 1]
 """Where nothing but the attention decides: rounding cannot reorder the queue."""
 

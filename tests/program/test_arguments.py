@@ -28,7 +28,7 @@ def test_flags_stand_anywhere(given: str, read: str) -> None:
     ("words", "message"),
     [
         (["evaluate"], "did you mean 'task=evaluate'?"),
-        (["fastv"], "did you mean 'strategy=fastv'?"),
+        (["fastv"], "did you mean 'scheduler=fastv' or 'strategy=fastv'"),
         (["strategy"], "strategy=... chooses one of: cdpruner, "),
         (["cat.png"], 'did you mean image=cat.png prompt="..."?'),
         (["lisst"], "did you mean 'list'?"),

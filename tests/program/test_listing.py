@@ -29,7 +29,7 @@ def test_one_kind_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
     listing.show(["schedulers"])
     out = capsys.readouterr().out
     assert "pyramid" in out
-    assert "fastv" not in out
+    assert "scorer_mlp" not in out
     with pytest.raises(Refused, match=r"'schedulerz'; did you mean 'schedulers'\?"):
         listing.show(["schedulerz"])
 

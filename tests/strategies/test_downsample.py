@@ -140,7 +140,7 @@ def test_a_smaller_picture_is_what_the_model_sees(folder: Path, processor: Any) 
 
     model = AutoModelForImageTextToText.from_pretrained(folder)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         found = tr.downsample(processor, [picture()], 0.5)
     inputs = processor(images=found.images, text=processor.image_token, return_tensors="pt")
     with torch.no_grad(), tr.reduce(model, "none") as reduction:

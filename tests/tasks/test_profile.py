@@ -16,7 +16,9 @@ from PIL import Image
 import tokenreduce as tr
 from tests.quiet import quiet_transformers
 from tokenreduce.config import compose
+from tokenreduce.presets import stops_of
 from tokenreduce.profiling import Cell, Meter, load_schedule
+from tokenreduce.profiling.summary import additivity
 from tokenreduce.profiling.table import way
 from tokenreduce.tasks import profile as task
 from tokenreduce.testing.checkpoints import write
@@ -111,7 +113,7 @@ def test_another_profile_in_the_folder_is_refused(
 def test_the_schedule_is_an_option(whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, numbers = whole
     scheduler = load_schedule(numbers["preset"])
-    assert task.stops_of(scheduler, 8) == numbers["found"]["stops"]
+    assert stops_of(scheduler, 8) == numbers["found"]["stops"]
     line = subprocess.run(
         [
             *(sys.executable, "-m", "tokenreduce", "--config-dir", str(folder)),
@@ -157,6 +159,31 @@ def test_refusals(words: list[str], message: str, tmp_path: Path) -> None:
     tiny = ["task.samples=2", "task.layers=[4]", "task.keeps=[0.0]", "task.trials=0"]
     with pytest.raises(ValueError, match=message):
         run(tmp_path, *tiny, *words)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("task.layers=99", r"task\.layers must be a list of whole numbers .*, not 99"),
+        ("task.layers=[x]", r"not \['x'\]"),
+        ("task.layers=[1.5]", r"not \[1\.5\]"),
+        ("task.layers=[-1]", r"not \[-1\]"),
+        ("task.layers=[]", r"not \[\]"),
+        ("task.keeps=0.5", r"task\.keeps must be a list of shares .*, not 0\.5"),
+        ("task.keeps=[2]", r"not \[2\]"),
+        ("task.keeps=[nan]", r"not \[nan\]"),
+        ("task.budget=x", r"task\.budget=x: the share"),
+        ("task.budget=45", r"task\.budget=45: the share"),
+        ("task.stops=0", r"task\.stops=0: the most stops"),
+        ("task.stops=x", r"task\.stops=x: the most stops"),
+    ],
+)
+def test_options_are_refused_before_a_model_is_loaded(
+    word: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task, "load", None)
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, word)
 
 
 def test_rows_need_a_path(tmp_path: Path) -> None:
@@ -221,14 +248,14 @@ def test_questions_from_a_file(tmp_path: Path) -> None:
 
 def test_how_well_losses_add_up() -> None:
     rows = [{"predicted": p, "loss": m} for p, m in [(0.1, 0.2), (0.2, 0.2), (0.3, 0.5)]]
-    found = task.additivity([*rows, {"predicted": None, "loss": 9.0}])
+    found = additivity([*rows, {"predicted": None, "loss": 9.0}])
     assert found is not None
     assert found["schedules"] == 3
     assert found["error"] == pytest.approx(0.1)
     assert found["absolute"] == pytest.approx(0.1)
     assert found["rank"] == pytest.approx(0.866, abs=1e-3)
-    assert task.additivity(rows[:2]) is None
-    flat = task.additivity([{"predicted": 0.1, "loss": m} for m in (0.1, 0.2, 0.3)])
+    assert additivity(rows[:2]) is None
+    flat = additivity([{"predicted": 0.1, "loss": m} for m in (0.1, 0.2, 0.3)])
     assert flat is not None
     assert flat["rank"] is None
 

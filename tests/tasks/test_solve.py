@@ -22,7 +22,8 @@ from tokenreduce.inference.spec import ModelSpec
 from tokenreduce.program.rules import rule_of
 from tokenreduce.schedulers import Explicit, Pyramid, Single
 from tokenreduce.solving import timing
-from tokenreduce.tasks.solve import pictures, stages
+from tokenreduce.solving.summary import stages
+from tokenreduce.tasks.solve import pictures
 
 Run = Callable[..., tuple[int, dict[str, Any], str, str]]
 
@@ -78,6 +79,27 @@ def test_the_example_of_the_help(run: Run) -> None:
     )
     for text in (f"{price.share:.1%}", "2 to 3", "vision tower", " ".join(found["words"])):
         assert text in out
+
+
+def written() -> list[str]:
+    """Every line with `tokenreduce task=solve ...` of the README, the pages and the help."""
+    root = Path(__file__).parents[2]
+    places = [root / "README.md", *root.glob("docs/*.md"), *root.glob("conf/hydra/help/*.yaml")]
+    lines = [line for place in places for line in place.read_text().splitlines()]
+    asked = (re.match(r"\s*tokenreduce (task=solve .*?)(\s\s|#|$)", line) for line in lines)
+    return sorted({found[1].strip() for found in asked if found})
+
+
+@pytest.mark.parametrize("line", written())
+def test_what_the_pages_write_leaves_tokens(run: Run, line: str) -> None:
+    """The first answer that a reader sees is a sensible one, without a warning."""
+    code, found, _, err = run(*line.split()[1:])
+    assert (code, err) == (0, "")
+    assert found["stages"][-1]["visual"] >= 2
+
+
+def test_there_are_lines_on_the_pages() -> None:
+    assert "task=solve target.flops=0.45" in written()
 
 
 def test_tokens_that_vanish_under_a_named_schedule_are_told(run: Run) -> None:

@@ -97,7 +97,7 @@ def test_methods_without_scores_have_none() -> None:
 def test_separators_are_not_scored_and_not_drawn() -> None:
     reduction = reduced(prompt("llava_next"), "fastv", tr.Single(2, 0.4))
     (scene,) = scenes(reduction, [photo(24, 44)])
-    separator = reduction.places[0][0].separator.numpy()
+    separator = reduction.pictures[0][0].separator.numpy()
     assert separator.any()
     assert (np.isnan(np.array(scene.stages[1].score)) == separator).all()
     views = dict(scene.views())
@@ -124,7 +124,7 @@ def test_a_token_of_qwen_is_two_patches_wide() -> None:
 def test_tokens_of_a_video_lie_in_their_frames(family: str) -> None:
     """Frames of one colour each: what a token's box shows is the colour of its frame."""
     reduction = reduced(prompt(family), "fastv", tr.Explicit((1, 3), (0.5, 0.2)))
-    (picture,) = reduction.places[0]
+    (picture,) = reduction.pictures[0]
     number = int(picture.frame.max()) + 1
     each = 2 if family.startswith("qwen") else 1  # pictures of a video in a frame of tokens
     frames = [Image.new("RGB", (64, 48), (40 * (i + 1), 0, 0)) for i in range(each * number)]

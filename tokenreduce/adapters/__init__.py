@@ -1,41 +1,5 @@
-"""The model families that ship with tokenreduce, one file each."""
+"""The model families that ship with tokenreduce; every file of this folder is imported."""
 
-from tokenreduce.adapters import (
-    decoder,
-    gemma3,
-    generic,
-    glm4v,
-    idefics3,
-    internvl,
-    llava,
-    llava_next,
-    llava_next_video,
-    llava_onevision,
-    mistral3,
-    paligemma,
-    perception_lm,
-    qwen2_vl,
-    qwen3_vl,
-    timm_vit,
-    vision,
-)
+from tokenreduce.registry import import_modules
 
-__all__ = [
-    "decoder",
-    "gemma3",
-    "generic",
-    "glm4v",
-    "idefics3",
-    "internvl",
-    "llava",
-    "llava_next",
-    "llava_next_video",
-    "llava_onevision",
-    "mistral3",
-    "paligemma",
-    "perception_lm",
-    "qwen2_vl",
-    "qwen3_vl",
-    "timm_vit",
-    "vision",
-]
+import_modules(__name__)

@@ -23,6 +23,10 @@ class Gemma3(Adapter):
 
     families: ClassVar[frozenset[str]] = frozenset({"gemma3"})
     evidence: ClassVar[frozenset[str]] = Adapter.evidence | frozenset(TOWER)
+    reads: ClassVar[tuple[str, ...]] = (
+        "multi_modal_projector.patches_per_image",
+        "multi_modal_projector.kernel_size",
+    )
 
     def pictures(self, base: Part, call: Mapping[str, Any], output: Any) -> list[Picture]:
         """A square per image, each token the mean of a square of patches."""

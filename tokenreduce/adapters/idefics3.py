@@ -24,6 +24,11 @@ class Idefics3(Adapter):
 
     families: ClassVar[frozenset[str]] = frozenset({"idefics3"})
     evidence: ClassVar[frozenset[str]] = Adapter.evidence | frozenset(TOWER)
+    reads: ClassVar[tuple[str, ...]] = (
+        "config.scale_factor",
+        "config.vision_config.patch_size",
+        "vision_model",
+    )
 
     def pictures(self, base: Part, call: Mapping[str, Any], output: Any) -> list[Picture]:
         """A square per tile; the model is not told which tiles are of one image."""

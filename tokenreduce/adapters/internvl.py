@@ -45,6 +45,10 @@ class InternVL(Adapter):
 
     families: ClassVar[frozenset[str]] = frozenset({"internvl"})
     evidence: ClassVar[frozenset[str]] = Adapter.evidence | frozenset(TOWER)
+    reads: ClassVar[tuple[str, ...]] = (
+        "config.downsample_ratio",
+        "config.vision_config.patch_size",
+    )
 
     def pictures(self, base: Part, call: Mapping[str, Any], output: Any) -> list[Picture]:
         """A square grid per tile; the model is not told which tiles are of one image."""

@@ -21,6 +21,7 @@ class Llava(Adapter):
 
     families: ClassVar[frozenset[str]] = frozenset({"llava"})
     evidence: ClassVar[frozenset[str]] = Adapter.evidence | frozenset(TOWER)
+    reads: ClassVar[tuple[str, ...]] = ("config.vision_config.patch_size",)
 
     def pictures(self, base: Part, call: Mapping[str, Any], output: Any) -> list[Picture]:
         """A grid per image; Pixtral's from `image_sizes` in pixels, CLIP's a square."""

@@ -24,6 +24,10 @@ class LlavaNext(Adapter):
 
     families: ClassVar[frozenset[str]] = frozenset({"llava_next"})
     evidence: ClassVar[frozenset[str]] = Adapter.evidence | frozenset(TOWER)
+    reads: ClassVar[tuple[str, ...]] = (
+        "pack_image_features:vision_feature_select_strategy",
+        "config.image_grid_pinpoints",
+    )
 
     def pictures(self, base: Part, call: Mapping[str, Any], output: Any) -> list[Picture]:
         """Coordinates traced through the model's own packing, token by token."""

@@ -20,6 +20,10 @@ class LlavaNextVideo(Adapter):
 
     families: ClassVar[frozenset[str]] = frozenset({"llava_next_video"})
     evidence: ClassVar[frozenset[str]] = Adapter.evidence | frozenset(TOWER)
+    reads: ClassVar[tuple[str, ...]] = (
+        "pack_image_features:vision_feature_select_strategy",
+        "config.spatial_pool_stride",
+    )
 
     def pictures(self, base: Part, call: Mapping[str, Any], output: Any) -> list[Picture]:
         """Coordinates traced through the model's own packing, token by token."""

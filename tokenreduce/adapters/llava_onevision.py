@@ -29,6 +29,10 @@ class LlavaOnevision(Adapter):
 
     families: ClassVar[frozenset[str]] = frozenset({"llava_onevision"})
     evidence: ClassVar[frozenset[str]] = Adapter.evidence | frozenset(TOWER)
+    reads: ClassVar[tuple[str, ...]] = (
+        "pack_image_features:vision_aspect_ratio",
+        "config.vision_aspect_ratio",
+    )
 
     def pictures(self, base: Part, call: Mapping[str, Any], output: Any) -> list[Picture]:
         """Coordinates traced through the model's own packing, token by token."""
@@ -60,7 +64,9 @@ class LlavaOnevision(Adapter):
         for video, features in zip(spelled.video_of(call), output.pooler_output, strict=True):
             frames = Picture.grid(side, side, frames=len(video))
             clip = Picture.join([frames, _newline(frames)]).over(whole, whole, 2, first)
-            found.append(clip if len(clip) == len(features) else Picture.unknown(len(features)))
+            # up to transformers 5.17 the model joins the newline to what its encoder has returned
+            known = len(features) in (len(frames), len(clip))
+            found.append(clip if known else Picture.unknown(len(features)))
             first += len(video) * whole**2
         return found
 

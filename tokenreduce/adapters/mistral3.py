@@ -18,6 +18,7 @@ class Mistral3(Adapter):
 
     families: ClassVar[frozenset[str]] = frozenset({"mistral3"})
     evidence: ClassVar[frozenset[str]] = Adapter.evidence | frozenset(TOWER)
+    reads: ClassVar[tuple[str, ...]] = ("config.spatial_merge_size", "vision_tower.patch_size")
 
     def pictures(self, base: Part, call: Mapping[str, Any], output: Any) -> list[Picture]:
         """A grid per image, from its size in pixels; a token is a square of merged patches."""

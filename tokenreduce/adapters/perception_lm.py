@@ -49,6 +49,10 @@ class PerceptionLM(Adapter):
 
     families: ClassVar[frozenset[str]] = frozenset({"perception_lm"})
     evidence: ClassVar[frozenset[str]] = Adapter.evidence | frozenset(TOWER)
+    reads: ClassVar[tuple[str, ...]] = (
+        "vision_tower.timm_model.patch_embed.grid_size",
+        "config.projector_pooling_ratio",
+    )
 
     def pictures(self, base: Part, call: Mapping[str, Any], output: Any) -> list[Picture]:
         """An image of its views, laid out as the thumbnail shows."""

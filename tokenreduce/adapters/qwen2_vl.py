@@ -56,6 +56,7 @@ class Qwen2VL(Adapter):
 
     families: ClassVar[frozenset[str]] = frozenset({"qwen2_vl", "qwen2_5_vl"})
     evidence: ClassVar[frozenset[str]] = Adapter.evidence | frozenset(TOWER)
+    reads: ClassVar[tuple[str, ...]] = ("config.vision_config.spatial_merge_size", "visual")
     positions: ClassVar[frozenset[str]] = frozenset({"keep"})
 
     def pictures(self, base: Part, call: Mapping[str, Any], output: Any) -> list[Picture]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from tokenreduce.tower import Encoder, Part, Tower, encoders
 
@@ -49,6 +50,27 @@ class ViTTower(Tower):
         return layer.layernorm_after, layer.mlp
 
 
+class NestedViTTower(ViTTower):
+    """A layer of ViT up to transformers 5.8: the attention one module deeper, the MLP in two.
+
+    Its attention is always given None for a mask, so that a mask in the call would be a second one.
+    """
+
+    takes_mask: ClassVar[bool] = False
+
+    def attention(self, layer: Part) -> Part:
+        """The part that has the projections; what mixes the heads stands beside it."""
+        return layer.attention.attention
+
+    def projections(self, layer: Part) -> tuple[Part, Part]:
+        """The query and the key projection of a layer."""
+        return layer.attention.attention.query, layer.attention.attention.key
+
+    def mlp(self, layer: Part) -> tuple[Part, ...]:
+        """The norm, and the parts of the MLP: the module of the last two adds the sum itself."""
+        return layer.layernorm_after, layer.intermediate, layer.output.dense, layer.output.dropout
+
+
 @encoders.register("vit")
 class ViT(Encoder):
     """ViT and DeiT, with or without a head."""
@@ -63,7 +85,8 @@ class ViT(Encoder):
         """One class token; DeiT has a distillation token behind it."""
         kind = model.config.model_type
         inner: Part = getattr(model, kind, model)
+        nested = not hasattr(inner, "layers")
+        layers = inner.encoder.layer if nested else inner.layers
+        form = NestedViTTower if nested else ViTTower
         classes = 2 if kind == "deit" else 1
-        return ViTTower(
-            inner.layers, len(inner.layers) - 1, model.config.num_attention_heads, classes
-        )
+        return form(layers, len(layers) - 1, model.config.num_attention_heads, classes)

@@ -9,7 +9,7 @@ Shapes: b samples, v visual tokens, l sequence, d width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor
 
 import tokenreduce as tr
 from tokenreduce.adapter import Adapter, adapter_for
-from tokenreduce.tokens import EVIDENCE
+from tokenreduce.tokens import EVIDENCE, kind_of
 
 HEADS, WIDTH = 16, 1024
 """Of the vision tower that is stood in for: CLIP's large one."""
@@ -30,6 +30,7 @@ MEASURES: dict[str, tuple[int, ...]] = {
     "tower_features": (WIDTH,),
     "tower_keys": (WIDTH // HEADS,),
     "match_keys": (WIDTH,),
+    "tower_attention": (HEADS,),
 }
 """What a tower tells of a token, and the shape of it."""
 
@@ -64,9 +65,9 @@ class MarkedPrompt:
         mask[:, before : before + self.visual] = True
         return mask
 
-    def pictures(self) -> list[tr.Picture]:
-        """The pictures of all samples, in reading order."""
-        return [picture(self.visual, self.seed)] * self.batch
+    def pictures(self, needs: Iterable[str] = ()) -> list[tr.Picture]:
+        """The pictures of all samples, in reading order, with the evidence that `needs` names."""
+        return [picture(self.visual, self.seed, needs)] * self.batch
 
     def inputs(self, model: Any) -> dict[str, Tensor]:
         """What the model is called with."""
@@ -82,7 +83,8 @@ class MarkedPrompt:
 
     def shown(self, reduction: tr.Reduction) -> AbstractContextManager[Any]:
         """Tells a reduction which tokens are visual."""
-        return reduction.visual(self.mask(reduction.model.device), self.pictures())  # type: ignore[arg-type]
+        pictures = self.pictures(reduction.strategy.needs)
+        return reduction.visual(self.mask(reduction.model.device), pictures)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,11 @@ class PicturePrompt:
         return nullcontext()
 
 
-def picture(visual: int, seed: int = 0) -> tr.Picture:
-    """A fifth of the tokens for the whole picture and the rest for its crops, with measures."""
+def picture(visual: int, seed: int = 0, needs: Iterable[str] = ()) -> tr.Picture:
+    """A fifth of the tokens for the whole picture and the rest for its crops, with measures.
+
+    Every one, and those in a layer of the tower that `needs` names.
+    """
     side = int((visual / 5) ** 0.5)
     parts = []
     if side:
@@ -124,7 +129,10 @@ def picture(visual: int, seed: int = 0) -> tr.Picture:
         parts.append(tr.Picture.grid(1, rest, tile=len(parts)))
     made = tr.Picture.join(parts)
     generator = torch.Generator().manual_seed(seed)
-    measures = {name: torch.rand(visual, *s, generator=generator) for name, s in MEASURES.items()}
+    names = dict.fromkeys([*MEASURES, *(need for need in needs if kind_of(need) in MEASURES)])
+    measures = {
+        name: torch.rand(visual, *MEASURES[kind_of(name)], generator=generator) for name in names
+    }
     return replace(made, measures=measures)
 
 

@@ -96,7 +96,7 @@ class Collator:
         shapes = [[Image.new("RGB", (width, 64))] for width in (64, 128, 192, 512)]
         try:
             self.processor.image_processor(shapes, return_tensors="pt")
-        except ValueError:
+        except (ValueError, RuntimeError):  # of transformers itself, or of torch.stack in it
             return False
         return True
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from PIL import Image
@@ -31,6 +31,20 @@ PLACEHOLDERS = (
     *("image_token", "video_token", "audio_token", "boi_token", "eoi_token"),
     *("start_image_token", "end_image_token", "fake_image_token"),
 )
+
+
+def takes_suffix(processor: Any) -> bool:
+    """Whether a processor takes the answer as a suffix: PaliGemma's.
+
+    Named in its call, or up to transformers 5.17 among the text options that the call unpacks.
+    """
+    parameters = inspect.signature(processor.__call__).parameters
+    if "suffix" in parameters:
+        return True
+    rest = (p.annotation for p in parameters.values() if p.kind is p.VAR_KEYWORD)
+    unpacked = (getattr(kind, "__annotations__", {}) for of in rest for kind in get_args(of))
+    texts = (groups.get("text_kwargs") for groups in unpacked)
+    return any("suffix" in getattr(options, "__annotations__", ()) for options in texts)
 
 
 class Encoder:
@@ -63,7 +77,7 @@ class Encoder:
             raise BadOption(f"max_length={max_length} must be at least 1; null cuts nothing")
         self.processor = processor
         self.max_length = max_length
-        self._suffixed = "suffix" in inspect.signature(processor.__call__).parameters
+        self._suffixed = takes_suffix(processor)
         self._blanks: dict[int, bool] = {}
         self._write = Writer(processor, prompt)
         self.end_of_turn = self._write.end_of_turn
@@ -121,7 +135,7 @@ class Encoder:
             more["add_special_tokens"] = not begins(self.processor.tokenizer, text)
         try:
             made = self.processor(text=[text], return_tensors="pt", **images, **more)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:  # tiles that cannot be stacked are either
             reason = " ".join(str(error).split("\n")[0].split())
             raise Unusable("refused by the processor", reason) from error
         return {k: v for k, v in made.items() if k != "labels"}

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from PIL import Image
+
 from tokenreduce.data.rows import Conversation, Message, Unusable
 from tokenreduce.errors import BadOption
 
@@ -156,16 +158,28 @@ def begins(tokenizer: Any, text: str) -> bool:
 
 
 def image_token(processor: Any) -> str:
-    """The text that stands for an image, as the processor knows it.
+    """The text that stands for an image in a prompt, as the processor knows it.
+
+    Up to transformers 5.14 Gemma 3 calls by this name what it writes, and reads its `boi_token`.
 
     Raises:
         ValueError: it knows none.
     """
     for owner in (processor, processor.tokenizer):
-        token = getattr(owner, "image_token", None)
+        token, begins_image = (getattr(owner, name, None) for name in ("image_token", "boi_token"))
         if token is not None:
-            return str(token)
+            doubt = begins_image not in (None, token)
+            return str(begins_image if doubt and not _reads(processor, token) else token)
     raise BadOption(f"{type(processor).__name__} names no image_token: it reads no images")
+
+
+def _reads(processor: Any, token: str) -> bool:
+    """Whether a processor takes `token` in a text for an image."""
+    try:
+        processor(text=[token], images=[[Image.new("RGB", (64, 64))]], return_tensors="pt")
+    except ValueError:
+        return False
+    return True
 
 
 def _shared(one: str, two: str) -> int:

@@ -145,9 +145,10 @@ class ShortLayer:
             self.seen, self.tail = self.seen - n, max(-inside, 0)
 
     def reset(self) -> None:
-        """Empties the layer."""
+        """Empties the layer; up to transformers 5.17 what it stores becomes zeros instead."""
         cast(Any, super()).reset()
-        self.begin()
+        if not cast(Any, super()).get_seq_length():  # else zeros stand for the tokens seen so far
+            self.begin()
 
 
 class ShortDynamicLayer(ShortLayer, DynamicLayer):  # type: ignore[misc]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from tokenreduce.engine.attention import LayerView, in_this_thread, same_draws
 from tokenreduce.engine.hooks import Hook
 from tokenreduce.engine.sequence import Sequence, rows_of
 from tokenreduce.geometry import measured
-from tokenreduce.tokens import TOWER, keep_from_mask
+from tokenreduce.tokens import TOWER, keep_from_mask, kind_of
 from tokenreduce.tower import Part
 
 Measures = Mapping[str, Callable[[], Tensor]]
@@ -33,6 +34,8 @@ KEYS_BEFORE = frozenset(
     }
 )
 QUERIES_BEFORE = frozenset({"attention_received", "received_from_text", "received_from_visual"})
+PER_HEAD = ("class_attention", "tower_attention")
+"""Beginnings of the names of what a tower says once for each of its heads."""
 FROM_BEFORE = KEYS_BEFORE | QUERIES_BEFORE
 """Evidence that is captured while the layer before a stop runs; keys always, queries for some."""
 
@@ -128,10 +131,9 @@ def measures(
         decoder: whose last norm some evidence goes through.
     """
     own = _once(view.query_attention, view.layer)
-    makers = {
-        **_at(view, own, decoder),
-        **_earlier(before or view, own if before is None else None),
-    }
+    makers = _at(view, own, decoder)
+    makers |= _earlier(before or view, own if before is None else None)
+    makers |= {name: partial(_of_tower, view, name) for name in needs if kind_of(name) in TOWER}
     return {
         name: _once(make, view.layer)
         for name, make in makers.items()
@@ -164,7 +166,6 @@ def _at(
         "embedding": lambda: _embedding(seq, "visual"),
         "embedding_valid": lambda: _embedding_rows(seq, "visual")[1],
         "text_embedding": lambda: _embedding(seq, "text"),
-        **{name: lambda name=name: _of_tower(view, name) for name in TOWER},  # type: ignore[misc]
     }
 
 
@@ -210,7 +211,7 @@ def _of_tower(view: LayerView, name: str) -> Tensor:
     seq = view.rows.seq
     whole = seq.made.once(name, lambda: measured(seq.visual.pictures, name))
     left = rows_of_any(whole.to(view.hidden.device), view.rows.layout.origin)
-    return left.transpose(1, 2) if name.startswith("class_attention") else left
+    return left.transpose(1, 2) if name.startswith(PER_HEAD) else left
 
 
 def rows_of_any(x: Tensor, index: Tensor) -> Tensor:

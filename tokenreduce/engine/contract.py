@@ -6,15 +6,18 @@ what a forward pass shows. What is not there is an error that names it, the mode
 
 from __future__ import annotations
 
+import ast
+import inspect
+import textwrap
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from tokenreduce.adapter import Adapter
+from tokenreduce.adapter import Adapter, adapters
 from tokenreduce.engine import call as spelled
 from tokenreduce.engine.cache import SHORTENED, ShortLayer
 from tokenreduce.engine.call import ModelCall, role
@@ -22,6 +25,7 @@ from tokenreduce.engine.sequence import Sequence
 from tokenreduce.engine.spec import EngineConfig
 from tokenreduce.engine.trial import FAILS, trial
 from tokenreduce.errors import ContractError, ReductionWarning
+from tokenreduce.geometry import Picture
 from tokenreduce.tower import Part
 
 OLDEST, NEWEST = (5, 5), (5, 24)
@@ -160,11 +164,39 @@ def _facts(adapter: Adapter, model: Part) -> str | None:
         return f"{name} finds it built otherwise ({type(error).__name__}: {error})"
     if adapter.encoders and not any(hasattr(base, one) for one in adapter.encoders):
         return f"{type(base).__name__} has none of {name}'s {', '.join(adapter.encoders)}"
+    if lacking := [path for path in adapter.reads if not _has(base, path)]:
+        return f"{type(base).__name__} has no {lacking[0]}, which {name} reads"
+    if reason := _added_between(adapter, decoder):
+        return reason
     kind = getattr(model.config, "model_type", "")
     if kind in adapter.families or not adapter.families:
         return None
     odd = trial(adapter, decoder)  # a family that the adapter is named for, by the caller alone
     return None if odd is None else f"{name} is not the adapter of {kind!r}: {odd}"
+
+
+def _has(base: Part, path: str) -> bool:
+    """Whether a module has what a dotted path names, and a method the parameter behind a colon."""
+    path, _, parameter = path.partition(":")
+    found: Any = base
+    for name in path.split("."):
+        if not hasattr(found, name):
+            return False
+        found = getattr(found, name)
+    return not parameter or parameter in spelled.parameters(found)
+
+
+def _added_between(adapter: Adapter, decoder: Part) -> str | None:
+    """Why features that the decoder adds between its layers would miss their tokens."""
+    kind, name = type(decoder).__name__, type(adapter).__name__
+    for method in adapter.between:
+        if not hasattr(decoder, method):
+            return f"{kind} has no {method}, which {name} reads"
+    for other in adapters.values():
+        for method in other.between:
+            if hasattr(decoder, method) and method not in adapter.between:
+                return f"{kind} adds features between its layers ({method}), unknown to {name}"
+    return None
 
 
 def check_layers(model: nn.Module) -> None:
@@ -285,9 +317,9 @@ def replica(module: nn.Module) -> ContractError:
 def exported() -> ContractError:
     """The error for a reduced model that is exported."""
     return ContractError(
-        "a reduced model cannot be exported by torch.export: which tokens stay is decided on the "
-        "host as the model runs; export the unreduced model, or one that is given fewer visual "
-        "tokens (a stop at layer 0: tokenreduce.integrations.vllm.embed makes them)"
+        "a reduced model cannot be exported or traced (torch.export, torch.jit): which tokens stay "
+        "is decided on the host as the model runs; export the unreduced model, or one that is "
+        "given fewer visual tokens (tokenreduce.integrations.vllm.embed: a stop at layer 0)"
     )
 
 
@@ -298,6 +330,78 @@ def packed_rows() -> ContractError:
         "cu_seq_lens): a choice would mix them; train with padded batches (no padding-free "
         "collator, packing=False), or remove the reduction"
     )
+
+
+LOSSES = ("loss_function", "CrossEntropyLoss", "cross_entropy")
+"""Under which names transformers' models compute a loss from logits and labels."""
+
+
+def aligned_loss(model: nn.Module) -> bool:
+    """Whether a model's loss takes labels that are aligned with its logits already.
+
+    Read from where its forward calls the loss: the keywords that it does not know, `shift_labels`
+    among them, are handed on there. True where that cannot be read (a forward of the caller's own).
+    """
+    for forward in (model.forward, *(vars(kind).get("forward") for kind in type(model).__mro__)):
+        calls = [] if forward is None else _calls(forward, LOSSES)
+        if calls:
+            handed = {word.arg for call in calls for word in call.keywords}
+            return None in handed or spelled.SHIFTED in handed  # None: `**kwargs`
+    return True
+
+
+def _calls(function: Callable[..., Any], names: tuple[str, ...]) -> list[ast.Call]:
+    """Where a function's source calls something that goes by one of `names`."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))
+    except (OSError, TypeError, SyntaxError):  # no source, or no function
+        return []
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [
+        call
+        for call in calls
+        if getattr(call.func, "attr", getattr(call.func, "id", None)) in names
+    ]
+
+
+def unaligned(model: nn.Module) -> ContractError:
+    """The error for text logits and labels, where the model's loss expects logits of all tokens."""
+    return ContractError(
+        f"transformers {installed()}, {type(model).__name__}: its loss cannot be told which labels "
+        'belong to the logits that logits="text" leaves (its forward hands no shift_labels on): '
+        'reduce with logits="full", or install a newer transformers'
+    )
+
+
+def check_encoded(base: nn.Module, given: ModelCall) -> None:
+    """Refuses pictures that were encoded beforehand, where the model would leave them out.
+
+    Raises:
+        ContractError: an argument for them that this release's model does not know.
+    """
+    if given.encoded and spelled.ENCODED not in inspect.signature(base.forward).parameters:
+        raise ContractError(
+            f"transformers {installed()}, {type(base).__name__}: its forward knows no "
+            f"`{spelled.ENCODED}` and would leave these pictures out: pass the pixel values, or "
+            "install a newer transformers"
+        )
+
+
+def check_patches(model: nn.Module, pictures: Iterable[Picture]) -> None:
+    """Refuses evidence of the vision tower about tokens of which nobody knows the patches.
+
+    Raises:
+        ContractError: an encoder whose output has not the layout that the adapter knows.
+    """
+    for picture in pictures:
+        if picture.patches is None:
+            raise ContractError(
+                f"transformers {installed()}, {type(model).__name__}: which patches of the vision "
+                f"tower its {len(picture)} visual tokens are made of is not known (its encoder "
+                "returned another number of them than the adapter expects), so that nothing of "
+                "the tower can be said about them: choose a strategy that asks the decoder alone "
+                "(fastv, pyramid_drop, divprune, random), or remove the reduction"
+            )
 
 
 def check_continued(config: EngineConfig, given: ModelCall, seq: Sequence) -> None:

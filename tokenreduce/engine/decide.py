@@ -10,7 +10,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tokenreduce.engine import inside
 from tokenreduce.engine.attention import LayerView, same_draws
 from tokenreduce.engine.cache import ShortLayer, held
 from tokenreduce.engine.call import LayerCall, usable
@@ -20,6 +19,7 @@ from tokenreduce.engine.positions import rotary
 from tokenreduce.engine.rows import TokenRows
 from tokenreduce.engine.sequence import Sequence, Stage, advance, rows_of
 from tokenreduce.engine.spec import EngineConfig
+from tokenreduce.engine.tower import bridge
 from tokenreduce.strategy import Strategy
 from tokenreduce.tokens import Plan, Tokens
 
@@ -167,7 +167,7 @@ def _tokens(
 def _merge_as_the_tower(seq: Sequence, i: int, before: Stage) -> Stage:
     """Tokens that became one in the vision tower become one here."""
     layout = before.kept
-    plan, budget = inside.plan(seq.visual.pictures, layout.visual_valid)
+    plan, budget = bridge.plan(seq.visual.pictures, layout.visual_valid)
     if budget == layout.counts:
         return seq.begin(i, layout, Plan(plan.keep, layout.visual_valid), None)
     after, step = advance(seq, layout, plan, budget)

@@ -142,9 +142,11 @@ class Given:
     Attributes:
         real: (b, l) False at padding; None when there is none.
         labels: (b, l) or None; every token right before an answer is a query token.
-        drafts: without labels the query token is the last real one before so many last positions.
+        drafts: without labels the query token is the last real one before so many last positions,
+            where that is behind the pictures; else the last real one.
         ids: (b, l) token ids, where the model was given any.
         positions: (b, l) or (axes, b, l) position ids, where the caller gave any.
+        mask: the attention mask as it was given; one of four axes says which tokens see which.
     """
 
     real: Tensor | None = None
@@ -152,6 +154,7 @@ class Given:
     drafts: int = 0
     ids: Tensor | None = None
     positions: Tensor | None = None
+    mask: Any = None
 
 
 def lengths(batch: int, length: int, real: Tensor | None) -> tuple[int, ...]:
@@ -181,7 +184,7 @@ def read_prompt(
     visual, length = kind > 0, kind.shape[1]
     starts, before_answer = _answers(given.labels, visual, real)
     # sync: once per prompt, so that every later count is known on the host
-    host = torch.stack(_to_count(kind, names, given.positions, real, starts)).tolist()
+    host = torch.stack(_to_count(kind, names, given, real, starts)).tolist()
     counts, present, answers, first, restarts, *of_kind = host
     texts = tuple(n - v for n, v in zip(present, counts, strict=True))
     if not any(counts):
@@ -219,7 +222,7 @@ def _answers(
 def _to_count(
     kind: Tensor,
     names: tuple[str, ...],
-    positions: Tensor | None,
+    given: Given,
     real: Tensor | None,
     starts: Tensor | None,
 ) -> list[Tensor]:
@@ -232,7 +235,7 @@ def _to_count(
         counts.new_full(counts.shape, kind.shape[1]) if real is None else real.sum(1),
         counts.new_zeros(counts.shape) if starts is None else starts.sum(1),
         text.to(counts.dtype),
-        _restarts(positions, real, visual),
+        _restarts(given.positions, real, visual) + _apart(given.mask, visual),
         *((kind == number).sum(1) for number in range(1, len(names) + 1)),
     ]
 
@@ -273,6 +276,19 @@ def _restarts(positions: Tensor | None, real: Tensor | None, visual: Tensor) -> 
     return (back.sum(1) - 1).clamp(min=0)
 
 
+def _apart(mask: Any, visual: Tensor) -> Tensor:
+    """(b,) how many visual tokens the last token of a row does not see, by a mask of four axes."""
+    length = visual.shape[1]
+    if not isinstance(mask, Tensor) or mask.dim() != 4 or mask.shape[-2] != length:
+        return visual.new_zeros(visual.shape[0], dtype=torch.long)
+    given = mask[:, 0, :, -length:].to(visual.device)
+    sees = (given > -1 if given.is_floating_point() else given.bool()).expand(len(visual), -1, -1)
+    real = sees.diagonal(dim1=1, dim2=2)
+    position = torch.arange(length, device=visual.device)
+    last = torch.where(real, position, 0).amax(dim=1)
+    return (visual & real & ~sees[torch.arange(len(visual)), last]).sum(1)
+
+
 def _runs(kind: Tensor, names: tuple[str, ...], of_kind: list[list[int]]) -> list[Runs]:
     """Per sample, the runs of its visual tokens; the order is looked up where kinds are mixed."""
     if sum(any(row) for row in of_kind) <= 1:
@@ -292,10 +308,13 @@ def _queries(
     """(b, r) the query tokens: before every answer in training, else the last real token."""
     length = visual.shape[1]
     position = torch.arange(length, device=visual.device).expand(len(visual), -1)
+    present = position if real is None else torch.where(real, position, -1)
+    end = present.amax(dim=1, keepdim=True)
     # padding may follow the answers as well as precede them: drafts are the last positions
-    eligible = position < length - drafts
-    eligible = eligible if real is None else real & eligible
-    last = torch.where(eligible, position, -1).amax(dim=1, keepdim=True).clamp(min=0)
+    last = torch.where(position < length - drafts, present, -1).amax(dim=1, keepdim=True)
+    shown = torch.where(visual, position, -1).amax(dim=1, keepdim=True)
+    # logits are wanted from before the pictures on: that tells of no answer behind them
+    last = torch.where(last < shown, end, last).clamp(min=0)
     if starts is None:
         return last, torch.ones_like(last, dtype=torch.bool)
     index = torch.where(starts, position, length).sort(dim=1).values[:, :most]

@@ -22,7 +22,7 @@ from tokenreduce.engine.restore import text_rows
 from tokenreduce.engine.sequence import Sequence
 from tokenreduce.engine.spec import EngineConfig
 from tokenreduce.engine.state import MARKED, CallState, CallStates, Marks
-from tokenreduce.engine.tower import measure, watched
+from tokenreduce.engine.tower.observe import measure, watched
 from tokenreduce.errors import ReductionWarning
 from tokenreduce.tower import Part
 
@@ -42,10 +42,17 @@ class CallReader:
         only_text: whether logits of visual positions are left out.
         calls: the calls that run now.
         marks: what the caller says around calls.
+        root: the module that computes logits and loss.
     """
 
     def __init__(
-        self, base: Part, config: EngineConfig, only_text: bool, calls: CallStates, marks: Marks
+        self,
+        base: Part,
+        config: EngineConfig,
+        only_text: bool,
+        calls: CallStates,
+        marks: Marks,
+        root: nn.Module,
     ) -> None:
         self.base, self.config, self.only_text = base, config, only_text
         self.calls, self.marks = calls, marks
@@ -53,6 +60,7 @@ class CallReader:
         self.names = tuple(config.adapter.visual_ids(base.config))
         self._local = threading.local()
         self._warned = False
+        self.root, self.aligned = root, not only_text or contract.aligned_loss(root)
 
     @property
     def queue(self) -> PictureQueue:
@@ -72,14 +80,16 @@ class CallReader:
         """
         if state.rows is not None:  # called by a wrapper that has been through this
             return None
-        if torch.compiler.is_exporting():
+        traced = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        if traced or torch.compiler.is_exporting():
             raise contract.exported()
         labels, ahead = _labels(given)
         known = self.marks.labels.get() if labels is None else labels
         if known is not None:
             state.labels = known
-        wanted = given.wanted
-        state.drafts = wanted - 1 if isinstance(wanted, int) and wanted > 1 else 0
+        elif self.marks.unlabelled():
+            self._warn_of_threads()
+        state.drafts = _drafts(given)
         state.positions = given.position_ids
         if not self.only_text:
             return None
@@ -98,6 +108,8 @@ class CallReader:
         if rows.shape[1] == visual.shape[1]:
             # nothing is left out; moved to the right, they would still fit the caller's own labels
             return None
+        if ahead is not None and not self.aligned:
+            raise contract.unaligned(self.root)
         state.rows = rows
         if ahead is None:
             return None
@@ -117,18 +129,20 @@ class CallReader:
         clips = None if state is None else state.clips
         if clips is not None and any(value is clips for value in call.values()):
             kind = VIDEO  # some families have one encoder for both
-        within = self.config.inside
+        bridge = self.config.bridge
         groups: AbstractContextManager[list[Tensor]] = nullcontext([])
-        if within is not None:
-            groups = within.encoding()
+        if bridge is not None:
+            groups = bridge.encoding()
         with watched(self.tower, self.config.strategy.needs) as watch, groups as passes:
             output = run()
         read = adapter.clips if kind == VIDEO else adapter.pictures
         pictures = read(self.base, call, output)
+        if watch is not None or (bridge is not None and not bridge.spread and passes):
+            contract.check_patches(self.base, pictures)
         if watch is not None:
             pictures = measure(pictures, watch)
-        if within is not None:
-            pictures = within.grouped(pictures, passes)
+        if bridge is not None:
+            pictures = bridge.grouped(pictures, passes)
         self.queue.put(kind, pictures)
         if isinstance(output, dict):  # features may be used later, after other pictures
             setattr(output, PICTURES, (kind, pictures))
@@ -138,6 +152,7 @@ class CallReader:
         self, state: CallState, given: ModelCall, args: Arguments, kwargs: Keywords
     ) -> None:
         """The multimodal module is called: with the token ids, and maybe encoded pictures."""
+        contract.check_encoded(self.base, given)
         for output in given.encoded.values():
             known = getattr(output, PICTURES, None)
             if known is not None:
@@ -173,9 +188,10 @@ class CallReader:
                 raise contract.strange_cache(given.cache)
             return None  # text passes as it is
         contract.check_continued(self.config, given, seq)
-        real = prompt.real_tokens(given.mask if mask is None else mask, seq.start, seq.length)
+        mask = given.mask if mask is None else mask
+        real = prompt.real_tokens(mask, seq.start, seq.length)
         if kind is not None and kind.shape == (seq.batch, seq.length):
-            seq.prompt, seq.texts = self._prompt(state, given, kind.to(x.device), real)
+            seq.prompt, seq.texts = self._prompt(state, given, kind.to(x.device), (real, mask))
             if seq.prompt is not None and stops and (seq.prompt.restarts or given.packed):
                 raise contract.packed_rows()
         elif not seq.start or (seq.length > 1 and not state.drafts):
@@ -183,13 +199,14 @@ class CallReader:
         return seq
 
     def _prompt(
-        self, state: CallState, given: ModelCall, kind: Tensor, real: Tensor | None
+        self, state: CallState, given: ModelCall, kind: Tensor, seen: tuple[Tensor | None, Any]
     ) -> tuple[Prompt | None, tuple[int, ...]]:
         """What the call has told of its visual tokens, and how many others there are."""
         marked = self.marks.mark.get()
         names, queue = (self.names, self.queue) if marked is None else ((MARKED,), marked.pictures)
         positions = given.position_ids if state.positions is None else state.positions
-        told = Given(real, state.labels, state.drafts, state.ids, positions)
+        real, mask = seen
+        told = Given(real, state.labels, state.drafts, state.ids, positions, mask)
         return prompt.read_prompt(kind, names, told, queue)
 
     def _warn_of_threads(self) -> None:
@@ -204,6 +221,18 @@ class CallReader:
             ReductionWarning,
             stacklevel=2,
         )
+
+
+def _drafts(given: ModelCall) -> int:
+    """How many of the last tokens come after the first whose logits are wanted.
+
+    Positions given as a tensor have to be read (sync: once per call that gives them).
+    """
+    wanted = given.wanted
+    if isinstance(wanted, Tensor):
+        length = given.tokens.shape[1]
+        return length - 1 - int(wanted.min()) if wanted.numel() and length > 1 else 0
+    return max(wanted - 1, 0) if isinstance(wanted, int) else 0
 
 
 def _labels(given: ModelCall) -> tuple[Tensor | None, Tensor | None]:

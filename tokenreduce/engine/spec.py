@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tokenreduce.adapter import Adapter
-from tokenreduce.engine.inside import Inside
+from tokenreduce.engine.tower.bridge import TowerBridge
 from tokenreduce.scheduler import Stop
 from tokenreduce.strategy import Positions, Strategy
 from tokenreduce.tower import Part
@@ -24,7 +24,7 @@ class EngineConfig:
         positions: whether positions are kept or renumbered.
         seed: of strategies that draw.
         names: the parameters of a decoder layer's forward, after self.
-        inside: where the vision tower merges; None elsewhere.
+        bridge: from a vision tower that merges to the language model; None elsewhere.
         min_tokens: samples with fewer visual tokens in a pass are left as they are.
     """
 
@@ -35,13 +35,13 @@ class EngineConfig:
     positions: Positions
     seed: int
     names: tuple[str, ...]
-    inside: Inside | None = None
+    bridge: TowerBridge | None = None
     min_tokens: int = 0
 
     @property
     def grouped(self) -> bool:
         """Whether the plan of layer 0 is what the tower has merged, and no strategy's."""
-        return self.inside is not None and not self.inside.spread
+        return self.bridge is not None and not self.bridge.spread
 
     @property
     def attention(self) -> str:

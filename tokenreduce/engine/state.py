@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -140,12 +141,17 @@ class Marks:
     def __init__(self) -> None:
         self.mark: ContextVar[Mark | None] = ContextVar("mark", default=None)
         self.labels: ContextVar[Tensor | None] = ContextVar("labels", default=None)
-        self.open = 0
-        """How many blocks are open that mark tokens or give labels, in any context."""
+        self.open = Counter[str]()
+        """How many blocks are open in any context that mark tokens, and that give labels."""
 
     def unseen(self) -> bool:
         """Whether a block is open, and this context sees none."""
-        return bool(self.open) and self.mark.get() is None and self.labels.get() is None
+        some = any(self.open.values())
+        return some and self.mark.get() is None and self.labels.get() is None
+
+    def unlabelled(self) -> bool:
+        """Whether a block with labels is open, and this context sees none."""
+        return bool(self.open[self.labels.name]) and self.labels.get() is None
 
     @contextmanager
     def marked(self, mask: Tensor, pictures: list[Picture]) -> Iterator[None]:
@@ -162,9 +168,9 @@ class Marks:
     @contextmanager
     def _open(self, where: ContextVar[Any], what: Any) -> Iterator[None]:
         token = where.set(what)
-        self.open += 1
+        self.open[where.name] += 1
         try:
             yield
         finally:
-            self.open -= 1
+            self.open[where.name] -= 1
             where.reset(token)

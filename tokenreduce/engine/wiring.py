@@ -62,7 +62,7 @@ class Wiring:
                 f"this {type(roots[-1]).__name__} is already reduced: remove() the other "
                 "reduction first"
             )
-        self.reader = CallReader(base, config, only_text, self.calls, self.marks)
+        self.reader = CallReader(base, config, only_text, self.calls, self.marks, roots[-1])
         try:
             self._put_on(roots)
         except BaseException:  # a model keeps no hook of a reduction that never was

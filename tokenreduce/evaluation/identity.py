@@ -12,12 +12,13 @@ from typing import Any
 import tokenreduce as tr
 from tokenreduce.evaluation.asking import Protocol
 from tokenreduce.evaluation.items import Item, fingerprint
-from tokenreduce.files import skim
+from tokenreduce.files import skim, skim_tensors
 from tokenreduce.inference.loaded import Loaded
+from tokenreduce.inference.naming import bare
 
+WEIGHTS = "*.safetensors"
 DECIDE = (
     *(
-        "*.safetensors",
         "config.json",
         "adapter_config.json",
         "generation_config.json",
@@ -26,7 +27,7 @@ DECIDE = (
     *("tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.*", "merges.txt", "*.model", "*.py"),
 )
-"""Files of a checkpoint that its answers depend on: weights, sizes, words, pictures, template."""
+"""Files beside the weights that the answers depend on: sizes, words, pictures, template."""
 
 
 def folder_of(root: Path, loaded: Loaded) -> Path:
@@ -76,7 +77,8 @@ def weights_of(loaded: Loaded) -> str:
     Of adapters, of those and of the model under them.
 
     Of weights and of what makes inputs of a question: tokenizer, processor, chat template. Large
-    files are read in part, see `skim`.
+    files are read in part, see `skim`. Weights count by their numbers, whatever release of
+    transformers has named them and in however many files they lie.
     """
     base = getattr(loaded, "base", None)
     sources = [loaded.source] if base is None else [loaded.source, base.name]
@@ -86,6 +88,8 @@ def weights_of(loaded: Loaded) -> str:
     for folder in map(Path, sources):
         if not folder.is_dir():
             digest.update(_commit(loaded).encode())
+        for block in skim_tensors(filter(Path.is_file, folder.glob(WEIGHTS)), bare):
+            digest.update(block)
         for path in sorted({path for pattern in DECIDE for path in folder.glob(pattern)}):
             if path.is_file():
                 for block in skim(path):

@@ -9,6 +9,7 @@ from PIL import Image
 
 import tokenreduce as tr
 from tokenreduce.adapter import adapter_for
+from tokenreduce.data import transcripts
 from tokenreduce.data.transcripts import begins
 from tokenreduce.errors import BadOption
 from tokenreduce.inference.loaded import Loaded
@@ -19,10 +20,9 @@ from tokenreduce.viz.quantities import counted
 
 def image_token(loaded: Loaded) -> str:
     """The text that stands for a picture in a prompt of this model."""
-    token = getattr(loaded.processor, "image_token", None)
-    if token is None:
-        token = loaded.processor.tokenizer.decode([loaded.model.config.image_token_id])
-    return str(token)
+    if getattr(loaded.processor, "image_token", None) is None:
+        return str(loaded.processor.tokenizer.decode([loaded.model.config.image_token_id]))
+    return transcripts.image_token(loaded.processor)
 
 
 def full_prompt(loaded: Loaded, question: str, pictures: int) -> str:

@@ -278,7 +278,7 @@ def _reference(trainer: Trainer, reduction: Reduction) -> Reduction | None:
             stacklevel=3,
         )
         return None
-    reduction._wiring.handles.append(found)  # is taken off with it
+    reduction.take_along(found)
     return found
 
 

@@ -31,7 +31,7 @@ from tokenreduce.learned import complaint
 from tokenreduce.reduction import reduce
 from tokenreduce.schedulers.single import Single
 from tokenreduce.strategy import Strategy, TowerStrategy, strategies
-from tokenreduce.tokens import TOWER
+from tokenreduce.tokens import TOWER, kind_of
 
 FAMILIES = ("llava", "llava_next", "llava_onevision")
 """Where vLLM takes rows as they are: one placeholder each, plain positions."""
@@ -201,7 +201,7 @@ def _check_needs(strategy: Strategy, prompts: Sequence[str] | None) -> None:
             f"{name} with tower={strategy.tower!r} leaves as many tokens as its tower says: a "
             "server needs a number that is known before"
         )
-    inside = strategy.needs - BEFORE - ASKED
+    inside = _inside(strategy.needs)
     if inside:
         raise Incompatible(
             f"{name} reads {', '.join(sorted(inside))} of the language model, which runs in vLLM: "
@@ -216,9 +216,14 @@ def _usable() -> list[str]:
     found = []
     for name, kind in strategies.items():
         with suppress(TypeError, ValueError):  # one that has no defaults is left out
-            if kind.reduces and not kind().needs - BEFORE - ASKED:
+            if kind.reduces and not _inside(kind().needs):
                 found.append(name)
     return found
+
+
+def _inside(needs: frozenset[str]) -> list[str]:
+    """The evidence among `needs` that only the language model has."""
+    return sorted(need for need in needs if kind_of(need) not in BEFORE | ASKED)
 
 
 def request(

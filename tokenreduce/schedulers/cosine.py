@@ -32,11 +32,17 @@ class Cosine(Scheduler):
     """
 
     first: int | float = 0.25
+    """A layer, or a share of the depth below 1."""
     last: int | float = 0.75
+    """The same."""
     keep: float = 0.125
+    """Share of the original tokens that is left at `last`."""
     every: int = 1
+    """Layers from one stop to the next."""
     rounding: Rounding = "nearest"
+    """nearest | floor | ceil; floor is the rule of the PyramidDrop code."""
     at_least: int | None = None
+    """Tokens that a share above 0 leaves; null: 1, and 0 under floor."""
 
     def __post_init__(self) -> None:
         layer_or_share(self.first, "first")

@@ -24,20 +24,18 @@ class Curriculum(Scheduler):
     between every share falls in a straight line or along half a cosine wave. At inference
     (progress 1) it is the target.
 
-    Args:
-        target: a scheduler, its name, or a mapping with its `name` and options.
-        begin: share of training, 0 to 1.
-        end: share of training; not before `begin`.
-        shape: `"linear"` or `"cosine"`.
-
     Raises:
         ValueError: `begin` behind `end`, a value outside 0 to 1, an unknown shape.
     """
 
     target: Scheduler | Mapping[str, Any] | str = TARGET
+    """A scheduler, its name, or a mapping with its `name` and options."""
     begin: float = 0.0
+    """Share of training up to which everything stays."""
     end: float = 0.5
+    """Share of training from which on the target's shares hold."""
     shape: Shape = "linear"
+    """linear | cosine"""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "target", named(self.target))

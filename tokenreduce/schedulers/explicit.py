@@ -36,9 +36,13 @@ class Explicit(Scheduler):
     """
 
     layers: tuple[int | float, ...] = (8, 16, 24)
+    """Layers, or shares of the depth below 1."""
     keeps: tuple[float, ...] = (0.5, 0.25, 0.125)
+    """Of the original tokens, one for each layer."""
     rounding: Rounding = "nearest"
+    """nearest | floor | ceil; floor is the rule of the PyramidDrop code."""
     at_least: int | None = None
+    """Tokens that a share above 0 leaves; null: 1, and 0 under floor."""
 
     def __post_init__(self) -> None:
         layers = tuple(layer_or_share(x, "each of layers") for x in sequence(self.layers, "layers"))

@@ -35,9 +35,13 @@ class Pyramid(Scheduler):
     """
 
     stages: int = 4
+    """Equal parts of the decoder."""
     ratio: float = 0.5
+    """Share of the stage before that each stage keeps."""
     rounding: Rounding = "nearest"
+    """nearest | floor | ceil; floor is the rule of the PyramidDrop code."""
     at_least: int | None = None
+    """Tokens that a share above 0 leaves; null: 1, and 0 under floor."""
 
     def __post_init__(self) -> None:
         integer(self.stages, "stages (one stage alone never reduces)", least=2)

@@ -31,9 +31,13 @@ class Single(Scheduler):
     """
 
     layer: int | float = 2
+    """A layer, or a share of the depth below 1 (0.5: half-way)."""
     keep: float = 0.5
+    """Of the original tokens."""
     rounding: Rounding = "nearest"
+    """nearest | floor | ceil; floor is the rule of the PyramidDrop code."""
     at_least: int | None = None
+    """Tokens that a share above 0 leaves; null: 1, and 0 under floor."""
 
     def __post_init__(self) -> None:
         layer_or_share(self.layer)

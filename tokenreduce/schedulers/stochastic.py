@@ -23,20 +23,18 @@ class Stochastic(Scheduler):
     every micro-batch of a step and a resumed run draw the same. At inference (progress 1) it is the
     target.
 
-    Args:
-        target: a scheduler, its name, or a mapping with its `name` and options.
-        least: the smallest part of the way.
-        most: the largest.
-        seed: of the draws.
-
     Raises:
         ValueError: `least` above `most`, a value outside 0 to 1, a seed below 0.
     """
 
     target: Scheduler | Mapping[str, Any] | str = TARGET
+    """A scheduler, its name, or a mapping with its `name` and options."""
     least: float = 0.0
+    """Part of the way from keeping everything to the target, at least."""
     most: float = 1.0
+    """At most."""
     seed: int = 0
+    """Of the draws."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "target", named(self.target))

@@ -1,49 +1,5 @@
-"""The methods that ship with tokenreduce, one file each."""
+"""The methods that ship with tokenreduce, one file each; every file of this folder is imported."""
 
-from tokenreduce.strategies import (
-    cdpruner,
-    dart,
-    divprune,
-    downsample,
-    fastervlm,
-    fastv,
-    fitprune,
-    hired,
-    none,
-    pact,
-    pooling,
-    prumerge,
-    pyramid_drop,
-    random,
-    scorer_mlp,
-    sparsevlm,
-    stride,
-    tome,
-    visionzip,
-    vispruner,
-    vtw,
-)
+from tokenreduce.registry import import_modules
 
-__all__ = [
-    "cdpruner",
-    "dart",
-    "divprune",
-    "downsample",
-    "fastervlm",
-    "fastv",
-    "fitprune",
-    "hired",
-    "none",
-    "pact",
-    "pooling",
-    "prumerge",
-    "pyramid_drop",
-    "random",
-    "scorer_mlp",
-    "sparsevlm",
-    "stride",
-    "tome",
-    "visionzip",
-    "vispruner",
-    "vtw",
-]
+import_modules(__name__)

@@ -1,4 +1,4 @@
-"""CDPruner: maximising conditional diversity (arXiv 2506.10967, NeurIPS 2025), section 3."""
+"""CDPruner: maximising conditional diversity, section 3 of its paper."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from tokenreduce.choice import candidates, of_own, one_by_one
+from tokenreduce.paper import Paper
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
 from tokenreduce.strategy import Strategy, select, strategies
@@ -20,6 +21,18 @@ LEAST = 1e-6
 """Relevance of the least relevant token, so that it may be chosen at all."""
 NOTHING = 1e-8
 """Share of a token's own kernel value below which nothing of it is left to add."""
+
+PAPER = Paper(
+    key="zhang2025cdpruner",
+    title="Beyond Attention or Similarity: Maximizing Conditional Diversity for Token Pruning "
+    "in {MLLMs}",
+    authors="Zhang, Qizhe and Liu, Mengzhen and Li, Lichen and Lu, Ming and Zhang, Yuan and "
+    "Pan, Junwen and She, Qi and Zhang, Shanghang",
+    year=2025,
+    arxiv="2506.10967",
+    venue="Advances in Neural Information Processing Systems (NeurIPS)",
+    code="Theia-4869/CDPruner, Apache-2.0",
+)
 
 
 @strategies.register("cdpruner")
@@ -35,21 +48,23 @@ class CDPruner(Strategy):
     Relevance is the cosine of a token's embedding, as the language model gets it, with the mean
     embedding of the question: the paper's rule where a model has no text tower of its own. A sample
     without a question is chosen for diversity alone. The tokens of all pictures of a sample are
-    chosen together. O(k v d) for v tokens d wide, in k steps; memory O((d + min(k, d)) v).
+    chosen together.
 
     Deviations from the original: with CLIP towers it takes minus the cosine of CLIP's own picture
     and text embeddings, which a stock model does not have; hand it in as `relevance`. It scales
     relevance over the batch, so that batch mates change the choice, and gives NaN behind the rank.
-
-    Args:
-        relevance: tokens -> (b, v), in place of the rule above; higher is more relevant.
     """
 
     relevance: Callable[[Tokens], Tensor] | None = None
+    """From Python: tokens -> (b, v), in place of the cosine with the question; higher is more."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"embedding", "text_embedding", "text_behind"})
     reads_text: ClassVar[bool] = True
-    paper: ClassVar[str] = "arXiv 2506.10967"
+    paper: ClassVar[Paper] = PAPER
+    formula: ClassVar[str] = (
+        "the k tokens, picked greedily, of largest det(diag(r) C diag(r)): r relevance, C cosines"
+    )
+    cost: ClassVar[str] = "O(k v d) in k steps; memory O((d + min(k, d)) v)"
 
     def plan(self, tokens: Tokens, budget: Sequence[int]) -> Plan:
         """The first tokens of the greedy order."""

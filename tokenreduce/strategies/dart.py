@@ -1,4 +1,4 @@
-"""DART: duplication-aware reduction of tokens (arXiv 2502.11494, EMNLP 2025), section 4."""
+"""DART: duplication-aware reduction of tokens, section 4 of its paper."""
 
 from __future__ import annotations
 
@@ -11,10 +11,24 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tokenreduce.choice import candidates
+from tokenreduce.paper import Paper
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
 from tokenreduce.strategy import Strategy, select, strategies
 from tokenreduce.tokens import Plan, Tokens, gather
+
+PAPER = Paper(
+    key="wen2025stop",
+    title="Stop Looking for Important Tokens in Multimodal Language Models: Duplication "
+    "Matters More",
+    authors="Wen, Zichen and Gao, Yifeng and Wang, Shaobo and Zhang, Junyuan and Zhang, Qintong "
+    "and Li, Weijia and He, Conghui and Zhang, Linfeng",
+    year=2025,
+    arxiv="2502.11494",
+    venue="Proceedings of the Conference on Empirical Methods in Natural Language Processing "
+    "(EMNLP)",
+    code="ZichenWen1/DART; recorded from its port in ModelTC/llmc, Apache-2.0",
+)
 
 
 @strategies.register("dart")
@@ -30,20 +44,26 @@ class DART(Strategy):
     The original lets every pivot take the same whole number of tokens, and so keeps less than it
     was asked for. Here the budget is exact: what is left of it beside the picture's pivots is split
     evenly among all pivots, those whose turn comes first taking one more. The pivots of a sample
-    are shared by its pictures. Cost: O(p v (d + log v)) for p pivots, whatever the budget.
+    are shared by its pictures.
 
     Raises:
         ValueError: a number of pivots below 0, or no pivots at all.
     """
 
     image_pivots: int = 4
+    """Pivots among the visual tokens; they stay."""
     text_pivots: int = 4
+    """Pivots among the text behind the picture."""
 
     needs: ClassVar[frozenset[str]] = frozenset(
         {"keys_before", "text_keys_before", "normed", "text_normed", "text_behind"}
     )
     reads_text: ClassVar[bool] = True
-    paper: ClassVar[str] = "arXiv 2502.11494"
+    paper: ClassVar[Paper] = PAPER
+    formula: ClassVar[str] = (
+        "p pivots of largest keys (L1), then in turn the tokens of least cos(token, pivot)"
+    )
+    cost: ClassVar[str] = "O(p v (d + log v)) for p pivots, whatever k"
 
     def __post_init__(self) -> None:
         if min(self.image_pivots, self.text_pivots) < 0 or not self.image_pivots + self.text_pivots:

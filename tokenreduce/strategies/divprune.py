@@ -1,4 +1,4 @@
-"""DivPrune: diversity-based visual token pruning (arXiv 2503.02175, CVPR 2025), section 3."""
+"""DivPrune: diversity-based visual token pruning, section 3 of its paper."""
 
 from __future__ import annotations
 
@@ -10,10 +10,22 @@ import torch
 from torch import Tensor
 
 from tokenreduce.choice import Cosines, candidates, of_own, one_by_one
+from tokenreduce.paper import Paper
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
 from tokenreduce.strategy import Strategy, select, strategies
 from tokenreduce.tokens import Plan, Tokens
+
+PAPER = Paper(
+    key="alvar2025divprune",
+    title="DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models",
+    authors="Alvar, Saeed Ranjbar and Singh, Gursimran and Akbari, Mohammad and Zhang, Yong",
+    year=2025,
+    arxiv="2503.02175",
+    venue="Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition "
+    "(CVPR)",
+    code="vbdi/divprune, CC BY-NC 4.0",
+)
 
 
 @strategies.register("divprune")
@@ -24,14 +36,20 @@ class DivPrune(Strategy):
     The distance of two tokens is one minus the cosine of their hidden states. The token that is
     farthest from its nearest neighbour comes first; then, again and again, the one that is farthest
     from everything chosen so far. The question plays no part, and the tokens of all pictures of a
-    sample are chosen together. O(v² d) for the first, O(k v d) for the others, in k steps; memory
-    O(v d), and O(v²) up to 4,096 tokens.
+    sample are chosen together.
 
     Deviation from the original: of tokens that are exactly alike each is chosen once at most (there
     the same one is chosen again and again, and fewer tokens stay than were asked for).
     """
 
-    paper: ClassVar[str] = "arXiv 2503.02175"
+    paper: ClassVar[Paper] = PAPER
+    formula: ClassVar[str] = (
+        "the k tokens, picked greedily, whose smallest distance 1 - cos(i, j) is largest"
+    )
+    cost: ClassVar[str] = (
+        "O(v² d) for the first, O(k v d) in k steps for the others; memory O(v d), and O(v²) "
+        "up to 4,096 tokens"
+    )
 
     def plan(self, tokens: Tokens, budget: Sequence[int]) -> Plan:
         """The first of the farthest-first order."""

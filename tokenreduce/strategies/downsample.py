@@ -29,6 +29,8 @@ class Downsample(Strategy):
     reduces: ClassVar[bool] = False
     site: ClassVar[str] = "pictures"
     needs: ClassVar[frozenset[str]] = frozenset({"pictures"})
+    formula: ClassVar[str] = "pictures resized so that a share of their tokens is left"
+    cost: ClassVar[str] = "none in the model: fewer tokens enter its vision tower, too"
 
     def prepare(self, processor: Any, images: Sequence[Any], keep: float) -> Prepared:
         """Pictures with about the share `keep` of their visual tokens."""

@@ -1,4 +1,4 @@
-"""FasterVLM: pruning by the class token's attention (arXiv 2412.01818), section 4."""
+"""FasterVLM: pruning by the class token's attention, section 4 of its paper."""
 
 from __future__ import annotations
 
@@ -7,10 +7,22 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from tokenreduce.paper import Paper
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
 from tokenreduce.strategy import Scorer, strategies
 from tokenreduce.tokens import Tokens
+
+PAPER = Paper(
+    key="zhang2024fastervlm",
+    title="[CLS] Attention is All You Need for Training-Free Visual Token Pruning: Make VLM "
+    "Inference Faster",
+    authors="Zhang, Qizhe and Cheng, Aosong and Lu, Ming and Zhuo, Zhiyong and Wang, Minqi and "
+    "Cao, Jiajun and Guo, Shaobo and She, Qi and Zhang, Shanghang",
+    year=2024,
+    arxiv="2412.01818",
+    code="Theia-4869/FasterVLM, Apache-2.0",
+)
 
 
 @strategies.register("fastervlm")
@@ -21,11 +33,13 @@ class FasterVLM(Scorer):
     The attention is that of the layer whose features the language model gets, mean over heads; a
     tower without a class token is asked for the attention that a patch receives on average. The
     question plays no part. The budget is one for a sample, whatever its number of pictures: a token
-    of one competes with those of the others. O(v) on top of one row of the tower's attention.
+    of one competes with those of the others.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"class_attention"})
-    paper: ClassVar[str] = "arXiv 2412.01818"
+    paper: ClassVar[Paper] = PAPER
+    formula: ClassVar[str] = "top k of the class token's attention, mean over heads"
+    cost: ClassVar[str] = "O(v log v), on top of one row of the tower's attention"
 
     def score(self, tokens: Tokens) -> Tensor:
         """(b, v) attention of the class token, mean over heads."""

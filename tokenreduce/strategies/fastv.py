@@ -1,4 +1,4 @@
-"""FastV: an image is worth 1/2 tokens after layer 2 (arXiv 2403.06764, ECCV 2024), section 4."""
+"""FastV: an image is worth 1/2 tokens after layer 2, section 4 of its paper."""
 
 from __future__ import annotations
 
@@ -7,10 +7,23 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from tokenreduce.errors import did_you_mean
+from tokenreduce.paper import Paper
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
 from tokenreduce.strategy import Strategy, select, strategies
 from tokenreduce.tokens import Plan, Tokens
+
+PAPER = Paper(
+    key="chen2024image",
+    title="An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference Acceleration "
+    "for Large Vision-Language Models",
+    authors="Chen, Liang and Zhao, Haozhe and Liu, Tianyu and Bai, Shuai and Lin, Junyang and "
+    "Zhou, Chang and Chang, Baobao",
+    year=2024,
+    arxiv="2403.06764",
+    venue="European Conference on Computer Vision (ECCV)",
+    code="pkunlp-icler/FastV, no licence published",
+)
 
 
 @strategies.register("fastv")
@@ -27,9 +40,16 @@ class FastV(Strategy):
     """
 
     score: Literal["last", "received"] = "last"
+    """last: of the last token, as in the code; received: mean over all, as in the paper."""
 
     reads_text: ClassVar[bool] = True
-    paper: ClassVar[str] = "arXiv 2403.06764"
+    paper: ClassVar[Paper] = PAPER
+    formula: ClassVar[str] = (
+        "top k of the last token's attention one layer earlier, mean over heads"
+    )
+    cost: ClassVar[str] = (
+        "O(h e v) for one row of attention with h heads e wide, O(v log v) to sort"
+    )
 
     def __post_init__(self) -> None:
         if self.score not in _EVIDENCE:

@@ -1,4 +1,4 @@
-"""FitPrune: fit and prune (arXiv 2409.10197, AAAI 2025), section 3."""
+"""FitPrune: fit and prune, section 3 of its paper."""
 
 from __future__ import annotations
 
@@ -8,10 +8,22 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from tokenreduce.paper import Paper
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.explicit import Explicit
 from tokenreduce.strategy import Scorer, strategies
 from tokenreduce.tokens import Tokens
+
+PAPER = Paper(
+    key="ye2025fit",
+    title="Fit and Prune: Fast and Training-free Visual Token Pruning for Multi-modal Large "
+    "Language Models",
+    authors="Ye, Weihao and Wu, Qiong and Lin, Wenhao and Zhou, Yiyi",
+    year=2025,
+    arxiv="2409.10197",
+    venue="Proceedings of the AAAI Conference on Artificial Intelligence (AAAI)",
+    code="ywh187/FitPrune, no licence published",
+)
 
 
 @strategies.register("fitprune")
@@ -22,12 +34,18 @@ class FitPrune(Scorer):
     The score is the attention that a token got from the text times what it got from the visual
     tokens, each of the largest head, in the layer before the stop. (The original drops between a
     layer's attention and its MLP: what is left is the same at the next layer's input.) Pictures of
-    a sample share its budget. Cost: O(h l^2 e) for the attention of all l tokens, in blocks.
+    a sample share its budget.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"received_from_text", "received_from_visual"})
     reads_text: ClassVar[bool] = True
-    paper: ClassVar[str] = "arXiv 2409.10197"
+    paper: ClassVar[Paper] = PAPER
+    formula: ClassVar[str] = (
+        "top k of (attention from text) x (attention from visual tokens), each of the largest head"
+    )
+    cost: ClassVar[str] = (
+        "O(h l² e) for the attention of all l tokens with h heads e wide, in blocks"
+    )
 
     def score(self, tokens: Tokens) -> Tensor:
         """(b, v) attention from the text times attention from the picture."""

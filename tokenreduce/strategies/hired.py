@@ -1,4 +1,4 @@
-"""HiRED: attention-guided token dropping in a budget (arXiv 2408.10945, AAAI 2025), section 4."""
+"""HiRED: attention-guided token dropping in a budget, section 4 of its paper."""
 
 from __future__ import annotations
 
@@ -10,11 +10,24 @@ import torch
 from torch import Tensor
 
 from tokenreduce.checks import share
-from tokenreduce.choice import candidates
+from tokenreduce.choice import candidates, numbered
+from tokenreduce.paper import Paper
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
 from tokenreduce.strategy import Strategy, select, strategies
 from tokenreduce.tokens import SPAN, Plan, Tokens
+
+PAPER = Paper(
+    key="arif2025hired",
+    title="{HiRED}: Attention-Guided Token Dropping for Efficient Inference of "
+    "High-Resolution Vision-Language Models",
+    authors="Arif, Kazi Hasan Ibn and Yoon, JinYi and Nikolopoulos, Dimitrios S. and "
+    "Vandierendonck, Hans and John, Deepu and Ji, Bo",
+    year=2025,
+    arxiv="2408.10945",
+    venue="Proceedings of the AAAI Conference on Artificial Intelligence (AAAI)",
+    code="hasanar1f/HiRED, MIT",
+)
 
 
 @strategies.register("hired")
@@ -30,7 +43,6 @@ class HiRED(Strategy):
 
     Where there are no crops, the best of all tokens stay. What rounding leaves over goes to the
     best of those that are left, so that the budget is met. Pictures of a sample share its budget.
-    O(v log v), to sort and to find what of the whole picture a token shows.
 
     Deviation from the original: crops are told apart by their places in the picture; where padding
     was cut off, all crops of a row or column lose alike.
@@ -40,11 +52,17 @@ class HiRED(Strategy):
     """
 
     whole: float = 0.5
+    """Share of the budget for the whole picture at low resolution."""
 
     needs: ClassVar[frozenset[str]] = frozenset(
         {"class_attention", "class_attention_first", "grid"}
     )
-    paper: ClassVar[str] = "arXiv 2408.10945"
+    paper: ClassVar[Paper] = PAPER
+    formula: ClassVar[str] = (
+        "of each crop the best by class attention, its quota by what the first layer sees of "
+        "the whole"
+    )
+    cost: ClassVar[str] = "O(v log v), to sort and to find what of the whole picture a token shows"
 
     def __post_init__(self) -> None:
         share(self.whole, "whole")
@@ -81,27 +99,20 @@ def parts(tokens: Tokens, picture: Tensor) -> tuple[Tensor, Tensor]:
     """
     at = tokens.places
     overview = picture & (at.tile == 0)
-    view, image, crop = _dense(at.grid), _dense(at.image), torch.zeros_like(at.row)
+    view, image, crop = numbered(at.grid), numbered(at.image), torch.zeros_like(at.row)
     for along in (at.row, at.column):
         side = _most(along + 1, image, overview).gather(1, image).clamp(min=1)
         length = _most(along + 1, view, picture).gather(1, view).clamp(min=1)
         number = -(-length // side)
         crop = crop * SPAN + (along * number // length).clamp(max=SPAN - 1)
     one = torch.where(overview, 0, view * SPAN * SPAN + crop + 1)
-    return _dense(torch.where(picture, one, 0)), overview
+    return numbered(torch.where(picture, one, 0)), overview
 
 
 def _most(x: Tensor, group: Tensor, among: Tensor) -> Tensor:
     """(b, v) the largest `x` in the group of each number, 0 where there is none."""
     values = torch.where(among, x, 0)
     return torch.zeros_like(x).scatter_reduce(1, group, values, "amax")
-
-
-def _dense(key: Tensor) -> Tensor:
-    """(b, v) the number of each key among those that occur in the sample, from 0."""
-    values, at = key.sort(dim=1, stable=True)
-    number = torch.nn.functional.pad((values.diff(dim=1) > 0).long().cumsum(dim=1), (1, 0))
-    return torch.zeros_like(key).scatter(1, at, number[:, : key.shape[1]])
 
 
 def _rank(score: Tensor, among: Tensor) -> Tensor:
@@ -127,7 +138,7 @@ def _shown(tokens: Tokens, overview: Tensor, seen: Tensor) -> Tensor:
     """(b, v) whether a token's place is one of the whole picture's that are `seen`."""
     at = tokens.places
     known = at.x >= 0
-    image = _dense(at.image)
+    image = numbered(at.image)
     sought = shown = image
     for where, along in ((at.y, at.row), (at.x, at.column)):
         side = _most(along + 1, image, overview).gather(1, image)

@@ -21,6 +21,9 @@ class Keep(Strategy):
 
     reduces: ClassVar[bool] = False
 
+    formula: ClassVar[str] = "every token"
+    cost: ClassVar[str] = "none"
+
     def plan(self, tokens: Tokens, budget: Sequence[int]) -> Plan:
         """All of them."""
         keep = torch.arange(tokens.valid.shape[1], device=tokens.valid.device)

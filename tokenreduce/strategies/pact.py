@@ -1,4 +1,4 @@
-"""PACT: pruning and clustering-based token reduction (arXiv 2504.08966, CVPR 2025), section 3."""
+"""PACT: pruning and clustering-based token reduction, section 3 of its paper."""
 
 from __future__ import annotations
 
@@ -10,10 +10,22 @@ import torch
 from torch import Tensor
 
 from tokenreduce.choice import Cosines, blocks, one_by_one
+from tokenreduce.paper import Paper
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
 from tokenreduce.strategy import Strategy, strategies
 from tokenreduce.tokens import Merge, Plan, Tokens, keep_from_mask
+
+PAPER = Paper(
+    key="dhouib2025pact",
+    title="{PACT}: Pruning and Clustering-Based Token Reduction for Faster Visual Language Models",
+    authors="Dhouib, Mohamed and Buscaldi, Davide and Vanier, Sonia and Shabou, Aymen",
+    year=2025,
+    arxiv="2504.08966",
+    venue="Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition "
+    "(CVPR)",
+    code="orailix/PACT, MIT",
+)
 
 
 @strategies.register("pact")
@@ -33,19 +45,29 @@ class PACT(Strategy):
     first, the densest centres stand; where centres run out, the tokens farthest from them follow.
     Keys are those of the stop's own layer; separators are tokens like any other, and pictures of a
     sample share its budget. The paper also adds the logarithm of a cluster's size to attention,
-    which plans cannot say. Cost: O(v² d) for densities with keys d wide, and O(k v d) for one
-    centre at a time; memory O(v d), and O(v²) up to 4,096 tokens.
+    which plans cannot say.
 
     Raises:
         ValueError: a share outside 0 to 1, a cutoff or a reach below 0.
     """
 
     important: float = 0.55
+    """Share of the tokens that goes on to be clustered."""
     cutoff: float = 0.21
+    """Width of a cluster, one minus cosine of keys."""
     reach: float = 1.5
+    """Tokens within so many cutoffs of a centre join it."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"plain_queries", "plain_keys", "keys"})
-    paper: ClassVar[str] = "arXiv 2504.08966"
+    paper: ClassVar[Paper] = PAPER
+    formula: ClassVar[str] = (
+        "density peaks of the keys, wider apart than a cutoff, among the most important tokens"
+    )
+    cost: ClassVar[str] = (
+        "O(v² d) for densities with keys d wide, O(k v d) for one centre at a time; memory O(v "
+        "d), and O(v²) up to 4,096 tokens"
+    )
+    mixes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not (0 <= self.important <= 1 and self.cutoff >= 0 and self.reach >= 0):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +32,11 @@ class Pooling(Strategy):
     """
 
     mode: Literal["avg", "max"] = "avg"
+    """avg | max"""
+
+    formula: ClassVar[str] = "the mean, or the largest, of each of k windows of the image grid"
+    cost: ClassVar[str] = "O(v log v)"
+    mixes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.mode not in ("avg", "max"):

@@ -1,4 +1,4 @@
-"""LLaVA-PruMerge: adaptive token reduction (arXiv 2403.15388, ICCV 2025), section 3; PruMerge+."""
+"""LLaVA-PruMerge: adaptive token reduction, section 3 of its paper; PruMerge+."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from tokenreduce.choice import blocks, candidates, elsewhere, empty_mix, kept
+from tokenreduce.paper import Paper
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
 from tokenreduce.strategy import Strategy, select, strategies
@@ -18,6 +19,16 @@ from tokenreduce.tokens import Mix, Plan, Tokens, gather
 
 NEAR = 32
 """Neighbours whose contents a kept token takes in."""
+
+PAPER = Paper(
+    key="shang2025prumerge",
+    title="{LLaVA-PruMerge}: Adaptive Token Reduction for Efficient Large Multimodal Models",
+    authors="Shang, Yuzhang and Cai, Mu and Xu, Bingxin and Lee, Yong Jae and Yan, Yan",
+    year=2025,
+    arxiv="2403.15388",
+    venue="Proceedings of the IEEE/CVF International Conference on Computer Vision (ICCV)",
+    code="42Shawn/LLaVA-PruMerge, Apache-2.0",
+)
 
 
 @strategies.register("prumerge")
@@ -32,8 +43,6 @@ class PruMerge(Strategy):
     half of those that stay are evenly spaced instead.
 
     The budget counts the one more token, and is one for a sample, whatever its number of pictures.
-    Cost: O(k v d), for the likeness of keys and the mixing of hidden states; memory O(k v), for the
-    mixture, refused above 2^28 of it (16,384 of as many tokens, or 4,096 of 65,536).
 
     Deviations from the original: its count follows from outliers of the weights, here the budget
     does. The sum of the rest stands where the best weighted of them stood (there, behind all
@@ -46,9 +55,19 @@ class PruMerge(Strategy):
     """
 
     plus: bool = False
+    """PruMerge+: half of what stays is evenly spaced."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"class_match", "match_keys"})
-    paper: ClassVar[str] = "arXiv 2403.15388"
+    paper: ClassVar[Paper] = PAPER
+    formula: ClassVar[str] = (
+        "top k - 1 of softmax(q_cls K), each plus its 32 nearest, and the weighted sum of the rest"
+    )
+    cost: ClassVar[str] = (
+        "O(k v d), for the likeness of keys and the mixing of hidden states; memory O(k v), "
+        "for the mixture, refused above 2^28 of it (16,384 of as many tokens, or 4,096 of "
+        "65,536)"
+    )
+    mixes: ClassVar[bool] = True
 
     def plan(self, tokens: Tokens, budget: Sequence[int]) -> Plan:
         """The kept tokens with their neighbours, and the sum of the rest."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ class Random(Scorer):
     never on its batch mates, the device, or how often the model was called. Pass another `seed`
     to `reduce()` for another draw.
     """
+
+    formula: ClassVar[str] = "k tokens drawn without replacement"
+    cost: ClassVar[str] = "O(v log v)"
 
     def score(self, tokens: Tokens) -> Tensor:
         """(b, v) one draw per original token index."""

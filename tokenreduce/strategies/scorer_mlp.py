@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -22,10 +23,18 @@ class ScorerMLP(LearnedScorer):
     """
 
     hidden: int = 256
+    """Width of the network."""
     text: bool = False
+    """Whether it reads the question as well."""
     weights: str | None = None
+    """A safetensors file; null: untrained, which it says."""
     gate: GateKind = "straight_through"
+    """In training: straight_through | soft (fades tokens) | none (no gradient)."""
     temperature: float = 1.0
+    """Of the soft choice behind the gate."""
+
+    formula: ClassVar[str] = "top k of w · gelu(V norm(token) + Q mean(question))"
+    cost: ClassVar[str] = "O(v d w) for a network w wide"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""SparseVLM: visual token sparsification (arXiv 2410.04417, ICML 2025), section 3; SparseVLM+."""
+"""SparseVLM: visual token sparsification, section 3 of its paper; SparseVLM+."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenreduce.choice import blocks, dense
+from tokenreduce.paper import Paper
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.explicit import Explicit
 from tokenreduce.strategy import Positions, Strategy, select, strategies
@@ -17,6 +18,18 @@ from tokenreduce.tokens import Merge, Plan, Tokens, gather
 
 SHARE, MEMBERS, HEADS = 0.3, 10, 14
 """Of what is dropped this share is recycled, one cluster to so many tokens; heads of version 2."""
+
+PAPER = Paper(
+    key="zhang2025sparsevlm",
+    title="SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model Inference",
+    authors="Zhang, Yuan and Fan, Chun-Kai and Ma, Junpeng and Zheng, Wenzhao and Huang, Tao "
+    "and Cheng, Kuan and Gudovskiy, Denis and Okuno, Tomoyuki and Nakata, Yohei and "
+    "Keutzer, Kurt and Zhang, Shanghang",
+    year=2025,
+    arxiv="2410.04417",
+    venue="Proceedings of the International Conference on Machine Learning (ICML)",
+    code="Gumpest/SparseVLMs, Apache-2.0",
+)
 
 
 @strategies.register("sparsevlm")
@@ -34,18 +47,27 @@ class SparseVLM(Strategy):
 
     The budget counts merged tokens. A merged token stands in the place of its cluster's centre (the
     original puts them behind the kept ones). A sample without text behind its first visual token is
-    rated by its last token. Pictures of a sample share its budget. Cost: O(h t v) for t text
-    tokens, and O(r² d) for r recycled ones; memory O(h t v), and O(r²) up to 4,096 of them.
+    rated by its last token. Pictures of a sample share its budget.
 
     Raises:
         ValueError: another version than 1 or 2.
     """
 
     version: Literal[1, 2] = 1
+    """1: the paper, merges; 2: SparseVLM+, drops only, positions kept."""
     distance: bool = True
+    """Version 2: undo what rotation takes from attention over the distance."""
 
     reads_text: ClassVar[bool] = True
-    paper: ClassVar[str] = "arXiv 2410.04417"
+    paper: ClassVar[Paper] = PAPER
+    formula: ClassVar[str] = (
+        "top of the attention of words that match the picture, and clusters of the best of the rest"
+    )
+    cost: ClassVar[str] = (
+        "O(h t v) for t text tokens, and O(r² d) for r recycled ones; memory O(h t v), and "
+        "O(r²) up to 4,096 of them"
+    )
+    mixes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.version not in (1, 2):

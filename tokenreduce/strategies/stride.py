@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -17,6 +18,9 @@ from tokenreduce.tokens import Plan, Tokens
 @dataclass
 class Stride(Strategy):
     """Keep evenly spaced tokens in reading order: every second one at half the budget."""
+
+    formula: ClassVar[str] = "every (v / k)-th token"
+    cost: ClassVar[str] = "O(v log v)"
 
     def plan(self, tokens: Tokens, budget: Sequence[int]) -> Plan:
         """Token r of n is kept when r * k mod n < k: exactly k of them, evenly spread."""

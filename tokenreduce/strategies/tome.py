@@ -1,4 +1,4 @@
-"""Token Merging (arXiv 2210.09461, ICLR 2023), section 3: bipartite soft matching."""
+"""Token Merging, section 3 of its paper: bipartite soft matching."""
 
 from __future__ import annotations
 
@@ -13,10 +13,22 @@ from torch import Tensor
 from tokenreduce.checks import integer, sequence
 from tokenreduce.choice import blocks
 from tokenreduce.errors import did_you_mean
+from tokenreduce.paper import Paper
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
 from tokenreduce.strategy import Handed, TowerStrategy, strategies
 from tokenreduce.tokens import Merge, Plan, Tokens
+
+PAPER = Paper(
+    key="bolya2023token",
+    title="Token Merging: Your ViT But Faster",
+    authors="Bolya, Daniel and Fu, Cheng-Yang and Dai, Xiaoliang and Zhang, Peizhao and "
+    "Feichtenhofer, Christoph and Hoffman, Judy",
+    year=2023,
+    arxiv="2210.09461",
+    venue="International Conference on Learning Representations (ICLR)",
+    code="facebookresearch/ToMe, CC BY-NC 4.0",
+)
 
 
 @strategies.register("tome")
@@ -27,29 +39,39 @@ class ToMe(TowerStrategy):
     Every second token seeks the most similar one among the others (cosine of keys, mean over
     heads); the pairs that are most alike merge into a mean weighted by size. One round merges half
     of the tokens at most; where a budget asks for more, as in a decoder, rounds follow each other.
-    Cost: v² / 4 products of a head's width for each round; memory O(v d), and O(v²) up to 8,192
-    tokens.
-
-    Args:
-        r: tokens that leave in every layer of a tower, or a list with a number for each layer
-            (layers beyond it merge none); in towers that pack pictures, of every picture, frame or
-            window.
-        inflect: how `r` changes over the layers, -1 to 1: they start at r (1 - inflect) and end at
-            r (1 + inflect). 0 is constant.
-        prop_attn: a token that stands for n patches weighs n times in the tower's attention.
-        tower: where it works in a vision-language model. None: at decoder layers, where the
-            schedule decides how many leave, and attention stays as it is. Else in the vision tower,
-            where `r` decides and no schedule is asked: `"merged"` hands every group to the language
-            model once, `"spread"` at every place of its tokens.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"keys"})
-    paper: ClassVar[str] = "arXiv 2210.09461"
+    paper: ClassVar[Paper] = PAPER
+    formula: ClassVar[str] = (
+        "the pairs of most alike keys, between every second token and the others, merged to "
+        "their mean"
+    )
+    cost: ClassVar[str] = (
+        "v² / 4 products of a head's width for each round; memory O(v d), and O(v²) up to "
+        "8,192 tokens"
+    )
+    mixes: ClassVar[bool] = True
 
     r: int | Sequence[int] = 8
+    """Tokens that leave in each layer of a vision tower, or a list [8, 8, 4].
+
+    Layers beyond a list merge none. Where pictures are packed: of every picture, frame or window.
+    """
     inflect: float = 0.0
+    """-1 to 1: how r changes over the layers.
+
+    They start at r (1 - inflect) and end at r (1 + inflect).
+    """
     prop_attn: bool = True
+    """Attention in proportion to size, in a vision tower (Qwen, GLM, InternVL: false)."""
     tower: Handed | None = None
+    """null: at decoder layers; merged | spread: in the vision tower, where r decides.
+
+    At decoder layers the schedule decides how many leave, and attention stays as it is. In the
+    tower no schedule is asked: `"merged"` hands every group to the language model once, `"spread"`
+    at every place of its tokens.
+    """
 
     def __post_init__(self) -> None:
         if self.tower not in (None, *get_args(Handed)):

@@ -1,4 +1,4 @@
-"""VisionZip: longer is better but not necessary (arXiv 2412.04467, CVPR 2025), section 3."""
+"""VisionZip: longer is better but not necessary, section 3 of its paper."""
 
 from __future__ import annotations
 
@@ -11,10 +11,23 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tokenreduce.choice import blocks, candidates, elsewhere, kept
+from tokenreduce.paper import Paper
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
 from tokenreduce.strategy import Positions, Strategy, select, strategies
 from tokenreduce.tokens import Merge, Plan, Tokens, gather, keep_from_mask
+
+PAPER = Paper(
+    key="yang2025visionzip",
+    title="VisionZip: Longer is Better but Not Necessary in Vision Language Models",
+    authors="Yang, Senqiao and Chen, Yukang and Tian, Zhuotao and Wang, Chengyao and Li, "
+    "Jingyao and Yu, Bei and Jia, Jiaya",
+    year=2025,
+    arxiv="2412.04467",
+    venue="Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition "
+    "(CVPR)",
+    code="dvlab-research/VisionZip, Apache-2.0",
+)
 
 
 @strategies.register("visionzip")
@@ -26,9 +39,7 @@ class VisionZip(Strategy):
     spaced ones are targets; each other token goes to the target whose key in the tower is most like
     its own, and a contextual token is its target plus the mean of what went there: a sum of two. A
     picture's tokens go to its own targets, where it has any. The budget is one for a sample,
-    whatever its number of pictures. Cost: O(c v d) for c contextual tokens; memory O(v d).
-
-    `contextual` is the share of contextual tokens in the budget (30 of 192 in the paper).
+    whatever its number of pictures.
 
     Deviations from the original: the class token's own feature is not among the tokens of a stock
     model, so that the dominant ones are patches alone; contextual tokens stand where their targets
@@ -40,10 +51,16 @@ class VisionZip(Strategy):
     """
 
     contextual: float = 30 / 192
+    """Share of contextual tokens in the budget: 30 of 192 in the paper."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"class_attention", "tower_keys"})
     positions: ClassVar[Positions] = "compact"
-    paper: ClassVar[str] = "arXiv 2412.04467"
+    paper: ClassVar[Paper] = PAPER
+    formula: ClassVar[str] = (
+        "top of the class token's attention, and evenly spaced targets that take in the rest by key"
+    )
+    cost: ClassVar[str] = "O(c v d) for c contextual tokens; memory O(v d)"
+    mixes: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.contextual <= 1:

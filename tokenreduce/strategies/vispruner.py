@@ -1,4 +1,4 @@
-"""VisPruner: beyond text-visual attention (arXiv 2412.01818, ICCV 2025), section 4."""
+"""VisPruner: beyond text-visual attention, section 4 of its paper."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tokenreduce.choice import blocks, candidates, dense
+from tokenreduce.paper import Paper
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
 from tokenreduce.strategy import Positions, Strategy, select, strategies
@@ -23,6 +24,18 @@ LISTED = 32
 HALVINGS = 6
 """Rounds in which a queue of fewer than two rounds' tokens is gone, and one for a count rounded."""
 
+PAPER = Paper(
+    key="zhang2025beyond",
+    title="Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning "
+    "in VLMs",
+    authors="Zhang, Qizhe and Cheng, Aosong and Lu, Ming and Zhang, Renrui and Zhuo, Zhiyong "
+    "and Cao, Jiajun and Guo, Shaobo and She, Qi and Zhang, Shanghang",
+    year=2025,
+    arxiv="2412.01818",
+    venue="Proceedings of the IEEE/CVF International Conference on Computer Vision (ICCV)",
+    code="Theia-4869/VisPruner, Apache-2.0",
+)
+
 
 @strategies.register("vispruner")
 @dataclass
@@ -34,8 +47,7 @@ class VisPruner(Strategy):
     every second of them is held against those between, by the cosine of the tower's features, and
     the eight most alike to one of these leave; the queue goes on with those that were held, most
     alike first, and then the others. The question plays no part, and the tokens of all pictures of
-    a sample share its budget. Cost: O(v² d), and O(v²) in each of (v - k) / 8 rounds; of more than
-    4,096 tokens a round is O(v) and waits for the device. Memory O(v d), O(v²) up to that number.
+    a sample share its budget.
 
     As every round splits the queue anew, one swap of two nearly equal scores changes much of what
     is kept: expect other tokens from another device or precision. Deviation from the original: of
@@ -47,10 +59,18 @@ class VisPruner(Strategy):
     """
 
     important: float = 0.5
+    """Share of the budget that attention gives out; diversity has the rest."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"class_attention", "tower_features"})
     positions: ClassVar[Positions] = "compact"
-    paper: ClassVar[str] = "arXiv 2412.01818"
+    paper: ClassVar[Paper] = PAPER
+    formula: ClassVar[str] = (
+        "top of the class token's attention, and of the rest those that are least alike"
+    )
+    cost: ClassVar[str] = (
+        "O(v² d), and O(v²) in each of (v - k) / 8 rounds; of more than 4,096 tokens a round "
+        "is O(v) and waits for the device; memory O(v d), O(v²) up to that number"
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.important <= 1:

@@ -1,4 +1,4 @@
-"""VTW: visual tokens withdrawal (arXiv 2405.05803, AAAI 2025), section 3."""
+"""VTW: visual tokens withdrawal, section 3 of its paper."""
 
 from __future__ import annotations
 
@@ -7,10 +7,22 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from tokenreduce.paper import Paper
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
 from tokenreduce.strategy import Scorer, strategies
 from tokenreduce.tokens import Tokens
+
+PAPER = Paper(
+    key="lin2025boosting",
+    title="Boosting Multimodal Large Language Models with Visual Tokens Withdrawal for Rapid "
+    "Inference",
+    authors="Lin, Zhihang and Lin, Mingbao and Lin, Luxi and Ji, Rongrong",
+    year=2025,
+    arxiv="2405.05803",
+    venue="Proceedings of the AAAI Conference on Artificial Intelligence (AAAI)",
+    code="lzhxmu/VTW, no licence published",
+)
 
 
 @strategies.register("vtw")
@@ -22,7 +34,9 @@ class VTW(Scorer):
     nearest to the text.
     """
 
-    paper: ClassVar[str] = "arXiv 2405.05803"
+    paper: ClassVar[Paper] = PAPER
+    formula: ClassVar[str] = "the last k tokens; under its own schedule none"
+    cost: ClassVar[str] = "O(v log v)"
 
     def score(self, tokens: Tokens) -> Tensor:
         """(b, v) later tokens score higher."""

@@ -28,12 +28,12 @@ from tokenreduce.data.packing import Packer
 from tokenreduce.embedded.build import build_model, build_processor
 from tokenreduce.errors import BadOption
 from tokenreduce.files import atomic, first_process, write_json
+from tokenreduce.inference.naming import name_as_published
 from tokenreduce.tasks import tasks
 from tokenreduce.tasks.pretraining import align, language, tower
 from tokenreduce.tasks.pretraining.assess import assess
 from tokenreduce.tasks.pretraining.curriculum import Curriculum, at_level, blend_weights
 from tokenreduce.tasks.pretraining.stage import Stage, Tensors, run_stage
-from tokenreduce.training.naming import name_as_published
 
 # Each stage draws its training samples from its own range of sample numbers.
 FIRST_SAMPLE = {"tower": 0, "align": 10_000_000, "language": 20_000_000}

@@ -16,35 +16,38 @@ import random
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from tqdm.auto import tqdm
 
-from tokenreduce.config import build_scheduler, build_strategy, model_spec, public, refuse_shipped
+from tokenreduce.config import (
+    build_scheduler,
+    build_strategy,
+    model_spec,
+    plain,
+    public,
+    refuse_shipped,
+)
 from tokenreduce.data.conversations import Conversations, shapes_conversations
 from tokenreduce.data.encoding import Encoder
 from tokenreduce.data.rows import Conversation
 from tokenreduce.errors import BadOption, did_you_mean
-from tokenreduce.evaluation.intervals import clustered
 from tokenreduce.inference.loaded import load
-from tokenreduce.presets import check_name
+from tokenreduce.presets import check_name, stops_of
 from tokenreduce.profiling import (
     Cell,
     Cells,
     Meter,
-    Prices,
     Prompt,
-    Sensitivity,
     Stops,
     alone,
     candidates,
     conversation,
+    options,
     prompts_of,
     refine,
     sensitivity,
@@ -52,9 +55,9 @@ from tokenreduce.profiling import (
 )
 from tokenreduce.profiling.cells import MEASURES
 from tokenreduce.profiling.plot import draw
+from tokenreduce.profiling.summary import summary
 from tokenreduce.profiling.table import layers_table, schedules_table, way
 from tokenreduce.program.sources import conversations, file_questions
-from tokenreduce.scheduler import Scheduler
 from tokenreduce.tasks import tasks
 from tokenreduce.viz.quantities import counted
 
@@ -68,6 +71,7 @@ def profile(config: DictConfig, output: Path) -> dict[str, Any]:
     output: folder of this run.
     """
     task, given = config.task, build_scheduler(config)
+    options.check(plain(task))
     by = _measure(str(task.measure))
     check_name(str(task.preset), "task.preset")
     refuse_shipped("scheduler", str(task.preset), "task.preset")
@@ -108,7 +112,7 @@ def profile(config: DictConfig, output: Path) -> dict[str, Any]:
             int(task.trials),
             1 / int(task.grid),
         )
-    numbers = told(config, meter, cells, found, ranked, theirs, budget)
+    numbers = summary(meter, cells, found, ranked, theirs, budget, by)
     best = ranked[0]
     preset = write_preset(output, str(task.preset), best.stops, comments(config, numbers))
     numbers["preset"] = str(preset)
@@ -154,84 +158,12 @@ def _questions(config: DictConfig, limit: int) -> Iterator[Conversation]:
     return (rows[i] for i in order)
 
 
-def stops_of(scheduler: Scheduler, depth: int) -> Stops:
-    """Layers and shares of a scheduler for a decoder of `depth` layers."""
-    return tuple((stop.layer, stop.keep) for stop in scheduler.stops(depth))
-
-
 def about(config: DictConfig, meter: Meter) -> dict[str, Any]:
     """What a cell depends on."""
     names = ("model", "data", "strategy", "positions", "seed", "min_tokens")
     parts = public(OmegaConf.masked_copy(config, list(names)), apart=True)
     task = {key: config.task[key] for key in ("samples", "tokens", "batch", "draws")}
     return {**parts, **task, **meter.fingerprint()}
-
-
-def told(
-    config: DictConfig,
-    meter: Meter,
-    cells: Cells,
-    found: Sensitivity,
-    ranked: Sequence[Cell],
-    theirs: Stops,
-    budget: float,
-) -> dict[str, Any]:
-    """The numbers of `result.json`."""
-    prices, by = meter.prices, str(config.task.measure)
-    whole = cells[()]
-
-    def row(cell: Cell) -> dict[str, Any]:
-        known = all(layer in found.layers and k >= found.keeps[0] for layer, k in cell.stops)
-        return {
-            **_plain(cell, meter),
-            "flops_share": round(prices.share(cell.stops), 6),
-            "predicted": round(found.predicted(cell.stops), 6) if known else None,
-            "loss": round(cell.loss(by) - whole.loss(by), 6),
-        }
-
-    schedules = [row(cell) for cell in ranked]
-    return {
-        "measure": by,
-        "budget": budget,
-        "convention": prices.convention,
-        "depth": prices.depth,
-        "prompts": len(meter.prompts),
-        "pictures": len(set(meter.pictures.tolist())),
-        "tokens": {
-            "visual": _mean(prices, 0),
-            "text": _mean(prices, 1),
-        },
-        "layers": list(found.layers),
-        "keeps": sorted(found.keeps, reverse=True),
-        "full": _plain(whole, meter),
-        "sensitivity": [row(cells[((a, k),)]) for a in found.layers for k in found.keeps],
-        "given": row(cells[theirs]),
-        "found": schedules[0],
-        "schedules": schedules,
-        "additivity": additivity([r for r in schedules if len(r["stops"]) > 1]),
-        "cells": str(cells.path),
-        "seconds_measuring": round(sum(cell.seconds for cell in cells), 1),
-    }
-
-
-def additivity(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """How well losses that add up foretell those of several stops; None where too few are known.
-
-    `error` is the mean difference (measured less predicted), `absolute` its mean size, `rank` the
-    correlation of ranks (Spearman).
-    """
-    pairs = [(r["predicted"], r["loss"]) for r in rows if r["predicted"] is not None]
-    if len(pairs) < 3:
-        return None
-    predicted, measured = np.array(pairs).T
-    one, other = _ranks(predicted), _ranks(measured)
-    flat = np.ptp(one) == 0 or np.ptp(other) == 0
-    return {
-        "schedules": len(pairs),
-        "error": round(float((measured - predicted).mean()), 6),
-        "absolute": round(float(np.abs(measured - predicted).mean()), 6),
-        "rank": None if flat else round(float(np.corrcoef(one, other)[0, 1]), 4),
-    }
 
 
 def comments(config: DictConfig, numbers: dict[str, Any]) -> list[str]:
@@ -244,28 +176,6 @@ def comments(config: DictConfig, numbers: dict[str, Any]) -> list[str]:
         f"{counted(numbers['prompts'], 'question')}, JSD {best['jsd']:.4f} bits; "
         f"{way(given['stops'])}: {given['jsd']:.4f} at {given['flops_share']:.4f}.",
     ]
-
-
-def _plain(cell: Cell, meter: Meter) -> dict[str, Any]:
-    """A cell without what each prompt gave; intervals, drawn over pictures, in its place."""
-    row = {key: value for key, value in asdict(cell).items() if key != "each"}
-    for key, values in cell.each.items():
-        bounds = clustered(np.array(values), meter.pictures)
-        row[f"{key}_interval"] = [float(f"{x:.4g}") for x in bounds]
-    return row
-
-
-def _mean(prices: Prices, which: int) -> float:
-    total = sum(key[which] * number for key, number in prices.counts.items())
-    return round(total / sum(prices.counts.values()), 2)
-
-
-def _ranks(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Ranks from 0; equal values share theirs."""
-    less = (values[:, None] > values[None]).sum(axis=1)
-    equal = (values[:, None] == values[None]).sum(axis=1)
-    shared: np.ndarray[Any, Any] = less + (equal - 1) / 2
-    return shared
 
 
 def _measure(name: str) -> str:

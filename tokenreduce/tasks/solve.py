@@ -24,15 +24,8 @@ from tokenreduce import presets
 from tokenreduce.checks import integer
 from tokenreduce.config import build_recipe, model_spec, refuse_shipped
 from tokenreduce.cost import (
-    Cost,
-    DecoderShape,
     Grid,
-    ModelCost,
-    activations,
-    average_tokens,
     connector_of,
-    cost,
-    model_cost,
     shape_of,
     tower_of,
 )
@@ -41,6 +34,7 @@ from tokenreduce.inference.loaded import read_sizes
 from tokenreduce.program.rules import chosen, rule_of
 from tokenreduce.solving import fallback, table, timing
 from tokenreduce.solving.search import by_share
+from tokenreduce.solving.summary import summary
 from tokenreduce.tasks import tasks
 
 TARGETS = ("average", "flops", "kv_bytes", "ms")
@@ -66,7 +60,15 @@ def solve(config: DictConfig, output: Path) -> dict[str, Any]:
         visual, text = visual_tokens(config, sizes), int(config.task.text)
         scheduler = by_target(config, sizes, {target: goal}, visual, text)
         rule = tr.schedulers.name_of(scheduler)
-    answer = told(config, sizes, scheduler, visual, text)
+    answer = summary(
+        sizes,
+        scheduler,
+        visual,
+        text,
+        pictures(config),
+        convention=str(config.task.convention),
+        width=float(config.task.bytes_per_value),
+    )
     if ms is not None:
         points = [[share, took] for share, took in ms.points.items()]
         answer["ms"] = {
@@ -199,58 +201,6 @@ def pictures(config: DictConfig) -> int | list[Grid]:
     return [Grid(row[-2], row[-1], frames=row[0] if len(row) == 3 else 1) for row in sides]
 
 
-def told(
-    config: DictConfig, sizes: Any, scheduler: tr.Scheduler, visual: int, text: int
-) -> dict[str, Any]:
-    """A schedule and what it costs, as plain data.
-
-    The vision tower is left out where its sizes are not known, or where nobody says which pictures
-    it is given.
-    """
-    shape = shape_of(sizes)
-    convention, width = str(config.task.convention), float(config.task.bytes_per_value)
-    made = scheduler.stops(shape.layers)
-    price = cost(shape, made, visual, text, convention, width)
-    unknown, whole_model = None, None
-    try:
-        whole_model = model_cost(
-            sizes,
-            made,
-            pictures(config),
-            visual,
-            text,
-            convention=convention,
-            bytes_per_value=width,
-        )
-    except ValueError as error:
-        unknown = str(error)
-    return {
-        "scheduler": tr.schedulers.node(scheduler),
-        "stops": [[stop.layer, stop.keep, stop.count(visual)] for stop in made],
-        "visual": visual,
-        "text": text,
-        "stages": stages(price.tokens_per_layer, text),
-        "average_tokens": average_tokens(made, shape.layers, visual),
-        "flops_share": price.share,
-        "kv_share": price.kv_bytes / price.kv_bytes_full,
-        "model_share": None if whole_model is None else whole_model.share,
-        "flops": _flops(price, whole_model),
-        "bytes": _bytes(shape, price, visual + text, whole_model, width),
-        "tower_unknown": unknown,
-    }
-
-
-def stages(tokens: Sequence[int], text: int) -> list[dict[str, Any]]:
-    """Runs of layers that work on the same number of visual tokens."""
-    found: list[dict[str, Any]] = []
-    for layer, n in enumerate(tokens):
-        if found and found[-1]["visual"] == n - text:
-            found[-1]["layers"][1] = layer
-        else:
-            found.append({"layers": [layer, layer], "visual": n - text})
-    return found
-
-
 def by_time(
     config: DictConfig, goal: float, rule: str, options: dict[str, Any]
 ) -> tuple[timing.Found, Any, int, int]:
@@ -292,34 +242,3 @@ def by_time(
     found = timing.find(goal, first[0], points, measure, same, int(config.task.tries))
     found.clock = Clock(one.model.device).name
     return found, sizes, prompt.visual, prompt.text
-
-
-def _flops(price: Cost, whole_model: ModelCost | None) -> list[list[Any]]:
-    """Rows of a table: name, unreduced, reduced."""
-    if whole_model is None:
-        per_mac = price.flops_full // price.macs_full if price.macs_full else 1
-        rows = [
-            ("decoder layers", price.flops_full, price.flops),
-            ("token selection, at most", 0, per_mac * price.selection_macs),
-        ]
-    else:
-        rows = whole_model.rows()
-        rows.append(("whole model", whole_model.flops_full, whole_model.flops))
-    return [list(row) for row in rows]
-
-
-def _bytes(
-    shape: DecoderShape, price: Cost, full: int, whole_model: ModelCost | None, width: float
-) -> list[list[Any]]:
-    """The same of bytes: the cache, and the activations of a prefill and of training."""
-    if whole_model is None:
-        before = activations(shape, (full,) * shape.layers, width)
-        after = activations(shape, price.tokens_per_layer, width)
-    else:
-        before, after = whole_model.activations_full, whole_model.activations
-    return [
-        ["KV cache", price.kv_bytes_full, price.kv_bytes],
-        ["activations of a prefill", before.prefill, after.prefill],
-        ["activations kept in training", before.stored, after.stored],
-        ["the same, checkpointed", before.checkpointed, after.checkpointed],
-    ]

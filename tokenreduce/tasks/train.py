@@ -11,19 +11,15 @@ Writes checkpoints, and at the end `checkpoint/` (the best weights, the processo
 from __future__ import annotations
 
 import json
-import shutil
-import sys
 import time
 import warnings
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from transformers import Trainer, TrainingArguments, set_seed
@@ -35,11 +31,10 @@ from tokenreduce.data.encoding import Collator, EncodedDataset, Encoder
 from tokenreduce.errors import BadOption
 from tokenreduce.files import finite, first_process, write_text
 from tokenreduce.inference.loaded import load, model_source
-from tokenreduce.integrations.trainer import PREFIX, follow
+from tokenreduce.integrations.trainer import follow
 from tokenreduce.program.sources import Data, conversations
 from tokenreduce.recipe import Logits
 from tokenreduce.tasks import tasks
-from tokenreduce.training.arguments import arguments
 from tokenreduce.training.parts import adapted, check_peft, freeze
 from tokenreduce.training.plot import draw
 from tokenreduce.training.resuming import (
@@ -48,15 +43,15 @@ from tokenreduce.training.resuming import (
     check_same,
     drop_parts,
     export,
-    fault,
     finished,
     newest_whole,
 )
+from tokenreduce.training.summary import best_of, measured_now, numbers, save_beside, skipped
 from tokenreduce.training.table import summary
+from tokenreduce.training.trainer_arguments import arguments
 
 SKIPPED = "skipped.jsonl"
 HALF = ("bfloat16", "float16")
-LOGGED = ("kept_share", "flops_share", "tokens_per_second")
 
 
 @tasks.register("train")
@@ -127,14 +122,6 @@ def train(config: DictConfig, output: Path) -> dict[str, Any]:
     }
     Console().print(summary(told, f"{recipe.strategy}, {recipe.schedule}"))
     return told
-
-
-def save_beside(reduction: tr.Reduction, best: Path | None, folder: Path) -> None:
-    """Writes the reduction beside exported weights; a learned one as it was when they were best."""
-    reduction.save(folder)
-    if best is not None:
-        for name in (FILE, WEIGHTS):
-            shutil.copy2(best / name, folder / name)
 
 
 def settings_of(config: DictConfig, folder: Path, measured: bool) -> TrainingArguments:
@@ -237,81 +224,3 @@ def make_trainer(
         # the trainer shifts labels for models that it knows to be causal: of text alone
         trainer.label_smoother = partial(trainer.label_smoother, shift_labels=True)
     return trainer
-
-
-def measured_now(trainer: Trainer) -> bool:
-    """Whether the held-out loss was measured after the last step."""
-    steps = [row["step"] for row in trainer.state.log_history if "eval_loss" in row]
-    return trainer.state.global_step in steps
-
-
-def best_of(trainer: Trainer, also: Sequence[str] = ()) -> Path | None:
-    """The checkpoint with the least held-out loss; None where it is the last or none is known.
-
-    Warns of one whose files, `also` among them, are missing or cut short: the last weights are
-    exported then.
-    """
-    name = trainer.state.best_model_checkpoint
-    if name is None or not Path(name).is_dir():
-        return None
-    if reason := fault(Path(name), also):
-        if first_process():
-            warnings.warn(
-                f"the best checkpoint, {name}, is not whole ({reason}): checkpoint/ gets the last "
-                "weights in its place",
-                stacklevel=2,
-            )
-        return None
-    return Path(name)
-
-
-def skipped(before: Sequence[tuple[str, str]], log: Path) -> dict[str, Any]:
-    """How many rows were left out for which reason, and which: when read, and when encoded."""
-    found = list(before)
-    if log.exists():
-        rows = [json.loads(line) for line in log.read_text().splitlines()]
-        found += [(row["name"], row["reason"]) for row in rows]
-    counts = Counter(reason for _, reason in found)
-    names = sorted(name for name, _ in found)
-    return {"rows": len(found), "reasons": dict(counts), "names": names[:1000]}
-
-
-def numbers(trainer: Trainer, seconds: float) -> dict[str, Any]:
-    """What the training came to."""
-    history = trainer.state.log_history
-    losses = [row["loss"] for row in history if "loss" in row]
-    measured = [row["eval_loss"] for row in history if "eval_loss" in row]
-    mean = next((row["train_loss"] for row in reversed(history) if "train_loss" in row), None)
-    parameters = list(trainer.model.parameters())
-    return {
-        "parameters": {
-            "trained": sum(p.numel() for p in parameters if p.requires_grad),
-            "all": sum(p.numel() for p in parameters),
-        },
-        "processes": trainer.args.world_size,
-        "device": str(trainer.args.device),
-        "steps": trainer.state.global_step,
-        "seconds": round(seconds, 2),
-        "loss": {"first": losses[0], "last": losses[-1], "mean": mean} if losses else None,
-        "held_out_loss": {"best": min(measured), "last": measured[-1]} if measured else None,
-        **{name: averaged(history, PREFIX + name) for name in LOGGED},
-        "peak_memory_bytes": peak_memory(trainer.args.device),
-    }
-
-
-def averaged(history: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    """The mean of a number over the logs that have it."""
-    found = [float(row[name]) for row in history if row.get(name) is not None]
-    return sum(found) / len(found) if found else None
-
-
-def peak_memory(device: torch.device) -> int | None:
-    """Bytes of the GPU that were taken at most, or of this process; None where nobody counts."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -20,10 +20,11 @@ from tokenreduce.learned import LearnedStrategy
 from tokenreduce.strategy import Strategy
 from tokenreduce.testing.devices import plan_without_values
 from tokenreduce.testing.memory import Largest, few_pairs, largest
-from tokenreduce.tokens import EVIDENCE, PLACES, Plan, Tokens
+from tokenreduce.tokens import EVIDENCE, PLACES, Plan, Tokens, kind_of
 
 WIDTH, HEADS = 8, 3
 LENGTHS = {"h": HEADS, "d": WIDTH, "l": 11, "e": 4, "t": 6}
+Measured = Mapping[str, Callable[[], Tensor]]
 FILLER = 50.0
 """What stands at padding."""
 SHARES = ("attention", "received", "class_match")
@@ -81,8 +82,10 @@ TILES = (
 BATCHES = (GRIDS, LINES, GRIDS[:1])
 
 
-def tokens_of(samples: Sequence[Sample], layer: int = 2, gap: int = 0) -> Tokens:
-    """The tokens of a batch; `gap` adds that much padding."""
+def tokens_of(
+    samples: Sequence[Sample], layer: int = 2, gap: int = 0, needs: Iterable[str] = ()
+) -> Tokens:
+    """The tokens of a batch with `gap` more padding; all evidence, and a tower's in layers."""
     counts = tuple(len(sample) for sample in samples)
     v = max(counts) + gap
     valid = torch.arange(v) < torch.tensor(counts)[:, None]
@@ -97,22 +100,19 @@ def tokens_of(samples: Sequence[Sample], layer: int = 2, gap: int = 0) -> Tokens
         original=max(counts),
         layer=layer,
         separators=max(sum(int(p.separator.sum()) for p in s.pictures) for s in samples),
-        evidence=_evidence(samples, v),
+        evidence=_evidence(samples, v, needs),
     )
 
 
-def _evidence(samples: Sequence[Sample], v: int) -> Mapping[str, Callable[[], Tensor]]:
+def _evidence(samples: Sequence[Sample], v: int, needs: Iterable[str]) -> Measured:
     """Every kind of evidence that has a shape; what is a share is positive."""
-    found: dict[str, Callable[[], Tensor]] = {}
-    for name in EVIDENCE:
-        if _dims(name):
-            found[name] = partial(_measured, samples, name, _dims(name), v)
-    return found
+    names = (name for name in dict.fromkeys([*EVIDENCE, *needs]) if _dims(name))
+    return {name: partial(_measured, samples, name, _dims(name), v) for name in names}
 
 
 def _measured(samples: Sequence[Sample], name: str, dims: tuple[str, ...], v: int) -> Tensor:
     x = _stacked(samples, name, dims, v)
-    if "True" in EVIDENCE[name]:
+    if "True" in EVIDENCE[kind_of(name)]:
         return (x > 0) & (x < FILLER)
     return x.sigmoid() if any(word in name for word in SHARES) else x
 
@@ -160,7 +160,7 @@ def _taken(name: str, make: Callable[[], Tensor], keep: Tensor) -> Tensor:
 
 def _dims(name: str) -> tuple[str, ...]:
     """The axes of a kind of evidence after b, as its entry in EVIDENCE says; none without one."""
-    shape = re.match(r"\(b, ([a-z, ]+)\)", EVIDENCE[name])
+    shape = re.match(r"\(b, ([a-z, ]+)\)", EVIDENCE[kind_of(name)])
     return tuple(shape[1].split(", ")) if shape else ()
 
 
@@ -235,11 +235,12 @@ def writes_to_nothing(strategy: Strategy) -> None:
 def stands_alone(strategy: Strategy) -> None:
     """Neither padding nor the other samples of a batch change what is kept of a sample."""
     for samples in (GRIDS, LINES):
-        for budget in _budgets(strategy, tokens_of(samples)):
-            together = _twice(strategy, tokens_of(samples), budget)
+        for budget in _budgets(strategy, tokens_of(samples, needs=strategy.needs)):
+            together = _twice(strategy, tokens_of(samples, needs=strategy.needs), budget)
             for i, sample in enumerate(samples):
                 for gap in (0, 3) if len(sample) else ():
-                    alone = _twice(strategy, tokens_of([sample], gap=gap), budget[i : i + 1])
+                    one = tokens_of([sample], gap=gap, needs=strategy.needs)
+                    alone = _twice(strategy, one, budget[i : i + 1])
                     for stop, (plan, other) in enumerate(zip(together, alone, strict=False)):
                         said = f"{strategy}, sample {i}, {gap} fillers, stop {stop}, {budget}"
                         _same_choice(said, plan, i, other)
@@ -271,7 +272,7 @@ def _same_choice(said: str, plan: Plan, i: int, alone: Plan) -> None:
 def keeping_all_is_the_identity(strategy: Strategy) -> None:
     """With all tokens in the budget every token is kept as it is."""
     for samples in (GRIDS, LINES):
-        tokens = tokens_of(samples)
+        tokens = tokens_of(samples, needs=strategy.needs)
         plan = strategy.plan(tokens, tokens.counts)
         merged = plan.merge(tokens.hidden)
         for i, index in enumerate(kept_rows(plan)):
@@ -301,7 +302,7 @@ def separators_follow_their_row(strategy: Strategy) -> None:
 
 def asks_for_no_values_and_stays_on_its_device(strategy: Strategy) -> None:
     """No tensor is asked for its values (`.item()`, `if x:`, `x[mask]`), none is made elsewhere."""
-    tokens = tokens_of((LINES[0], GRIDS[1], LINES[2]))
+    tokens = tokens_of((LINES[0], GRIDS[1], LINES[2]), needs=strategy.needs)
     budget = _budgets(strategy, tokens)[2 if strategy.reduces else 0]
     plan_without_values(strategy, tokens, budget, isinstance(strategy, LearnedStrategy))
 
@@ -325,7 +326,7 @@ def memory_grows_linearly(strategy: Strategy) -> None:
 
 def _most(strategy: Strategy, side: int, share: float) -> Largest | None:
     """The largest tensor of a plan for 16 x `side` tokens; None where its mix grows with k."""
-    tokens = tokens_of([Sample([Picture.grid(16, side)], 9)])
+    tokens = tokens_of([Sample([Picture.grid(16, side)], 9)], needs=strategy.needs)
     measured = {name: make() for name, make in tokens.evidence.items()}
     tokens = replace(tokens, evidence={n: partial(_same, x) for n, x in measured.items()})
     budget = (max(20, int(16 * side * share)),) if strategy.reduces else tokens.counts
@@ -381,13 +382,13 @@ def _asked(strategy: Strategy) -> list[tuple[Tokens, tuple[int, ...]]]:
     """Every batch with every budget."""
     found = []
     for samples in BATCHES:
-        tokens = tokens_of(samples)
+        tokens = tokens_of(samples, needs=strategy.needs)
         every = _budgets(strategy, tokens)
         found += [(tokens, budget) for budget in every]
         for budget in every[2:4]:  # and again at the next stop, of what is left
             later = after(tokens, strategy.plan(tokens, budget), budget)
             found += [(later, more) for more in _budgets(strategy, later)]
-    tokens = tokens_of(TILES)
+    tokens = tokens_of(TILES, needs=strategy.needs)
     while strategy.reduces and max(tokens.counts) > 1:  # a pyramid, down to one token
         budget = (tokens.counts[0] // 2,)
         found.append((tokens, budget))

@@ -18,6 +18,8 @@ SMALL = {
 }
 KINDS = ("clip", "clip_projected", "clip_both", "siglip", "vit", "deit", "timm", "timm_distilled")
 """Every kind of encoder that `encoder` makes; 64 patches each."""
+SCORING = ("q_proj.w", "k_proj.w", "qkv.w", "query.w", "key.w")
+"""Weights of queries and keys; ViT's have the last two names up to transformers 5.8."""
 
 
 def encoder(kind: str, seed: int = 0, attention: str = "sdpa") -> nn.Module:
@@ -57,7 +59,7 @@ def encoder(kind: str, seed: int = 0, attention: str = "sdpa") -> nn.Module:
         model = form._from_config(hf.CLIPVisionConfig(**SMALL), attn_implementation=attention)
     with torch.no_grad():  # attention of random weights is flat; a merge should depend on it
         for name, value in model.named_parameters():
-            if any(part in name for part in ("q_proj.w", "k_proj.w", "qkv.w")):
+            if any(part in name for part in SCORING):
                 value.mul_(3)
     return model.eval()  # type: ignore[no-any-return]
 
@@ -82,16 +84,27 @@ def from_transformers(model: Any) -> nn.Module:
     pairs["patch_embed.proj"] = parts.patch_embeddings.projection
     pairs |= {"norm": inner.layernorm, "head": model.classifier}
     found = {"cls_token": parts.cls_token, "pos_embed": parts.position_embeddings}
-    for i, layer in enumerate(inner.layers):
+    for i, layer in enumerate(inner.layers if hasattr(inner, "layers") else inner.encoder.layer):
         at = f"blocks.{i}."
         pairs |= {at + "norm1": layer.layernorm_before, at + "norm2": layer.layernorm_after}
-        pairs |= {at + "mlp.fc1": layer.mlp.fc1, at + "mlp.fc2": layer.mlp.fc2}
-        attention = layer.attention
-        pairs[at + "attn.proj"] = attention.o_proj
-        three = (attention.q_proj, attention.k_proj, attention.v_proj)
+        three, rest = _linear(layer)
+        pairs |= {f"{at}{name}": module for name, module in rest.items()}
         for kind in ("weight", "bias"):
             found[f"{at}attn.qkv.{kind}"] = torch.cat([getattr(x, kind) for x in three])
     for name, module in pairs.items():
         found |= {f"{name}.{kind}": value for kind, value in module.named_parameters()}
     twin.load_state_dict({name: value.detach() for name, value in found.items()})
     return twin.eval()  # type: ignore[no-any-return]
+
+
+def _linear(layer: Any) -> tuple[tuple[Any, Any, Any], dict[str, Any]]:
+    """Queries, keys and values of a layer of ViT, and its other matrices by timm's names."""
+    outer = layer.attention
+    if hasattr(layer, "mlp"):
+        three, out = (outer.q_proj, outer.k_proj, outer.v_proj), outer.o_proj
+        mlp = (layer.mlp.fc1, layer.mlp.fc2)
+    else:  # transformers up to 5.8
+        inner, out = outer.attention, outer.output.dense
+        three = (inner.query, inner.key, inner.value)
+        mlp = (layer.intermediate.dense, layer.output.dense)
+    return three, {"attn.proj": out, "mlp.fc1": mlp[0], "mlp.fc2": mlp[1]}

@@ -195,7 +195,7 @@ def serves(family: Family, strategy: str) -> bool:
     if strategy not in tokenreduce.strategies:
         return True
     needs = _needs(tokenreduce.strategies[strategy])
-    return needs <= tokenreduce.adapters[family.adapter].evidence
+    return not tokenreduce.adapters[family.adapter].unmeasured(needs)
 
 
 @cache

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from tokenreduce.engine.call import cache_of, with_cache
+from tokenreduce.engine.contract import aligned_loss
+from tokenreduce.errors import ContractError
 from tokenreduce.learned import LearnedStrategy
 from tokenreduce.scheduler import Stop
 from tokenreduce.strategy import Strategy
@@ -131,9 +133,15 @@ STYLES: Mapping[str, Style] = MappingProxyType(
 
 
 def text_logits_give_the_same_loss(trial: Trial) -> None:
-    """`logits="text"` saves work and changes neither the loss nor the last token's logits."""
+    """`logits="text"` saves work and changes neither the loss nor the last token's logits.
+
+    A model whose loss takes no aligned labels (some up to transformers 5.16) refuses them.
+    """
     given = trial.batch("left")
     losses, last = [], []
+    if not aligned_loss(trial.model):
+        refusal(trial, ContractError, 'logits="full"', partial(_labelled, trial, given))
+        return
     for logits in ("full", "text"):
         with trial.reduce(logits=logits) as reduction, torch.no_grad():
             out = given.run(trial.model, reduction, use_cache=False, labels=given.labels)
@@ -141,6 +149,11 @@ def text_logits_give_the_same_loss(trial: Trial) -> None:
         last.append(out.logits[:, -1])
     close("text logits, loss", trial, losses[1], losses[0])
     close("text logits, last token", trial, last[1], last[0])
+
+
+def _labelled(trial: Trial, given: Batch) -> None:
+    with trial.reduce(logits="text") as reduction, torch.no_grad():
+        given.run(trial.model, reduction, use_cache=False, labels=given.labels)
 
 
 def answers_change_no_choice(trial: Trial) -> None:

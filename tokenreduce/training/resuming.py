@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerState
 
 from tokenreduce.errors import BadOption
 from tokenreduce.files import atomic, first_process, parse_json
-from tokenreduce.training.naming import name_as_published
+from tokenreduce.inference.naming import name_as_published
 
 STATE = "trainer_state.json"
 """What the trainer writes last of a checkpoint."""

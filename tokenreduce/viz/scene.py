@@ -81,7 +81,7 @@ def scenes(
     Raises:
         ValueError: another number of pictures than the sample has.
     """
-    found = reduction.places[sample]
+    found = reduction.pictures[sample]
     if len(found) != len(pictures):
         raise BadOption(
             f"the sample has {counted(len(found), 'picture')}, but {len(pictures)} were given to "
@@ -95,7 +95,7 @@ def scenes(
         start = part.stop
         if isinstance(shown, Image.Image):
             image, frames = shown, 1
-            if processor is not None:
+            if processor is not None and reduction.adapter is not None:
                 view = reduction.adapter.view(processor, shown.width, shown.height)
                 picture = picture.inside(view)
             boxes = picture.box.double().numpy()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenreduce.engine.hooks import Hook, bind
-from tokenreduce.engine.merging import CARRIED, Here, Merged, Merging
+from tokenreduce.engine.tower.merging import CARRIED, LayerState, Merged, Merging
 from tokenreduce.tokens import Merge, Places, Plan, Tokens
 from tokenreduce.tower import PackedTower
 
@@ -98,7 +98,7 @@ class PackedMerging(Merging):
         blocks = [tuple(lengths), *behind]
         return PackedMerged.nothing(totals, 1, x.shape[-2], x.device, blocks=blocks, seen={})
 
-    def _plan(self, x: Tensor, here: Here, keys: Tensor) -> Plan:
+    def _plan(self, x: Tensor, here: LayerState, keys: Tensor) -> Plan:
         merged, device = here.merged, x.device
         assert isinstance(merged, PackedMerged)  # `_nothing` made it
         have, left = merged.blocks[here.layer], merged.blocks[here.layer + 1]

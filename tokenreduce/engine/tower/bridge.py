@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenreduce.engine.hooks import Hook
-from tokenreduce.engine.merging import Merged
+from tokenreduce.engine.tower.merging import Merged
 from tokenreduce.geometry import Picture
 from tokenreduce.tokens import Merge, Plan
 from tokenreduce.tower import Tower
@@ -29,7 +29,7 @@ GROUP = "tower_group"
 """Under which a picture carries the group of each token; separators have groups of their own."""
 
 
-class Inside:
+class TowerBridge:
     """Spreads what leaves a tower whose layers merge, and tells pictures their groups.
 
     Args:
@@ -134,7 +134,7 @@ def _ranked(number: Tensor) -> Tensor:
 
 def _of(picture: Picture, groups: Tensor) -> Tensor:
     """(v,) the group of every token; a separator, which is of no patch, stays alone."""
-    assert picture.patches is not None  # adapters that merge say which patch a token is
+    assert picture.patches is not None  # `check_patches` saw to it
     patch = picture.patches[:, 0]
     alone = -1 - torch.arange(len(patch))
     return torch.where(patch < 0, alone, groups[patch.clamp(min=0)])

@@ -1,74 +1,16 @@
-"""Writes the tables of strategies, schedulers and model families into the documentation.
-
-    python scripts/generate_docs.py            # write them
-    python scripts/generate_docs.py --check    # only say whether they are up to date
-
-The registries are the source: what is registered is in the tables. A table stands between
-`<!-- generated: NAME -->` and `<!-- end -->` in README.md and in the pages of docs/. The files of
-the example plug-in are put into its page in the same way.
-"""
+"""Tables of what is registered: strategies, schedulers, families, evidence, laws."""
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-import re
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-import leaderboard_tables
-import study_tables
-import version_tables
+from facts import need, options, paper, schedule, summary
 from markdown import table
 
 import tokenreduce as tr
 
 ROOT = Path(__file__).resolve().parents[1]
-DEPTH = 32
-"""Layers that a schedule of many stops is shown for."""
-FEW = 6
-"""Stops that a table writes out."""
-BLOCK = re.compile(r"(<!-- generated: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
-def main(arguments: list[str]) -> int:
-    """Write every table, or with `--check` only compare; returns the exit code."""
-    if set(arguments) - {"--check"}:
-        print("usage: python scripts/generate_docs.py [--check]", file=sys.stderr)
-        return 2
-    stale = [path for path in pages() if render(path.read_text(), path) != path.read_text()]
-    if "--check" in arguments:
-        for path in stale:
-            print(f"{path.relative_to(ROOT)} is out of date: run python scripts/generate_docs.py")
-        print(f"{len(pages())} pages checked, {len(stale)} out of date")
-        return 1 if stale else 0
-    for path in stale:
-        path.write_text(render(path.read_text(), path))
-        print(f"written: {path.relative_to(ROOT)}")
-    return 0
-
-
-def pages() -> list[Path]:
-    """The files that may hold generated tables."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-
-
-def render(text: str, path: Path) -> str:
-    """`text` with the content of every generated block made anew.
-
-    Raises:
-        KeyError: a block of an unknown name.
-    """
-
-    def fill(found: re.Match[str]) -> str:
-        name = found["name"]
-        if name not in TABLES:
-            raise KeyError(f"{path}: no table {name!r} (known: {', '.join(TABLES)})")
-        return f"{found[1]}{TABLES[name]()}\n{found[3]}"
-
-    return BLOCK.sub(fill, text)
 
 
 def strategies() -> str:
@@ -88,8 +30,8 @@ def methods() -> str:
         ("strategy", "evidence", "acts in", "reads the question", "positions", "paper"),
         (
             (
-                link(kind, "reference/strategies.md", name),
-                ", ".join(f"`{need}`" for need in sorted(kind().needs)) or "none",
+                f"[`{name}`](methods/{name}.md)",
+                ", ".join(map(need, sorted(kind().needs))) or "none",
                 kind.site,
                 "yes" if kind().reads_text else "no",
                 f"`{kind().positions}`",
@@ -177,7 +119,7 @@ def conformance() -> str:
         model = shared_model(family, FAMILIES[family].attentions[0])
         missing = tr.adapters[FAMILIES[family].adapter]().lacks(kind().needs, model)
         names, runs = tried[family]
-        return f"no `{min(missing)}`" if missing else f"{len(names)} / {runs}"
+        return f"no {need(min(missing))}" if missing else f"{len(names)} / {runs}"
 
     return table(
         ("model", *(f"`{name}`" for name in tr.strategies)),
@@ -267,74 +209,4 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "plugin-tests": lambda: plugin("tests/test_norm.py", "python"),
     "plugin-project": lambda: plugin("pyproject.toml", "toml"),
     "plugin-option": lambda: plugin("tokenreduce_norm/conf/strategy/norm.yaml", "yaml"),
-    **study_tables.TABLES,
-    **leaderboard_tables.TABLES,
-    **version_tables.TABLES,
 }
-
-
-def summary(kind: Any) -> str:
-    """The first sentence of a class's docstring, on one line."""
-    text = " ".join((inspect.getdoc(kind) or "").split("\n\n")[0].split())
-    return re.split(r"(?<=\.)\s", text)[0]
-
-
-def schedule(kind: type[tr.Strategy]) -> str:
-    """The scheduler that a strategy brings: as Python, in short where it has many stops."""
-    scheduler = kind().scheduler()
-    if not kind.reduces:
-        return "none"
-    name, given = type(scheduler).__name__, []
-    for field in fields(scheduler):
-        value = getattr(scheduler, field.name)
-        if field.name in ("rounding", "at_least") and value == field.default:
-            continue
-        if isinstance(value, tuple) and len(value) > FEW:
-            return f"`{name}` of {len(value)} stops: {many(scheduler)}"
-        given.append(f"{field.name}={short(value)}")
-    return f"`{name}({', '.join(given)})`"
-
-
-def many(scheduler: tr.Scheduler) -> str:
-    """A schedule of many stops: the first and the last of them."""
-    first, *_, last = scheduler.stops(DEPTH)
-    return (
-        f"{first.keep:.0%} of the tokens from layer {first.layer} of {DEPTH}, "
-        f"{last.keep:.0%} from layer {last.layer}"
-    )
-
-
-def short(value: Any) -> str:
-    """A value as Python writes it, with four digits at most."""
-    if isinstance(value, tuple):
-        return f"({', '.join(map(short, value))}{',' if len(value) == 1 else ''})"
-    return f"{value:.4g}" if isinstance(value, float) else repr(value)
-
-
-def options(kind: type) -> str:
-    """The options of a class with their defaults."""
-    return ", ".join(f"`{field.name}={field.default!r}`" for field in fields(kind)) or "none"
-
-
-def fields(kind: Any) -> tuple[dataclasses.Field[Any], ...]:
-    """The fields of a dataclass that a caller sets; none of any other class."""
-    if not dataclasses.is_dataclass(kind):
-        return ()
-    return tuple(field for field in dataclasses.fields(kind) if field.init)
-
-
-def paper(kind: type[tr.Strategy]) -> str:
-    """A link to the paper, where a strategy names one."""
-    number = kind.paper.removeprefix("arXiv ")
-    if number == kind.paper:
-        return kind.paper or "–"
-    return f"[{kind.paper}](https://arxiv.org/abs/{number})"
-
-
-def link(kind: type, page: str, name: str | None = None) -> str:
-    """A class, under its own or another name, linked to its entry in the reference."""
-    return f"[`{name or kind.__name__}`]({page}#{kind.__module__}.{kind.__qualname__})"
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -18,17 +18,23 @@ from torch import Tensor, nn
 
 from tokenreduce.engine.attention import in_this_thread, in_turn
 from tokenreduce.geometry import Picture
-from tokenreduce.tokens import TOWER
+from tokenreduce.tokens import TOWER, kind_of, layer_of
 from tokenreduce.tower import Tower
 
 LAYERS = {
     "class_attention": "feature",
     "class_attention_first": "first",
+    "tower_attention": "feature",
     "tower_keys": "feature",
     "class_match": "last",
     "match_keys": "last",
 }
-"""Which of the tower's layers a kind of evidence reads."""
+"""Which of the tower's layers a kind of evidence reads, where its name says no other."""
+
+
+def of_tower(needs: frozenset[str]) -> frozenset[str]:
+    """The evidence among `needs` that a vision tower gives."""
+    return frozenset(need for need in needs if kind_of(need) in TOWER)
 
 
 class Watch:
@@ -40,24 +46,30 @@ class Watch:
     """
 
     def __init__(self, tower: Tower, needs: frozenset[str]) -> None:
-        self.tower, self.needs = tower, needs & set(TOWER)
-        self.taken: dict[tuple[str, Any], Any] = {}
+        self.tower, self.needs = tower, of_tower(needs)
+        self.taken: dict[tuple[int, Any], Any] = {}
         self.handles: list[Any] = []
-        for which in {LAYERS[name] for name in self.needs if name in LAYERS}:
-            layer = tower.layers[self._number(which)]
-            self._listen((which, "call"), tower.attention(layer))
+        for number in {self._number(name) for name in self.needs if kind_of(name) in LAYERS}:
+            layer = tower.layers[number]
+            self._listen((number, "call"), tower.attention(layer))
             for i, projection in enumerate(tower.projections(layer)):
-                self._watch((which, i), projection)
+                self._watch((number, i), projection)
         if "tower_features" in self.needs:
             last = tower.layers[tower.feature] if tower.norm is None else tower.norm
-            self._watch(("feature", "output"), last)
+            self._watch((self._feature, "output"), last)
 
-    def _number(self, which: str) -> int:
-        return {"first": 0, "feature": self.tower.feature, "last": len(self.tower.layers) - 1}[
-            which
-        ]
+    @property
+    def _feature(self) -> int:
+        return range(len(self.tower.layers))[self.tower.feature]
 
-    def _listen(self, key: tuple[str, Any], module: nn.Module) -> None:
+    def _number(self, name: str) -> int:
+        """The layer that a kind of evidence reads."""
+        depth = len(self.tower.layers)
+        named = layer_of(name, depth)
+        usual = {"first": 0, "feature": self._feature, "last": depth - 1}
+        return usual[LAYERS[kind_of(name)]] if named is None else named
+
+    def _listen(self, key: tuple[int, Any], module: nn.Module) -> None:
         owner = threading.get_ident()
 
         def note(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -66,7 +78,7 @@ class Watch:
 
         self.handles.append(module.register_forward_pre_hook(note, with_kwargs=True))
 
-    def _watch(self, key: tuple[str, Any], module: nn.Module) -> None:
+    def _watch(self, key: tuple[int, Any], module: nn.Module) -> None:
         def take(output: Any) -> None:
             self.taken[key] = output[0] if isinstance(output, tuple) else output
 
@@ -79,26 +91,38 @@ class Watch:
 
     def patches(self, name: str) -> Tensor:
         """(n p, …) one kind of evidence on every patch of the call, class tokens left out."""
-        found = getattr(self, f"_{name}")()
+        kind = kind_of(name)
+        number = self._number(name) if kind in LAYERS else self._feature
+        found = getattr(self, f"_{kind}")(number)
         return found[:, self.tower.classes :].flatten(0, 1)  # type: ignore[no-any-return]
 
-    def _class_attention(self, which: str = "feature") -> Tensor:
-        """(n, p, h)."""
-        queries, keys = map(self._heads, self._projected(which))
-        call = self.taken[which, "call"]
+    def _class_attention(self, number: int) -> Tensor:
+        """(n, p, h) of the class token, or the mean over all patches."""
+        return self._received(number, bool(self.tower.classes))
+
+    _class_attention_first = _class_attention
+
+    def _tower_attention(self, number: int) -> Tensor:
+        """(n, p, h) the mean over all tokens."""
+        return self._received(number, False)
+
+    def _received(self, number: int, from_class: bool) -> Tensor:
+        """(n, p, h) attention in a layer, from its class token or the mean over all tokens."""
+        queries, keys = map(self._heads, self._projected(number))
+        call = self.taken[number, "call"]
         tables, lengths = self.tower.rotary(call), self.tower.blocks(call)
         if tables is not None:
             cos, sin = (table[None].float() for table in tables)
             queries, keys = (self.tower.turned(x, (cos, sin)) for x in (queries, keys))
         if lengths is None:
-            return self._asked(queries, keys)
+            return self._asked(queries, keys, from_class)
         parts = zip(*(torch.split(x, lengths, dim=2) for x in (queries, keys)), strict=True)
-        return torch.cat([self._asked(*part) for part in parts], dim=1)
+        return torch.cat([self._asked(q, k, from_class) for q, k in parts], dim=1)
 
-    def _asked(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """(n, p, h) attention of the class token, or the mean over all patches."""
+    def _asked(self, queries: Tensor, keys: Tensor, from_class: bool) -> Tensor:
+        """(n, p, h) attention of the class token, or the mean over all tokens."""
         keys = keys.transpose(-1, -2) * self.tower.scaling(keys.shape[-1])
-        if self.tower.classes:
+        if from_class:
             share: Tensor = (queries[:, :, :1] @ keys).softmax(dim=-1)
             return share[:, :, 0].transpose(1, 2)
         p = queries.shape[2]
@@ -108,22 +132,19 @@ class Watch:
         assert isinstance(total, Tensor)  # a picture has patches
         return (total / p).transpose(1, 2)
 
-    def _class_attention_first(self) -> Tensor:
-        return self._class_attention("first")
-
-    def _tower_features(self) -> Tensor:
+    def _tower_features(self, number: int) -> Tensor:
         """(n, p, d)."""
-        found: Tensor = self.taken["feature", "output"]
+        found: Tensor = self.taken[number, "output"]
         return found.view(-1, *found.shape[-2:])
 
-    def _tower_keys(self) -> Tensor:
+    def _tower_keys(self, number: int) -> Tensor:
         """(n, p, e)."""
-        return self._heads(self._projected("feature")[1]).mean(dim=1)
+        return self._heads(self._projected(number)[1]).mean(dim=1)
 
-    def _class_match(self) -> Tensor:
+    def _class_match(self, number: int) -> Tensor:
         """(n, p)."""
-        queries, keys = (x.float() for x in self._projected("last"))
-        lengths = self.tower.blocks(self.taken["last", "call"])
+        queries, keys = (x.float() for x in self._projected(number))
+        lengths = self.tower.blocks(self.taken[number, "call"])
         if lengths is None:
             return self._matched(queries, keys)
         parts = zip(*(torch.split(x, lengths, dim=1) for x in (queries, keys)), strict=True)
@@ -136,14 +157,14 @@ class Watch:
         found: Tensor = share[:, 0]
         return found
 
-    def _match_keys(self) -> Tensor:
+    def _match_keys(self, number: int) -> Tensor:
         """(n, p, d)."""
-        return self._projected("last")[1]
+        return self._projected(number)[1]
 
-    def _projected(self, which: str) -> tuple[Tensor, Tensor]:
+    def _projected(self, number: int) -> tuple[Tensor, Tensor]:
         """(n, p, d) queries and keys of a layer, before rotation."""
-        number = len(self.tower.projections(self.tower.layers[0]))
-        return self.tower.split(*(self.taken[which, i] for i in range(number)))
+        parts = len(self.tower.projections(self.tower.layers[0]))
+        return self.tower.split(*(self.taken[number, i] for i in range(parts)))
 
     def _heads(self, x: Tensor) -> Tensor:
         """(n, h, p, e) in fp32, of (n, p, d)."""
@@ -154,7 +175,7 @@ class Watch:
 @contextmanager
 def watched(tower: Tower | None, needs: frozenset[str]) -> Iterator[Watch | None]:
     """Captures the tower inside the block, where a strategy needs something of it."""
-    if tower is None or not needs & set(TOWER):
+    if tower is None or not of_tower(needs):
         yield None
         return
     watch = Watch(tower, needs)
@@ -182,7 +203,7 @@ def measure(pictures: Sequence[Picture], watch: Watch) -> list[Picture]:
 
 def _of(picture: Picture, whole: Tensor) -> Tensor:
     """(tokens, …) the mean of a token's patches."""
-    assert picture.patches is not None  # families with a tower say which patches a token is of
+    assert picture.patches is not None  # `check_patches` saw to it
     index = picture.patches.to(whole.device)
     found = whole[index.clamp(min=0)].float()
     there = (index >= 0).view(*index.shape, *[1] * (found.dim() - 2))

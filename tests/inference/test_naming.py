@@ -15,8 +15,8 @@ from transformers import AutoModelForImageTextToText
 
 from tests.quiet import quiet_transformers
 from tokenreduce.embedded import checkpoint_dir
+from tokenreduce.inference.naming import name_as_published, rename
 from tokenreduce.testing.models import FAMILIES
-from tokenreduce.training.naming import name_as_published, rename
 
 INNER = "vision_tower.vision_model."
 

@@ -128,13 +128,13 @@ class Merging:
                 f"{why}choose prop_attn=False"
             )
         for hook in tower.layers[0]._forward_pre_hooks.values():
-            if isinstance(getattr(hook, "call", None), Enter):
+            if isinstance(getattr(hook, "call", None), LayerPreHook):
                 raise ValueError(
                     "this tower is already reduced: remove() the other reduction first"
                 )
         for i, layer in enumerate(tower.layers):
-            norm, mlp = tower.mlp(layer)
-            enter = Hook(Enter(partial(self._enter, i, parameters(layer))), self)
+            norm, *_, mlp = tower.mlp(layer)
+            enter = Hook(LayerPreHook(partial(self._enter, i, parameters(layer))), self)
             # checkpointing may run a layer's modules again without the layer's own hooks
             self.handles += [
                 layer.register_forward_pre_hook(enter, with_kwargs=True),
@@ -157,9 +157,9 @@ class Merging:
             handle.remove()
         return bool(handles)
 
-    def _at(self, i: int) -> Here | None:
+    def _at(self, i: int) -> LayerState | None:
         """What this thread knows of layer `i`, while it runs."""
-        here: Here | None = getattr(self._local, "here", None)
+        here: LayerState | None = getattr(self._local, "here", None)
         return here if here is not None and here.layer == i else None
 
     def _enter(
@@ -188,7 +188,7 @@ class Merging:
             n, o = x.shape[:2]
             merged = Merged.nothing(self.counts(o), n, o, x.device)
             self._follows(i, merged)
-        self._local.here = Here(i, merged)
+        self._local.here = LayerState(i, merged)
 
     @staticmethod
     def _follows(i: int, merged: Merged) -> None:
@@ -217,7 +217,7 @@ class Merging:
             here.plan = self._plan(x.detach(), here, keys.detach())
         return (_in_rows(here.plan.merge, x),)
 
-    def _plan(self, x: Tensor, here: Here, keys: Tensor) -> Plan:
+    def _plan(self, x: Tensor, here: LayerState, keys: Tensor) -> Plan:
         """One for all rows of a layer, each a picture."""
         merged, tower = here.merged, self.tower
         n, p = x.shape[:2]
@@ -276,7 +276,7 @@ class Merging:
 
 
 @dataclass
-class Here:
+class LayerState:
     """A layer that runs: what was merged before it, its keys and its plan."""
 
     layer: int
@@ -286,7 +286,7 @@ class Here:
 
 
 @dataclass(frozen=True)
-class Enter:
+class LayerPreHook:
     """The call of a hook at the input of a layer of a reduced tower."""
 
     call: Callable[[tuple[Any, ...], dict[str, Any]], Any]

@@ -17,6 +17,8 @@ from tokenreduce.files import atomic, parse_json, write_json
 
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 OWN, PUBLISHED = "vision_tower.", "vision_tower.vision_model."
+WRAPPERS = ("model", "language_model", "vision_model")
+"""Modules around others, which a name has or lacks by the release that wrote it."""
 
 
 def name_as_published(folder: Path, config: Any) -> None:
@@ -34,6 +36,14 @@ def name_as_published(folder: Path, config: Any) -> None:
         index = parse_json(path.read_bytes())
         index["weight_map"] = {_published(k): v for k, v in index["weight_map"].items()}
         write_json(path, index, indent=2)
+
+
+def bare(name: str) -> str:
+    """The name of a weight without what releases of transformers add, leave out or move.
+
+    `language_model.model.norm.weight` and `model.language_model.norm.weight` are one weight.
+    """
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def rename(path: Path, named: Callable[[str], str]) -> None:
