@@ -309,9 +309,7 @@ class Halves(tr.Strategy):
     site = "pictures"
 
     def prepare(self, processor: Any, images: Any, keep: float) -> Any:
-        from tokenreduce.strategy import Prepared
-
-        return Prepared([image.resize((image.width // 2,) * 2) for image in images], [99])
+        return tr.Prepared([image.resize((image.width // 2,) * 2) for image in images], [99])
 
     def plan(self, tokens: Any, budget: Any) -> tr.Plan:
         raise AssertionError("nothing is left to do in the model")

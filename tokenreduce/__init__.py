@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tokenreduce.registry import Registry
     from tokenreduce.scheduler import Scheduler, Stop, schedulers
     from tokenreduce.solving.search import solve
-    from tokenreduce.strategy import Scorer, Strategy, TowerStrategy, select, strategies
+    from tokenreduce.strategy import Prepared, Scorer, Strategy, TowerStrategy, select, strategies
     from tokenreduce.tokens import Gate, Merge, Mix, Places, Plan, Tokens
 
 # generated: registered-classes
@@ -104,6 +104,7 @@ _HOME = {
     "Places": "tokens",
     "Plan": "tokens",
     "Pooling": "strategies.pooling",
+    "Prepared": "strategy",
     "PruMerge": "strategies.prumerge",
     "Pyramid": "schedulers.pyramid",
     "PyramidDrop": "strategies.pyramid_drop",
