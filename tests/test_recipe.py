@@ -230,7 +230,9 @@ def test_a_plain_call_has_the_usual_options() -> None:
 def test_an_encoder_takes_a_recipe() -> None:
     model = encoder("clip")
     reduction = unused(tr.reduce(model, tr.Recipe.parse("tome")))
-    assert isinstance(reduction, tr.Reduction)
+    assert reduction.decoder is None
+    assert reduction.tower is not None
+    assert reduction.stops == ()  # the strategy's own counts, layer by layer
     with pytest.raises(ValueError, match="positions, logits and min_tokens"):
         tr.reduce(model, tr.Recipe(tr.ToMe(), positions="keep"))
 
@@ -307,9 +309,7 @@ class Halves(tr.Strategy):
     site = "pictures"
 
     def prepare(self, processor: Any, images: Any, keep: float) -> Any:
-        from tokenreduce.strategy import Prepared
-
-        return Prepared([image.resize((image.width // 2,) * 2) for image in images], [99])
+        return tr.Prepared([image.resize((image.width // 2,) * 2) for image in images], [99])
 
     def plan(self, tokens: Any, budget: Any) -> tr.Plan:
         raise AssertionError("nothing is left to do in the model")

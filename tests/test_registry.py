@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -206,3 +206,40 @@ def test_kinds_of_options_are_those_that_a_class_declares() -> None:
     registry.register("declared")(Declared)  # one name of it is unknown: defaults tell the rest
     with pytest.raises(ValueError, match="number must be a number, not nan"):
         registry.build("declared", number=float("nan"))
+
+
+@dataclass
+class Listed:
+    """A class that takes its options as they come."""
+
+    rows: Any = ()
+    inner: Any = None
+
+
+def test_what_is_written_is_read_as_it_was() -> None:
+    registry: Registry[type] = Registry("list")
+    registry.register("listed")(Listed)
+    one = Listed((1, 2), Listed((3,)))
+    written = registry.to_dict(one)
+    inner = {"name": "listed", "rows": [3], "inner": None}
+    assert written == {"name": "listed", "options": {"rows": [1, 2], "inner": inner}}
+    assert registry.node(one, defaults=False)["rows"] == [1, 2]
+    assert registry.node(Listed(), defaults=False) == {"name": "listed"}
+    for node in (registry.to_dict(Listed((1, 2))), registry.node(Listed((1, 2)))):
+        assert registry.parse(node) == Listed((1, 2))  # a list is read as a tuple
+    assert registry.parse("listed") == Listed()
+
+
+@pytest.mark.parametrize(
+    ("node", "said"),
+    [
+        ({"rows": [1]}, "^here has no name: no list is named .known names: listed"),
+        ({"name": 3}, "^here has no name"),
+        (3, "^here must be a name, or a mapping of name and options, not 3"),
+    ],
+)
+def test_what_names_nothing_is_refused(node: Any, said: str) -> None:
+    registry: Registry[type] = Registry("list")
+    registry.register("listed")(Listed)
+    with pytest.raises(ValueError, match=said):
+        registry.parse(node, "here")

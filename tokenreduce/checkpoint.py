@@ -55,8 +55,8 @@ def save(recipe: Recipe, model: nn.Module, directory: str | os.PathLike[str]) ->
         the path of `tokenreduce.json`.
 
     Raises:
-        ValueError: as `Recipe.to_dict`: nobody could make the parts again; or a plain vision
-            encoder's reduction.
+        ValueError: as `Recipe.to_dict` (nobody could make the parts again), or a recipe of a plain
+            vision encoder, which has no adapter.
         OSError: the folder cannot be written; a file that was there before is as it was.
     """
     adapter = recipe.adapter

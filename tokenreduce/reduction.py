@@ -45,6 +45,7 @@ class Reduction:
 
     Attributes:
         model: as `reduce()` was given it.
+        recipe: with what it is reduced: nothing in it is left to be found.
         strategy, scheduler, adapter, positions, logits, seed, min_tokens: what it was asked for; a
             plain vision encoder has no adapter, and maybe no scheduler.
         decoder: the module whose `layers` are the decoder layers; None for a vision encoder.
@@ -52,17 +53,13 @@ class Reduction:
             nothing is.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        recipe: Recipe,
-        adapter: Adapter | None,
-        positions: Positions = "keep",
-    ) -> None:
-        self.model, self.adapter, self.positions = model, adapter, positions
+    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+        self.model, self.recipe = model, recipe
         strategy = self.strategy = recipe.strategy
-        self.scheduler = recipe.scheduler if adapter is None else recipe.schedule
+        scheduler = self.scheduler = recipe.scheduler
+        self.positions: Positions = recipe.positions or "keep"
         self.logits, self.seed, self.min_tokens = recipe.logits, recipe.seed, recipe.min_tokens
+        adapter = self.adapter = recipe.adapter if isinstance(recipe.adapter, Adapter) else None
         self.decoder: Any = None
         self.tower: TowerSite | None = None
         self._at_layers: DecoderSite | None = None
@@ -70,7 +67,7 @@ class Reduction:
         self._companions: list[Reduction] = []
         core = unwrap(model)
         self._blocks = 0  # open `with` blocks: the outermost takes the hooks off
-        if adapter is None or self.scheduler is None:
+        if adapter is None or scheduler is None:
             self.tower = _encoder_site(core, recipe)
         else:
             self.decoder = adapter.decoder(core)
@@ -80,14 +77,14 @@ class Reduction:
                 self.decoder,
                 strategy,
                 {},
-                positions,
+                self.positions,
                 self.seed,
                 names,
                 min_tokens=self.min_tokens,
             )
             roots += [core] if core is not model else []
             text = self.logits == "text"
-            self._at_layers = DecoderSite(roots, adapter.base(core), config, self.scheduler, text)
+            self._at_layers = DecoderSite(roots, adapter.base(core), config, scheduler, text)
             if isinstance(strategy, TowerStrategy) and strategy.tower is not None:
                 tower = adapter.tower(adapter.base(core))
                 assert tower is not None  # `reduce` asked the adapter
@@ -142,12 +139,6 @@ class Reduction:
         return [site for site in self._sites if site.remove()]
 
     # -- what a caller reads -------------------------------------------------------------------
-
-    @property
-    def recipe(self) -> Recipe:
-        """With what the model is reduced: nothing in it is left to be found."""
-        options = (self.positions, self.logits, self.seed, self.min_tokens, self.adapter)
-        return Recipe(self.strategy, self.scheduler, *options)
 
     @property
     def stops(self) -> tuple[Stop, ...]:
@@ -321,7 +312,7 @@ class Reduction:
 
 def _encoder_site(model: nn.Module, recipe: Recipe) -> TowerSite:
     """The site inside a plain vision encoder."""
-    tower, strategy = encoder_tower(model), recipe.strategy
+    strategy, tower = recipe.strategy, encoder_tower(model)
     assert tower is not None  # `reduce` found one
     if not isinstance(strategy, TowerStrategy):
         raise Incompatible(
@@ -395,10 +386,12 @@ def reduce(
                 "positions, logits and min_tokens are of a language model, which a plain vision "
                 "encoder does not have"
             )
-        return Reduction(model, recipe, None)
+        return Reduction(model, recipe)
     reader = _reader(unwrap(model), adapter)
     check_fit(recipe.strategy, reader, unwrap(model))
-    return Reduction(model, recipe, reader, check_options(recipe, reader))
+    rule = check_options(recipe, reader)
+    known = {"scheduler": recipe.schedule, "positions": rule, "adapter": reader}
+    return Reduction(model, replace(recipe, **known))  # type: ignore[arg-type]
 
 
 def load(model: nn.Module, directory: str | PathLike[str]) -> Reduction:

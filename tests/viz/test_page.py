@@ -526,6 +526,9 @@ def test_one_question_is_looked_at_and_judged() -> None:
     assert asked == list(seen.answers.values())
     assert seen.right == {"full": True, "reduced": False}
     assert seen.prefill_ms == {}
+    visual = seen.report["visual_tokens"][0]
+    assert [stop["kept"] for stop in seen.report["stops"]] == [[visual // 2]]  # FastV's own
+    assert len(seen.kept[2]) == visual // 2
     for chances in seen.probability.values():
         assert set(chances) == set(seen.answers.values())
     (scene,) = seen.scenes
