@@ -13,8 +13,8 @@ from tokenreduce.config import compose
 from tokenreduce.embedded.build import build_model, build_processor
 from tokenreduce.evaluation.asking import Protocol, ask
 from tokenreduce.evaluation.conditions import FULL
+from tokenreduce.evaluation.divergence import jensen_shannon, kullback_leibler
 from tokenreduce.inference.loaded import Loaded
-from tokenreduce.profiling.divergence import jensen_shannon, kullback_leibler
 from tokenreduce.program.sources import questions
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
+from scipy.stats import rankdata
 
 from tokenreduce.data.images import in_rgb
 
@@ -112,9 +113,8 @@ def ranks(score: Sequence[float]) -> npt.NDArray[np.float64]:
     values = np.asarray(score, dtype=float)
     found = np.full(len(values), np.nan)
     there = np.isfinite(values)
-    _, which, many = np.unique(values[there], return_inverse=True, return_counts=True)
-    middle = many.cumsum() - (many + 1) / 2
-    found[there] = middle[which] / max(int(there.sum()) - 1, 1) if there.sum() > 1 else 1.0
+    n = int(there.sum())
+    found[there] = (rankdata(values[there]) - 1) / (n - 1) if n > 1 else 1.0
     return found
 
 
