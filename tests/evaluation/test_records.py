@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from tokenreduce.evaluation.records import Store, pack, unpack
+from tests.evaluation.packed import unpack
+from tokenreduce.evaluation.records import Store, pack
 
 NAMES = ["c", "a", "b"]
 
