@@ -6,8 +6,7 @@ import json
 
 import pytest
 
-from tests.evaluation.packed import unpack
-from tokenreduce.evaluation.records import Store, pack
+from tokenreduce.evaluation.records import Store, pack, unpack
 
 NAMES = ["c", "a", "b"]
 

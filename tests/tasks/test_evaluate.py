@@ -18,12 +18,11 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 import tokenreduce as tr
-from tests.evaluation.packed import unpack
 from tokenreduce.config import compose
 from tokenreduce.data import sample
 from tokenreduce.evaluation import runner as running
 from tokenreduce.evaluation.pareto import front
-from tokenreduce.evaluation.records import Store
+from tokenreduce.evaluation.records import Store, unpack
 from tokenreduce.tasks import evaluate as task
 
 ROOT = Path(__file__).parents[2]

@@ -153,6 +153,12 @@ def pack(indices: Iterable[int], total: int) -> str:
     return f"{sum(1 << i for i in indices):0{-(-total // 4)}x}"
 
 
+def unpack(kept: str) -> list[int]:
+    """The kept tokens of `pack`, ascending."""
+    bits = int(kept or "0", 16)
+    return [i for i in range(bits.bit_length()) if bits >> i & 1]
+
+
 def _rows(path: Path) -> Iterator[Row]:
     # what follows the last end of a line was cut short by a kill, maybe within a character
     for line in path.read_bytes().split(b"\n")[:-1]:
