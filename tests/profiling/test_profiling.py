@@ -324,7 +324,7 @@ def test_cells_of_something_else_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="profile of another model, data: use another"):
         Cells(path, {"model": "b", "seed": 0, "data": 1})
     path.write_text("not a profile\n")
-    with pytest.raises(ValueError, match="something else than a profile"):
+    with pytest.raises(ValueError, match="holds a line that is no JSON"):
         Cells(path, {})
 
 
