@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from tests.data.families import processor, talk
+from tokenreduce import files
 from tokenreduce.data.conversations import Conversations, shapes_conversations
 from tokenreduce.data.encoding import Collator, EncodedDataset, Encoder, Unusable
 
