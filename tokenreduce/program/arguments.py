@@ -163,7 +163,7 @@ def share_folder(arguments: Sequence[str]) -> list[str]:
             "several processes need one folder, and their launcher gives them no way to agree on "
             "it: give hydra.run.dir=outputs/name, or start them with torchrun"
         )
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
 
     place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     own = time.strftime("%Y-%m-%d_%H-%M-%S")
