@@ -196,7 +196,7 @@ def test_it_is_a_module_too() -> None:
         (["image=ok.png", "prompt=hello", "model.id=other"], "'bert' (supported: "),
         (["image=ok.png", "prompt=hello", "device=abacus"], "device=abacus cannot be used"),
         (["image=ok.png", "prompt=hello", "attention=spda"], "did you mean 'sdpa'?"),
-        (["image=ok.png", "prompt=hello", "model.dtype=fp16"], "model.dtype=fp16 is unknown"),
+        (["image=ok.png", "prompt=hello", "model.dtype=fp16"], "no model.dtype 'fp16'"),
         (["image=ok.png", "prompt=hello", "model.trust_remote_code=true"], "model.revision="),
     ],
 )

@@ -19,8 +19,9 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
+from tokenreduce.checks import one_of
 from tokenreduce.choice import candidates
-from tokenreduce.errors import BadOption, Incompatible, did_you_mean
+from tokenreduce.errors import BadOption, Incompatible
 from tokenreduce.learned import LearnedScorer
 from tokenreduce.reduction import reduce
 from tokenreduce.scheduler import Scheduler, Stop, layer_at
@@ -227,9 +228,7 @@ def _watching(
     """A model in evaluation mode that tells what it attends to."""
     if not isinstance(strategy, LearnedScorer):
         raise Incompatible(f"only a LearnedScorer can be taught, not {strategy!r}")
-    if teacher not in TEACHERS:
-        hint = did_you_mean(teacher, TEACHERS)
-        raise BadOption(f"no teacher {teacher!r}{hint} (known: {', '.join(TEACHERS)})")
+    one_of(teacher, TEACHERS, "teacher")
     schedule = strategy.scheduler() if scheduler is None else scheduler
     watch = Watch(strategy, teacher)
     with reduce(model, watch, Looking(schedule, layer), adapter=adapter, seed=seed) as reduction:

@@ -27,11 +27,12 @@ from rich.console import Console
 from scipy.stats import spearmanr
 from tqdm.auto import tqdm
 
+from tokenreduce.checks import one_of
 from tokenreduce.config import build_scheduler, build_strategy, model_spec, public, refuse_shipped
 from tokenreduce.data.conversations import Conversations, shapes_conversations
 from tokenreduce.data.encoding import Encoder
 from tokenreduce.data.rows import Conversation
-from tokenreduce.errors import BadOption, did_you_mean
+from tokenreduce.errors import BadOption
 from tokenreduce.evaluation.intervals import clustered
 from tokenreduce.inference.loaded import load
 from tokenreduce.presets import check_name
@@ -69,7 +70,7 @@ def profile(config: DictConfig, output: Path) -> dict[str, Any]:
     output: folder of this run.
     """
     task, given = config.task, build_scheduler(config)
-    by = _measure(str(task.measure))
+    by = one_of(task.measure, MEASURES, "task.measure")
     check_name(str(task.preset), "task.preset")
     refuse_shipped("scheduler", str(task.preset), "task.preset")
     loaded = load(model_spec(config))
@@ -258,15 +259,6 @@ def _plain(cell: Cell, meter: Meter) -> dict[str, Any]:
 def _mean(prices: Prices, which: int) -> float:
     total = sum(key[which] * number for key, number in prices.counts.items())
     return round(total / sum(prices.counts.values()), 2)
-
-
-def _measure(name: str) -> str:
-    if name not in MEASURES:
-        raise BadOption(
-            f"task.measure={name} is unknown{did_you_mean(name, MEASURES)} "
-            f"(known: {', '.join(MEASURES)})"
-        )
-    return name
 
 
 @contextmanager
