@@ -17,11 +17,13 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from PIL import Image
+from torch.distributed import TCPStore
 
 import tokenreduce as tr
 from tokenreduce import cli, plugins
 from tokenreduce.config import compose
 from tokenreduce.embedded import checkpoint_dir
+from tokenreduce.errors import Refused
 from tokenreduce.tasks import tasks
 
 from .test_files import full_disk
@@ -194,7 +196,7 @@ def test_it_is_a_module_too() -> None:
         (["image=ok.png", "prompt=hello", "model.id=other"], "'bert' (supported: "),
         (["image=ok.png", "prompt=hello", "device=abacus"], "device=abacus cannot be used"),
         (["image=ok.png", "prompt=hello", "attention=spda"], "did you mean 'sdpa'?"),
-        (["image=ok.png", "prompt=hello", "model.dtype=fp16"], "model.dtype=fp16 is unknown"),
+        (["image=ok.png", "prompt=hello", "model.dtype=fp16"], "no model.dtype 'fp16'"),
         (["image=ok.png", "prompt=hello", "model.trust_remote_code=true"], "model.revision="),
     ],
 )
@@ -379,31 +381,48 @@ def test_only_the_first_of_several_processes_writes(
     assert not (tmp_path / "here" / "result.json").exists()
 
 
+def test_processes_of_one_launch_share_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However far apart they start; another launch has another."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    found = []
+    for launch in range(2):
+        store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+        monkeypatch.setenv("MASTER_PORT", str(store.port))
+        for seconds in (0, 1, 5):
+            moment = time.gmtime(100 * launch + seconds)
+            monkeypatch.setattr(time, "strftime", lambda form, moment=moment: time.asctime(moment))
+            found.append(cli.share_folder(["seed=1"]))
+    assert found[0] == found[1] == found[2] != found[3] == found[4] == found[5]
+    first, folder = found[0]
+    assert first == "seed=1"
+    assert folder.startswith("hydra.run.dir=outputs/${task.name}/Thu Jan  1 00:00:00")
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="the start is read from /proc")
-def test_processes_of_one_launch_share_a_folder(tmp_path: Path) -> None:
-    """However far apart they start."""
+def test_torchrun_shares_a_folder(tmp_path: Path) -> None:
     code = (
-        "import sys, time, tokenreduce.cli as cli, tokenreduce.tasks as t\n"
-        "sys.argv[1:] = ['task.name=quick', '+own=' + sys.argv[1]]\n"
-        "t.tasks._entries['quick'] = lambda c, o: (o / c.own).touch() or {}\n"
-        "cli.main()"
+        "import os, time, tokenreduce.cli as cli, tokenreduce.tasks as t\n"
+        "time.sleep(1.1 * int(os.environ['RANK']))\n"
+        "t.tasks._entries['quick'] = lambda c, o: (o / os.environ['RANK']).touch() or {}\n"
+        "import sys; sys.argv[1:] = ['task.name=quick']; cli.main()\n"
     )
-    for rank in ("a", "b"):
-        environment = {**os.environ, "LOCAL_RANK": "0", "RANK": "1"}
-        command = [sys.executable, "-c", code, rank]
-        subprocess.run(command, check=True, cwd=tmp_path, env=environment)
-        time.sleep(1.1)
+    (tmp_path / "program.py").write_text(code)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "program.py"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+    subprocess.run(command, check=True, cwd=tmp_path, env=environment, capture_output=True)
     (folder,) = (tmp_path / "outputs" / "quick").iterdir()
-    assert (folder / "a").exists()
-    assert (folder / "b").exists()
+    assert {"0", "1"} <= {path.name for path in folder.iterdir()}
 
 
 def test_a_named_folder_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    assert cli.share_folder(["hydra.run.dir=here"]) == ["hydra.run.dir=here"]
-    monkeypatch.delenv("LOCAL_RANK")
     assert cli.share_folder(["seed=1"]) == ["seed=1"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    assert cli.share_folder(["hydra.run.dir=here"]) == ["hydra.run.dir=here"]
+    with pytest.raises(Refused, match=r"several processes need one folder.*give hydra.run.dir="):
+        cli.share_folder(["seed=1"])
 
 
 def test_nothing_is_left_in_the_environment(program: Program, probe: list[Any]) -> None:

@@ -6,7 +6,9 @@ import ast
 import json
 import math
 import resource
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 
 from tokenreduce import files
+from tokenreduce.errors import BadOption
 
 
 @contextmanager
@@ -138,3 +141,45 @@ def test_nothing_is_written_in_place() -> None:
     """Everything goes through a draft: the kind that half a `report.html` belonged to."""
     shipped = [path for path in PACKAGE.rglob("*.py") if "testing" not in path.parts]
     assert [line for path in shipped for line in in_place(path)] == []
+
+
+# -- lines of JSON ---------------------------------------------------------------------------------
+
+
+def test_lines_are_added_behind_what_a_kill_has_left(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "rows.jsonl"
+    assert list(files.read_lines(path)) == []
+    files.append_lines(path, [{"a": "é"}, 2])
+    whole = path.read_bytes()
+    for torn in (b'{"b": [', b'"\xc3', b"\n"[:0]):
+        path.write_bytes(whole + torn)
+        assert list(files.read_lines(path)) == [{"a": "é"}, 2]
+        files.append_lines(path, [3])
+        assert list(files.read_lines(path)) == [{"a": "é"}, 2, 3]
+        assert list(files.read_lines(path, start=len(whole))) == [3]
+    path.write_bytes(b'{"torn')
+    files.append_lines(path, [1])
+    assert path.read_bytes() == b"1\n"
+
+
+def test_a_line_that_is_no_json_is_refused_or_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("1\nno JSON\n2\n")
+    with pytest.raises(BadOption, match=r"rows.jsonl holds a line that is no JSON: Expecting"):
+        list(files.read_lines(path))
+    assert list(files.read_lines(path, strict=False)) == [1, 2]
+
+
+def test_one_at_a_time_is_in_a_locked_block(tmp_path: Path) -> None:
+    inside, most = [], []
+
+    def enter(_: int) -> None:
+        with files.locked(tmp_path / "new", "rows"):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.01)
+            inside.pop()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(enter, range(8)))
+    assert most == [1] * 8

@@ -14,10 +14,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from tokenreduce.errors import BadOption, Incompatible, did_you_mean
+from tokenreduce.checks import one_of
+from tokenreduce.errors import BadOption, Incompatible
 from tokenreduce.learned import LearnedScorer
 from tokenreduce.reduction import reduce
 from tokenreduce.scheduler import Scheduler, Stop, layer_at
@@ -130,13 +133,18 @@ def divergence(scores: Tensor, target: Tensor, among: Tensor) -> Tensor:
 
 
 def ranks(scores: Tensor, target: Tensor, among: Tensor) -> Tensor:
-    """Spearman's rank correlation of `scores` and `target`, both (b, v), mean over samples."""
+    """Spearman's rank correlation of `scores` and `target`, both (b, v), mean over samples.
+
+    Equal values share the middle of their ranks. Samples with fewer than two tokens among those
+    that count are left out; one whose scores are all equal orders nothing, and counts as 0.
+    """
     found = []
     for mine, theirs, which in zip(scores.detach(), target, among, strict=True):
         if int(which.sum()) > 1:
-            both = torch.stack([mine[which], theirs[which]]).argsort(dim=1).argsort(dim=1)
-            found.append(torch.corrcoef(both.float())[0, 1])
-    return torch.stack(found).mean() if found else scores.new_zeros(())
+            one, other = (x[which].double().cpu().numpy() for x in (mine, theirs))
+            flat = np.ptp(one) == 0 or np.ptp(other) == 0
+            found.append(0.0 if flat else float(spearmanr(one, other).statistic))
+    return scores.new_tensor(found).mean() if found else scores.new_zeros(())
 
 
 @dataclass(eq=False)
@@ -221,9 +229,7 @@ def _watching(
     """A model in evaluation mode that tells what it attends to."""
     if not isinstance(strategy, LearnedScorer):
         raise Incompatible(f"only a LearnedScorer can be taught, not {strategy!r}")
-    if teacher not in TEACHERS:
-        hint = did_you_mean(teacher, TEACHERS)
-        raise BadOption(f"no teacher {teacher!r}{hint} (known: {', '.join(TEACHERS)})")
+    one_of(teacher, TEACHERS, "teacher")
     schedule = strategy.scheduler() if scheduler is None else scheduler
     watch = Watch(strategy, teacher)
     with reduce(model, watch, Looking(schedule, layer), adapter=adapter, seed=seed) as reduction:

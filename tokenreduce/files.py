@@ -61,6 +61,61 @@ def write_json(path: Path, value: Any, indent: int | None = None) -> Path:
     return write_text(path, text + "\n")
 
 
+def append_lines(path: Path, rows: Iterable[Any]) -> None:
+    """Adds a line of JSON for each of `rows` to a file, and has them on the disk when it returns.
+
+    Where the process is killed meanwhile, all of these lines or part of them are there; what a kill
+    has left of a line is taken away first. Processes that share the file take turns with `locked`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    with path.open("ab+") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_lines(path: Path, start: int = 0, strict: bool = True) -> Iterator[Any]:
+    """The value of every line of JSON in a file; of none where there is no file.
+
+    What a kill has left of a last line is left out.
+
+    Args:
+        path: of the file.
+        start: bytes that are skipped, at the beginning of a line.
+        strict: whether a line that is no JSON is an error; else it is left out.
+
+    Raises:
+        ValueError: a whole line is no JSON.
+    """
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        file.seek(start)
+        lines = file.read().split(b"\n")[:-1]
+    for line in lines:
+        try:
+            yield json.loads(line)
+        except ValueError as error:
+            if strict:
+                raise BadOption(f"{path} holds a line that is no JSON: {error}") from error
+
+
+@contextmanager
+def locked(folder: Path, name: str) -> Iterator[None]:
+    """Keeps other processes and threads out of the block that is called `name` in `folder`."""
+    from filelock import FileLock
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f".{name}.lock"):
+        yield
+
+
 def finite(value: Any) -> Any:
     """`value` with None for every float that is not finite, in nested mappings and sequences."""
     if isinstance(value, float):

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import tokenreduce as tr
+from tests.benchmark.autograd import stored_bytes
 from tests.pairwise import in_turn
-from tokenreduce.benchmarking.allocation import cache_bytes, peak_bytes, stored_bytes
+from tokenreduce.benchmarking.allocation import cache_bytes, peak_bytes
 from tokenreduce.benchmarking.breakeven import find
 from tokenreduce.benchmarking.pixels import FAMILIES as KNOWN
 from tokenreduce.benchmarking.pixels import noise

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 import tokenreduce as tr
+from tests.benchmark.autograd import stored_bytes
 from tests.benchmark.prefill import Trial
 from tests.benchmark.sizes import CLOCK, DEVICE, SMALL, SMOKE, TEXT, VISUAL, Size
-from tokenreduce.benchmarking.allocation import peak_bytes, stored_bytes
+from tokenreduce.benchmarking.allocation import peak_bytes
 from tokenreduce.inference.clock import paired
 
 ROUNDS = 2 if SMOKE else 4

@@ -111,7 +111,7 @@ def test_pictures_that_cannot_be_in_one_batch():
 
 def test_arguments():
     made = processor("llava")
-    with pytest.raises(ValueError, match=r"side='middle'.*right, left"):
+    with pytest.raises(ValueError, match=r"no side 'middle'.*right, left"):
         Collator(made, "middle")
     made.tokenizer.pad_token = None
     with pytest.raises(ValueError, match="no padding token"):

@@ -443,7 +443,7 @@ def test_scenes():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"split": "test"}, "unknown split"),
+        ({"split": "test"}, "no split 'test'"),
         ({"size": 0}, "at least 1"),
         ({"questions": 0}, "least"),
     ],

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from tests.data.families import processor, talk
-from tokenreduce.data import encoded
+from tokenreduce import files
 from tokenreduce.data.conversations import Conversations, shapes_conversations
 from tokenreduce.data.encoding import Collator, EncodedDataset, Encoder, Unusable
 
@@ -167,7 +167,7 @@ def test_processes_that_note_a_row_at_one_time(encoder, tmp_path, monkeypatch):
         time.sleep(0.02)
         return json.dumps(row, **options)
 
-    monkeypatch.setattr(encoded, "json", SimpleNamespace(loads=json.loads, dumps=slowly))
+    monkeypatch.setattr(files, "json", SimpleNamespace(loads=json.loads, dumps=slowly))
 
     def note():
         start.wait()

@@ -12,8 +12,8 @@ from tests.untrained import untrained
 from tokenreduce.config import build_reader, compose
 from tokenreduce.evaluation.asking import Protocol, ask
 from tokenreduce.evaluation.conditions import FULL
+from tokenreduce.evaluation.divergence import jensen_shannon, kullback_leibler
 from tokenreduce.inference.loaded import Loaded
-from tokenreduce.profiling.divergence import jensen_shannon, kullback_leibler
 
 
 @pytest.fixture(scope="module")

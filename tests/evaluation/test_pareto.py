@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from tokenreduce.evaluation import dots, pareto
+from tokenreduce.evaluation import pareto
 
 
 def row(role: str, cost: float, right: float, model: str = "m", *kinds: str) -> dict[str, Any]:
@@ -29,14 +29,13 @@ def row(role: str, cost: float, right: float, model: str = "m", *kinds: str) -> 
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """Every figure that is saved."""
     found: list[Figure] = []
-    real = pareto.saved
+    real = Figure.savefig
 
-    def saved(plt: Any, figure: Figure, path: Any) -> Any:
+    def savefig(figure: Figure, *given: Any, **options: Any) -> None:
         found.append(figure)
-        return real(plt, figure, path)
+        real(figure, *given, **options)
 
-    for module in (pareto, dots):
-        monkeypatch.setattr(module, "saved", saved)
+    monkeypatch.setattr(Figure, "savefig", savefig)
     return found
 
 
@@ -73,10 +72,10 @@ def test_a_front_is_of_one_model(tmp_path, figures):
 
 
 def test_what_cannot_be_drawn_is_warned_of(tmp_path, monkeypatch):
-    def fails(*given: Any) -> None:
+    def fails(*given: Any, **options: Any) -> None:
         raise RuntimeError("no font")
 
-    monkeypatch.setattr(dots, "saved", fails)
+    monkeypatch.setattr(Figure, "savefig", fails)
     with pytest.warns(UserWarning, match="no pictures of cost and accuracy: no font"):
         assert pareto.draw(tmp_path, [row("full", 1, 0.9), row("tested", 0.5, 0.8)]) == []
 

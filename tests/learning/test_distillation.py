@@ -145,6 +145,15 @@ def test_divergence_and_ranks_are_what_they_are_called():
     assert divergence(scores[1:], target[1:], among[1:]) == 0
 
 
+def test_equal_scores_share_their_ranks():
+    """By hand: ranks 1.5, 1.5, 3 against 1, 2, 3; in whatever order the tokens come."""
+    scores, target = torch.tensor([[2.0, 2.0, 5.0]]), torch.tensor([[1.0, 2.0, 3.0]])
+    among = torch.ones(1, 3, dtype=torch.bool)
+    for order in ([0, 1, 2], [1, 0, 2], [2, 1, 0]):
+        assert ranks(scores[:, order], target[:, order], among) == pytest.approx(0.75**0.5)
+    assert ranks(torch.ones(1, 3), target, among) == 0  # nothing is ordered
+
+
 # -- the loss of a task ----------------------------------------------------------------------------
 
 TOKENS, WIDTH, CODES = 16, 32, 8

@@ -20,6 +20,7 @@ from tokenreduce.data.conversations import shapes_conversations
 from tokenreduce.data.encoding import Encoder
 from tokenreduce.data.rows import Conversation
 from tokenreduce.embedded import checkpoint_dir
+from tokenreduce.evaluation.divergence import jensen_shannon, kullback_leibler
 from tokenreduce.profiling import (
     Cell,
     Cells,
@@ -38,7 +39,6 @@ from tokenreduce.profiling import (
     topped,
     write_preset,
 )
-from tokenreduce.profiling.divergence import jensen_shannon, kullback_leibler
 from tokenreduce.profiling.forcing import dictated, own_answers
 from tokenreduce.profiling.refining import neighbours
 
@@ -324,7 +324,7 @@ def test_cells_of_something_else_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="profile of another model, data: use another"):
         Cells(path, {"model": "b", "seed": 0, "data": 1})
     path.write_text("not a profile\n")
-    with pytest.raises(ValueError, match="something else than a profile"):
+    with pytest.raises(ValueError, match="holds a line that is no JSON"):
         Cells(path, {})
 
 

@@ -230,7 +230,7 @@ def test_smaller_pictures_where_they_save_nothing(tmp_path: Path) -> None:
         (["data.questions=0"], "data.questions=0"),
         (["task.limit=null"], "do not end"),
         (["task.margin=0"], "margin=0"),
-        (["task.match=fuzzy"], "no rule 'fuzzy'"),
+        (["task.match=fuzzy"], "no rule for right answers 'fuzzy'"),
         (["data=questions"], "needs a path"),
         (["data=llava"], "needs a path"),
         (["strategy=fastv", "scheduler.layer=20"], "layer 20"),

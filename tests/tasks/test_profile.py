@@ -147,7 +147,7 @@ def test_other_budgets_and_measures_use_the_same_cells(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["task.measure=jds"], "task.measure=jds is unknown; did you mean 'jsd'"),
+        (["task.measure=jds"], "no task.measure 'jds'; did you mean 'jsd'"),
         (["task.samples=0"], "task.samples=0 must be at least 1"),
         (["strategy=none"], "no stop to profile"),
         (["task.layers=[9]"], "layer 9"),

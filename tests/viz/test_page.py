@@ -26,7 +26,7 @@ from tokenreduce.inference.spec import ModelSpec
 from tokenreduce.tasks.generate import generate
 from tokenreduce.viz import Look, Scene, Stage, write_page
 from tokenreduce.viz.chart import chart
-from tokenreduce.viz.overlay import fitted, heat, overlay
+from tokenreduce.viz.overlay import heat, overlay
 from tokenreduce.viz.page import LEAST, MOST
 
 EVIL = '</script><script>alert("x")</script><img src=x onerror=alert(1)>'
@@ -59,9 +59,17 @@ def data_of(text: str) -> list[dict[str, Any]]:
     return [json.loads(row) for row in found]
 
 
-def pictures_of(text: str) -> list[Image.Image]:
-    found = re.findall(r'src="data:image/\w+;base64,([^"]+)"', text)
+def opened_from(found: list[str]) -> list[Image.Image]:
     return [Image.open(io.BytesIO(base64.b64decode(row))) for row in found]
+
+
+def pictures_of(text: str) -> list[Image.Image]:
+    return opened_from(re.findall(r'<img src="data:image/\w+;base64,([^"]+)"', text))
+
+
+def drawn_on(text: str, of: str) -> list[Image.Image]:
+    """What lies over the pictures at a stop, such as `2 kept` or `1 scores`."""
+    return opened_from(re.findall(rf'data-of="{of}" src="data:image/webp;base64,([^"]+)"', text))
 
 
 # -- what is written -------------------------------------------------------------------------------
@@ -109,11 +117,11 @@ def test_the_script_is_told_what_stays(dropped: Look, tmp_path: Path) -> None:
     for told, stage in zip(figure["stages"], scene.stages, strict=True):
         assert [i for i, bit in enumerate(told["kept"]) if bit == "1"] == list(stage.kept)
         assert "group" not in told
-    ranks = np.frombuffer(base64.b64decode(figure["stages"][1]["rank"]), dtype=np.uint8)
-    assert ranks.argmax() == np.argmax(scene.stages[1].score)
-    assert (ranks.min(), ranks.max()) == (0, 254)
-    later = np.frombuffer(base64.b64decode(figure["stages"][2]["rank"]), dtype=np.uint8)
-    assert set(np.flatnonzero(later != 255)) == set(scene.stages[1].kept)
+    above = figure["stages"][1]["above"]
+    assert np.argmax(above) == np.argmax(scene.stages[1].score)
+    assert (min(above), max(above)) == (0, 100)
+    later = figure["stages"][2]["above"]
+    assert {i for i, x in enumerate(later) if x is not None} == set(scene.stages[1].kept)
 
 
 def test_the_script_is_told_what_is_merged(merged: Look, tmp_path: Path) -> None:
@@ -139,6 +147,29 @@ def test_overview_and_details_are_two_pictures(tiled: Look, tmp_path: Path) -> N
     assert drawn == sum(not empty[i] for i in scene.stages[1].kept)
 
 
+@pytest.mark.parametrize("case", ["dropped", "merged", "scores"])
+def test_what_lies_over_a_picture_is_what_the_strip_shows(
+    case: str, dropped: Look, merged: Look, tmp_path: Path
+) -> None:
+    look = merged if case == "merged" else dropped
+    (scene,), mode = look.scenes, "scores" if case == "scores" else "kept"
+    text = written(look, tmp_path)
+    (picture,) = pictures_of(text)
+    for stop in (1, 2):
+        stage = scene.stages[stop]
+        (sheet,) = drawn_on(text, f"{stop} {mode}")
+        under = picture.convert("L" if mode == "scores" else "RGB").convert("RGBA")
+        seen = np.asarray(Image.alpha_composite(under, sheet).convert("RGB"))
+        expected = (
+            heat(picture, scene.boxes, stage.score or ())
+            if mode == "scores"
+            else overlay(picture, scene.boxes, stage.kept, stage.group)
+        )
+        apart = (seen != np.asarray(expected)).any(axis=2)
+        assert not apart.any() if case != "merged" else 0 < apart.mean() < 0.01  # the dots
+    assert drawn_on(text, "0 scores") == []
+
+
 @pytest.mark.parametrize(
     ("size", "shown", "kind"),
     [
@@ -156,8 +187,8 @@ def test_pictures_have_a_size_to_look_at(
     (picture,) = pictures_of(text)
     assert (picture.size, picture.format) == (shown, kind)
     (figure,) = data_of(text)[0]["figures"]
-    assert figure["size"] == list(shown)
-    assert max(figure["boxes"]) == max(shown)
+    assert np.max(figure["boxes"]) == max(shown)
+    assert {sheet.size for sheet in drawn_on(text, "1 kept")} == {shown}
 
 
 def test_answers_costs_and_facts_are_there(dropped: Look, tmp_path: Path) -> None:
@@ -222,12 +253,10 @@ def report(layers: list[int], stops: dict[int, int], visual: int = 100) -> dict[
 
 def test_bars_are_as_high_as_layers_have_tokens() -> None:
     found = chart(report([120, 120, 70, 70, 30], {2: 50, 4: 10}))
-    unit = found.bars[0].full_height / 120
     for bar, visual in zip(found.bars, [100, 100, 50, 50, 10], strict=True):
-        assert bar.text_height == pytest.approx(20 * unit, abs=0.02)
-        assert bar.visual_height == pytest.approx(visual * unit, abs=0.02)
-        assert bar.visual_y + bar.visual_height == pytest.approx(bar.text_y, abs=0.02)
-        assert bar.text_y + bar.text_height == pytest.approx(found.base, abs=0.02)
+        assert bar.full == 100
+        assert bar.text == pytest.approx(100 * 20 / 120, abs=0.01)
+        assert bar.visual == pytest.approx(100 * (20 + visual) / 120, abs=0.01)  # behind the text
     assert [bar.stage for bar in found.bars] == [-1, -1, 2, 2, 4]
     assert found.says == (
         "Tokens in each of 5 layers: 100 visual tokens, 50 from layer 2 on, 10 from layer 4 on."
@@ -247,7 +276,6 @@ def test_lines_are_at_round_numbers(top: int) -> None:
 def test_many_layers_have_labels_with_room() -> None:
     found = chart(report([120] * 80, {}))
     assert [bar.label for bar in found.bars[:6]] == ["0", "", "", "", "", "5"]
-    assert all(bar.width > 1 for bar in found.bars)
 
 
 # -- in a browser ----------------------------------------------------------------------------------
@@ -256,27 +284,13 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium installed to open the page in")
 
-PROBE = """<script>
-/* what is on the screen: pictures under their canvases, at the middle of every token */
-const seen = questions[0].figures.map((figure) => {
-  const sheet = document.createElement("canvas");
-  [sheet.width, sheet.height] = figure.data.size;
-  const c = sheet.getContext("2d", {willReadFrequently: true});
-  const image = figure.node.querySelector("img");
-  c.filter = getComputedStyle(image).filter;
-  c.drawImage(image, 0, 0, sheet.width, sheet.height);
-  c.filter = "none";
-  c.drawImage(figure.node.querySelector(".paint"), 0, 0);
-  const at = [];
-  for (let i = 0; i < figure.count; i++) {
-    const [left, top, right, bottom] = figure.box(i);
-    const x = Math.floor(left + (right - left) / 4), y = Math.floor(top + (bottom - top) / 4);
-    at.push([x, y, ...c.getImageData(x, y, 1, 1).data.slice(0, 3)]);
-  }
-  return at;
-});
-document.body.dataset.seen = JSON.stringify(seen);
-</script>"""
+
+def shown(text: str) -> list[str]:
+    """What lies over the pictures of a document."""
+    drawn = re.findall(r'<img class="drawn" data-of="(.*?)"[^>]*?alt=""( hidden="")?>', text)
+    assert len(drawn) > 1
+    return [of for of, hidden in drawn if not hidden]
+
 
 Open = Callable[..., tuple[str, str]]
 
@@ -305,22 +319,11 @@ def opened(tmp_path: Path) -> Open:
     return run
 
 
-def probed(look: Look, folder: Path, script: str = PROBE) -> Path:
+def probed(look: Look, folder: Path, script: str) -> Path:
     """A page that also tells what it shows."""
     path = write_page(folder / "report.html", [look])
     path.write_text(path.read_text().replace("</body>", f"{script}</body>"))
     return path
-
-
-def panel_of(look: Look, stop: int, scores: bool) -> np.ndarray:
-    (scene,) = look.scenes
-    stage = scene.stages[stop]
-    side = max(scene.image.size)
-    shown = fitted(scene.image, side * -(-LEAST // side))
-    if scores:
-        assert stage.score is not None
-        return np.asarray(heat(shown, scene.boxes, stage.score))
-    return np.asarray(overlay(shown, scene.boxes, stage.kept, stage.group))
 
 
 @browser
@@ -330,37 +333,27 @@ def test_a_page_opens_at_a_stop(dropped: Look, tmp_path: Path, opened: Open, sto
     text, logged = opened(path, f"#stop={stop}")
     assert logged == ""
     assert 'data-ready="yes"' in text
-    kept = len(dropped.scenes[0].stages[stop].kept)
-    assert re.search(rf'data-stop="{stop}" data-mode="kept" data-kept="{kept}"', text)
+    assert f'data-stop="{stop}" data-mode="kept"' in text
+    assert shown(text) == [f"{stop} kept"]
     caption = data_of(text)[0]["captions"][stop]
     assert re.search(rf'aria-live="polite">{caption}<', text)
     assert f'aria-valuetext="{caption}"' in text
-    on = re.findall(r'<g data-stage="(-?\d+)" class="on"', text)
+    on = re.findall(r'<li data-stage="(-?\d+)"[^>]*class="on"', text)
     assert set(on) == {str(dropped.scenes[0].stages[stop].layer or -1)}
 
 
-@pytest.mark.slow
 @browser
-@pytest.mark.parametrize("case", ["dropped", "merged", "scores"])
-def test_the_browser_draws_what_the_pictures_show(
-    case: str, dropped: Look, merged: Look, tmp_path: Path, opened: Open
+def test_a_token_is_outlined_with_what_it_was_merged_with(
+    merged: Look, tmp_path: Path, opened: Open
 ) -> None:
-    """Pixel by pixel where tokens are: the script and `overlay` agree."""
-    look = merged if case == "merged" else dropped
-    path = probed(look, tmp_path)
-    near = 12 if case == "scores" else 6  # a browser weighs colours in its own way for grey
-    before = None
-    for stop in (1, 2):
-        place = f"#stop={stop}" + ("&scores=1" if case == "scores" else "")
-        text, logged = opened(path, place)
-        assert logged == ""
-        (seen,) = json.loads(re.findall(r'data-seen="(.*?)"', text)[0])
-        points = np.array(seen)
-        assert len(points) == len(look.scenes[0].boxes)
-        expected = panel_of(look, stop, case == "scores")[points[:, 1], points[:, 0]]
-        assert np.abs(points[:, 2:] - expected.astype(int)).max() <= near
-        assert before is None or (points != before).any()  # the slider moves the picture
-        before = points
+    moves = "<script>questions[0].figures[0].tell(7)</script>"
+    text, _ = opened(probed(merged, tmp_path, moves))
+    group = list(merged.scenes[0].stages[2].group or ())
+    many = group.count(group[7])
+    assert many > 1
+    assert f'class="here">token 8: one of {many} merged' in text
+    (path,) = re.findall(r'<path d="(.*?)">', text)
+    assert path.count("Z") == many
 
 
 @browser
@@ -369,8 +362,8 @@ def test_slider_and_switch_work(dropped: Look, tmp_path: Path, opened: Open) -> 
     const slider = document.querySelector(".stop"), box = document.querySelector(".scores");
     slider.stepDown(); slider.dispatchEvent(new Event("input"));
     box.click();
-    const area = document.querySelector(".mark").getBoundingClientRect();
-    document.querySelector(".mark").dispatchEvent(new PointerEvent("pointermove",
+    const area = document.querySelector(".frame").getBoundingClientRect();
+    document.querySelector(".frame").dispatchEvent(new PointerEvent("pointermove",
       {clientX: area.left + 3, clientY: area.top + 3}));
     document.body.dataset.hash = location.hash;
     slider.focus(); document.body.dataset.focus = document.activeElement.className;
@@ -378,9 +371,11 @@ def test_slider_and_switch_work(dropped: Look, tmp_path: Path, opened: Open) -> 
     text, logged = opened(probed(dropped, tmp_path, moves))
     assert logged == ""
     assert 'data-stop="2" data-mode="scores"' in text
+    assert shown(text) == ["2 scores"]
     assert 'data-hash="#question=1&amp;stop=2&amp;scores=1"' in text
     assert 'data-focus="stop"' in text  # a native slider: arrows, Home, End, Page Up and Down
     assert re.search(r'class="here">token 1: (stays|dropped)', text)
+    assert '<path d="M0 0H96V96H0Z">' in text
 
 
 @pytest.mark.slow
@@ -394,23 +389,6 @@ def test_a_question_of_several_is_meant_alone(
     for place, stops in (("#stop=2", ["2", "2"]), ("#question=2&stop=1", ["3", "1"])):
         text, _ = opened(path, place)
         assert re.findall(r'data-stop="(\d)" data-mode', text) == stops
-
-
-@pytest.mark.slow
-@browser
-def test_pictures_far_below_are_drawn_when_they_are_seen(
-    dropped: Look, tmp_path: Path, opened: Open
-) -> None:
-    tell = """<script>setTimeout(() => {
-      document.body.dataset.drawn = questions.map((q) => Number(Boolean(q.figures[0].paint)));
-    }, 1000);</script>"""
-    path = write_page(tmp_path / "report.html", [dropped] * 9)
-    path.write_text(path.read_text().replace("</body>", f"{tell}</body>"))
-    for place, first, last in (("#stop=1", "1", "0"), ("#question=9&stop=1", "1", "1")):
-        text, logged = opened(path, place)
-        assert logged == ""
-        drawn = re.findall(r'data-drawn="(.*?)"', text)[0].split(",")
-        assert (drawn[0], drawn[8]) == (first, last)
 
 
 @browser

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from typing_extensions import override
+
 from tokenreduce.adapter import Adapter, adapters
 from tokenreduce.adapters.llava import feature_layer
 from tokenreduce.adapters.tiles import from_tiles, tile
@@ -18,8 +20,8 @@ class InternViT(Tower):
 
     takes_mask: ClassVar[bool] = False
 
+    @override
     def attention(self, layer: Part) -> Part:
-        """By its own name."""
         return layer.attention
 
     def projections(self, layer: Part) -> tuple[Part, Part]:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from tokenreduce.adapter import Adapter, adapters
 from tokenreduce.evidence import TOWER
@@ -51,8 +52,8 @@ class Llava(Adapter):
 class PixtralTower(PackedTower):
     """Pixtral's tower."""
 
+    @override
     def attention(self, layer: Part) -> Part:
-        """By its own name."""
         return layer.attention
 
     def projections(self, layer: Part) -> tuple[Part, ...]:

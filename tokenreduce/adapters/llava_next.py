@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar
 
+from typing_extensions import override
+
 from tokenreduce.adapter import Adapter, adapters
 from tokenreduce.adapters.anyres import tiles, traced
 from tokenreduce.adapters.llava import clip_merging, clip_tower
@@ -37,8 +39,8 @@ class LlavaNext(Adapter):
         """CLIP or SigLIP."""
         return clip_tower(base)
 
+    @override
     def merging(self, base: Part) -> frozenset[str]:
-        """All of it."""
         return clip_merging(base)
 
     def view(self, processor: Any, width: int, height: int) -> Box:

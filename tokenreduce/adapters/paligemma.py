@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from typing_extensions import override
+
 from tokenreduce.adapter import Adapter, adapters
 from tokenreduce.adapters.llava import clip_merging, clip_tower
 from tokenreduce.evidence import TOWER
@@ -34,6 +36,6 @@ class PaliGemma(Adapter):
         """SigLIP, to the last norm."""
         return clip_tower(base, normed=True)
 
+    @override
     def merging(self, base: Part) -> frozenset[str]:
-        """All of it."""
         return clip_merging(base)

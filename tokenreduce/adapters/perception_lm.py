@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from tokenreduce.adapter import Adapter, adapters
 from tokenreduce.adapters.tiles import from_tiles, tile
@@ -19,8 +20,8 @@ from tokenreduce.tower import Part, Rotary, Tower, rotate
 class EvaTower(Tower):
     """timm's Eva, whose rotary embedding leaves the class token and turns neighbours of a head."""
 
+    @override
     def attention(self, layer: Part) -> Part:
-        """By its own name."""
         return layer.attn
 
     def projections(self, layer: Part) -> tuple[Part, ...]:

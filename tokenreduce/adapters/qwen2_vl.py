@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from tokenreduce.adapter import Adapter, adapters
 from tokenreduce.evidence import TOWER
@@ -20,16 +21,16 @@ class FusedTower(PackedTower):
 
     takes_mask: ClassVar[bool] = False
 
+    @override
     def attention(self, layer: Part) -> Part:
-        """By its own name."""
         return layer.attn
 
+    @override
     def projections(self, layer: Part) -> tuple[Part, ...]:
-        """The one."""
         return (layer.attn.qkv,)
 
+    @override
     def key_module(self, layer: Part) -> Part:
-        """The one."""
         return layer.attn.qkv
 
     def keys(self, output: Tensor) -> Tensor:
@@ -130,8 +131,8 @@ class Qwen2VL(Adapter):
         depth = len(visual.blocks)
         return FusedTower(visual.blocks, depth - 1, heads, 0, norm, [*between, *behind])
 
+    @override
     def tower_module(self, base: Part) -> Part:
-        """By its own name."""
         return base.visual
 
     def merging(self, base: Part) -> frozenset[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from typing_extensions import override
+
 from tokenreduce.tower import Encoder, Part, Tower, encoders
 
 
@@ -12,9 +14,9 @@ from tokenreduce.tower import Encoder, Part, Tower, encoders
 class ClipVision(Encoder):
     """CLIP's and SigLIP's vision models, by themselves, with a head, or beside their text model."""
 
+    @override
     @staticmethod
     def reads(model: Part) -> bool:
-        """By the config's `model_type`."""
         kind = getattr(getattr(model, "config", None), "model_type", None)
         return kind in ("clip", "clip_vision_model", "siglip", "siglip_vision_model") and (
             hasattr(getattr(model, "vision_model", model), "encoder")
@@ -33,8 +35,8 @@ class ClipVision(Encoder):
 class ViTTower(Tower):
     """A layer of ViT: other names, the same order."""
 
+    @override
     def attention(self, layer: Part) -> Part:
-        """By its own name."""
         return layer.attention
 
     def projections(self, layer: Part) -> tuple[Part, Part]:
@@ -75,9 +77,9 @@ class NestedViTTower(ViTTower):
 class ViT(Encoder):
     """ViT and DeiT, with or without a head."""
 
+    @override
     @staticmethod
     def reads(model: Part) -> bool:
-        """By the config's `model_type`."""
         return getattr(getattr(model, "config", None), "model_type", None) in ("vit", "deit")
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Bytes: the most that a pass holds at once, what a KV cache holds, what backward is kept for."""
+"""Bytes: the most that a pass holds at once, and what a KV cache holds."""
 
 from __future__ import annotations
 
@@ -65,24 +65,6 @@ def cache_bytes(cache: Any) -> int:
         for x in (getattr(layer, "keys", None), getattr(layer, "values", None))
         if isinstance(x, Tensor)
     )
-
-
-def stored_bytes(forward: Callable[[], Any]) -> int:
-    """Bytes of activations that autograd keeps for backward, weights left out, each storage once.
-
-    forward: returns the loss.
-    """
-    seen: dict[int, int] = {}
-
-    def pack(x: Tensor) -> Tensor:
-        if not (x.is_leaf and x.requires_grad):
-            seen[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        loss = forward()
-    del loss
-    return sum(seen.values())
 
 
 def storages(tensors: Iterable[Tensor]) -> int:

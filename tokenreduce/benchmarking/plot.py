@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenreduce.errors import BadOption
-from tokenreduce.files import atomic
+from tokenreduce.output import draws, figure
 
 Row = Mapping[str, Any]
 
@@ -19,7 +18,7 @@ def wanted(choice: bool | None) -> bool:
     Raises:
         ValueError: they were asked for, and it is not.
     """
-    there = importlib.util.find_spec("matplotlib") is not None
+    there = draws()
     if choice and not there:
         raise BadOption(
             "task.plots=true needs matplotlib: pip install 'tokenreduce[bench]', or leave it out"
@@ -31,9 +30,6 @@ def draw(
     rows: Sequence[Row], break_even: Mapping[str, Any] | None, title: str, folder: Path
 ) -> list[str]:
     """One picture per prompt and one of the break-even; returns their names in `folder`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     cells: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         cells.setdefault((row["visual_tokens"], row["batch"], row["tower"]), []).append(row)
@@ -50,26 +46,20 @@ def draw(
 
 
 def _cell(rows: Sequence[Row], title: str, path: Path) -> None:
-    from matplotlib import pyplot as plt
-
     panels = ["prefill", *(["decode_step"] if "decode_step" in rows[0] else []), "memory"]
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(4 * len(panels), 3.6), layout="constrained", squeeze=False
-    )
-    for axis, panel in zip(axes[0], panels, strict=True):
-        axis.axhline(1, color="grey", linewidth=0.8)
-        if panel == "memory":
-            _memory(axis, rows)
-        else:
-            _times(axis, rows, panel)
-        axis.set(xlabel="kept share of the visual tokens", xlim=(0, 1.02))
-        axis.set_ylim(bottom=0)
-        axis.grid(alpha=0.25)
-        axis.legend(fontsize=8)
-    figure.suptitle(title, fontsize=10)
-    with atomic(path) as draft:
-        figure.savefig(draft, format="png", dpi=110)
-    plt.close(figure)
+    n = len(panels)
+    with figure(path, 1, n, figsize=(4 * n, 3.6)) as (drawn, (axes,)):
+        drawn.suptitle(title, fontsize=10)
+        for axis, panel in zip(axes, panels, strict=True):
+            axis.axhline(1, color="grey", linewidth=0.8)
+            if panel == "memory":
+                _memory(axis, rows)
+            else:
+                _times(axis, rows, panel)
+            axis.set(xlabel="kept share of the visual tokens", xlim=(0, 1.02))
+            axis.set_ylim(bottom=0)
+            axis.grid(alpha=0.25)
+            axis.legend(fontsize=8)
 
 
 def _times(axis: Any, rows: Sequence[Row], panel: str) -> None:
@@ -105,29 +95,24 @@ def _tokens(row: Row) -> float:
 
 
 def _break_even(found: Mapping[str, Any], title: str, path: Path) -> None:
-    from matplotlib import pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(6, 3.6), layout="constrained")
     rows = found["rows"]
     ratio = [row["ratio"] for row in rows]
     low = [row["ratio"] - row["interval"][0] for row in rows]
     high = [row["interval"][1] - row["ratio"] for row in rows]
     counts = [row["visual_tokens"] for row in rows]
-    axis.errorbar(counts, ratio, yerr=[low, high], marker="o", markersize=4, label="measured")
     implied = [row["flops_share"] for row in rows]
-    axis.plot(counts, implied, "k--", marker="x", label="FLOPs, decoder, causal")
-    axis.axhline(1, color="grey", linewidth=0.8)
-    if found["tokens"] is not None:
-        axis.axvline(found["tokens"], color="tab:green", linestyle=":", label="break-even")
-    axis.set(xscale="log", xlabel="visual tokens", ylabel="prefill: time over unreduced")
-    axis.set_xticks(counts, [str(n) for n in counts], rotation=60, fontsize=8)
-    axis.minorticks_off()
-    axis.set_title(f"{title}: {found['strategy']}", fontsize=10)
-    axis.grid(alpha=0.25)
-    axis.legend(fontsize=8)
-    with atomic(path) as draft:
-        figure.savefig(draft, format="png", dpi=110)
-    plt.close(figure)
+    with figure(path, figsize=(6, 3.6)) as (_, ((axis,),)):
+        axis.errorbar(counts, ratio, yerr=[low, high], marker="o", markersize=4, label="measured")
+        axis.plot(counts, implied, "k--", marker="x", label="FLOPs, decoder, causal")
+        axis.axhline(1, color="grey", linewidth=0.8)
+        if found["tokens"] is not None:
+            axis.axvline(found["tokens"], color="tab:green", linestyle=":", label="break-even")
+        axis.set(xscale="log", xlabel="visual tokens", ylabel="prefill: time over unreduced")
+        axis.set_xticks(counts, [str(n) for n in counts], rotation=60, fontsize=8)
+        axis.minorticks_off()
+        axis.set_title(f"{title}: {found['strategy']}", fontsize=10)
+        axis.grid(alpha=0.25)
+        axis.legend(fontsize=8)
 
 
 def _by_strategy(rows: Sequence[Row]) -> dict[str, list[Row]]:

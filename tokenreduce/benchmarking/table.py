@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
 from tokenreduce.inference.clock import LEVEL, coverage
+from tokenreduce.output import table
 from tokenreduce.viz.quantities import counted, quantity
 
 Row = Mapping[str, Any]
 SURE = 0.9
 """Coverage below which an interval is not worth its name."""
+TIGHT: dict[str, Any] = {"padding": 0, "show_edge": False}
 COLUMN = {"absolute": "ms", "relative": "time"}
 """Of `compared`: what a kind of slowness is read from."""
 
@@ -29,18 +30,18 @@ def measured(rows: Sequence[Row]) -> list[Table]:
 def _prompt(rows: Sequence[Row]) -> Table:
     one = rows[0]
     tower = ", with the vision tower" if one["tower"] else ""
-    table = _table(
+    made = table(
         f"{one['visual_tokens']} visual and {one['text_tokens']} text tokens, "
         f"batch {one['batch']}{tower}",
-        None,
+        **TIGHT,
     )
     peers = any(row.get("original") is not None for row in rows)
     decoded, weighed = "decode_step" in one, one["peak_bytes"] is not None
     names = ["kept", "FLOPs", f"prefill{_sure(one['prefill'])}", *["orig."] * peers]
     names += ["step", "tok/s"] * decoded + ["KV cache"] + ["peak"] * weighed
-    table.add_column("", overflow="fold")
+    made.add_column("", overflow="fold")
     for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
+        made.add_column(name, justify="right", no_wrap=True)
     cells = ["unreduced", "", "", _ms(one["prefill"]["unreduced"])]
     cells += [""] * peers
     if decoded:
@@ -49,10 +50,10 @@ def _prompt(rows: Sequence[Row]) -> Table:
     cells.append(quantity(one["kv_bytes_full"], "B", 1024))
     if weighed:
         cells.append(quantity(one["peak_bytes_full"], "B", 1024))
-    table.add_row(*cells)
+    made.add_row(*cells)
     for row in rows:
-        table.add_row(*_reduced(row, peers, decoded, weighed))
-    return table
+        made.add_row(*_reduced(row, peers, decoded, weighed))
+    return made
 
 
 def _reduced(row: Row, peers: bool, decoded: bool, weighed: bool) -> list[str]:
@@ -106,16 +107,17 @@ def legend(rounds: int, clock: str) -> str:
 def compared(rows: Sequence[Row], path: str, tolerance: float) -> Table:
     """Now over then."""
     slower = sum(bool(row["slower"]) for row in rows)
-    table = _table(
+    made = table(
         f"against {path}",
-        f"{slower} of {len(rows)} slower by more than {tolerance:.0%}. ms: median time, now over "
-        "then; time: reduced over unreduced, then and now.",
+        caption=f"{slower} of {len(rows)} slower by more than {tolerance:.0%}. ms: median time, "
+        "now over then; time: reduced over unreduced, then and now.",
+        **TIGHT,
     )
     for name in ("tokens", "batch", "strategy", "measure", "ms", "time", ""):
         right = name in ("tokens", "batch", "ms")
-        table.add_column(name, justify="right" if right else "left", overflow="fold")
+        made.add_column(name, justify="right" if right else "left", overflow="fold")
     for row in rows:
-        table.add_row(
+        made.add_row(
             f"{row['visual_tokens']}{' + tower' * row['tower']}",
             str(row["batch"]),
             row["strategy"],
@@ -125,28 +127,15 @@ def compared(rows: Sequence[Row], path: str, tolerance: float) -> Table:
             f"slower: {', '.join(COLUMN[kind] for kind in row['slower'])}" if row["slower"] else "",
             style="bold red" if row["slower"] else None,
         )
-    return table
+    return made
 
 
 def broken_even(found: Mapping[str, Any]) -> Table:
     """Time ratios by the number of visual tokens."""
-    table = _table("break-even", found["advice"])
-    for name in ("visual tokens", f"prefill time{_sure(found['rows'][0])}", "pays"):
-        table.add_column(name, justify="right")
+    columns = ("visual tokens", f"prefill time{_sure(found['rows'][0])}", "pays")
+    made = table("break-even", columns, right=columns, caption=found["advice"], **TIGHT)
     for row in found["rows"]:
-        table.add_row(
+        made.add_row(
             str(row["visual_tokens"]), _ratio(row["ratio"], row), "yes" if row["pays"] else "no"
         )
-    return table
-
-
-def _table(title: str, caption: str | None) -> Table:
-    return Table(
-        title=title,
-        caption=caption,
-        box=box.SIMPLE_HEAD,
-        padding=0,
-        show_edge=False,
-        title_justify="left",
-        caption_justify="left",
-    )
+    return made

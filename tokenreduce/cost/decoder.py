@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tokenreduce.checks import MOST, integer
+from tokenreduce.checks import MOST, integer, one_of
 from tokenreduce.cost.reading import read, size, unlike
-from tokenreduce.errors import BadOption, did_you_mean
+from tokenreduce.errors import BadOption
 from tokenreduce.scheduler import Scheduler, Stop, ordered
 
 
@@ -104,12 +104,8 @@ def macs(shape: DecoderShape, tokens: Sequence[float], convention: str = "matmul
     Raises:
         ValueError: an unknown convention.
     """
-    if convention not in CONVENTIONS:
-        raise BadOption(
-            f"no FLOPs convention {convention!r}{did_you_mean(convention, CONVENTIONS)} "
-            f"(known: {', '.join(CONVENTIONS)})"
-        )
-    return round(sum(CONVENTIONS[convention](shape, n) for n in tokens))
+    count = CONVENTIONS[one_of(convention, CONVENTIONS, "FLOPs convention")]
+    return round(sum(count(shape, n) for n in tokens))
 
 
 def head_macs(shape: DecoderShape, positions: int = 1) -> int:

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
+from tokenreduce.checks import one_of
 from tokenreduce.errors import BadOption
 
 SIDES = ("right", "left")
@@ -34,8 +35,7 @@ class Collator:
     """
 
     def __init__(self, processor: Any, side: str = "right") -> None:
-        if side not in SIDES:
-            raise BadOption(f"side={side!r} is unknown (known: {', '.join(SIDES)})")
+        one_of(side, SIDES, "side")
         if processor.tokenizer.pad_token_id is None:
             raise BadOption(
                 f"the tokenizer of {type(processor).__name__} has no padding token: set "

@@ -17,11 +17,12 @@ from pathlib import Path
 
 from PIL import Image
 
+from tokenreduce.checks import one_of
 from tokenreduce.data.jsonrows import JsonRows, index_rows
 from tokenreduce.data.rows import Conversation, Message, Unusable
 from tokenreduce.data.samples import SPLITS, Sample, sample
 from tokenreduce.data.savedrows import SavedRows, open_saved
-from tokenreduce.errors import BadOption, did_you_mean
+from tokenreduce.errors import BadOption
 from tokenreduce.files import named
 
 __all__ = [
@@ -155,10 +156,7 @@ def shapes_conversations(
     Raises:
         ValueError: an unknown split, fewer than one conversation or question.
     """
-    if split not in SPLITS:
-        raise BadOption(
-            f"unknown split {split!r}{did_you_mean(split, SPLITS)} (known: {', '.join(SPLITS)})"
-        )
+    one_of(split, SPLITS, "split")
     if size < 1 or questions < 1:
         raise BadOption(f"size={size} and questions={questions} must be at least 1")
     return Conversations(size, _Drawn(seed, split, questions, difficulty))
@@ -205,10 +203,7 @@ def check_bad(bad: str) -> None:
     Raises:
         ValueError: not one of `BAD`.
     """
-    if bad not in BAD:
-        raise BadOption(
-            f"bad={bad!r} is unknown{did_you_mean(str(bad), BAD)} (known: {', '.join(BAD)})"
-        )
+    one_of(bad, BAD, "rule for bad rows")
 
 
 def _checked(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -13,11 +12,7 @@ from torch.utils.data import Dataset
 from tokenreduce.data.conversations import Conversations, check_bad
 from tokenreduce.data.rows import Conversation, Unusable
 from tokenreduce.errors import BadOption
-
-try:
-    import fcntl
-except ImportError:  # not on Windows; there two workers may note the same row
-    fcntl = None  # type: ignore[assignment]
+from tokenreduce.files import append_lines, locked, read_lines
 
 
 class EncodedDataset(Dataset[dict[str, Tensor]]):
@@ -45,7 +40,7 @@ class EncodedDataset(Dataset[dict[str, Tensor]]):
         self.bad = bad
         self.log = None if log is None else Path(log)
         self._faults: dict[int, str] = {}  # by index: what is known to be unusable
-        self._noted: set[tuple[str, int]] = set()  # what the log had when it was read last
+        self._noted: set[tuple[Any, Any]] = set()  # what the log had when it was read last
         self._read = 0  # bytes of the log until there
 
     def __len__(self) -> int:
@@ -97,23 +92,10 @@ class EncodedDataset(Dataset[dict[str, Tensor]]):
             return
         key = self._name(place), place
         row = {"name": key[0], "row": place, "reason": error.reason, "detail": error.detail}
-        # one write of a whole line at the file's end: lines of several processes do not mix
-        handle = os.open(self.log, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        with os.fdopen(handle, "rb") as file:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
-            file.seek(self._read)
-            fresh = file.read()  # what has been noted since
-            self._read += len(fresh)
-            self._noted.update(filter(None, map(_key, fresh.splitlines())))
+        with locked(self.log.parent, self.log.name):
+            for one in read_lines(self.log, self._read, strict=False):  # noted since the last time
+                if isinstance(one, dict):
+                    self._noted.add((one.get("name"), one.get("row")))
             if key not in self._noted:
-                os.write(handle, (json.dumps(row, ensure_ascii=False) + "\n").encode())
-
-
-def _key(line: bytes) -> tuple[str, int] | None:
-    """The name and index in a line of the log."""
-    try:
-        row = json.loads(line)
-        return str(row["name"]), int(row["row"])
-    except (ValueError, KeyError, TypeError):
-        return None
+                append_lines(self.log, [row])
+            self._read = self.log.stat().st_size

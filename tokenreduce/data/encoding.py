@@ -16,11 +16,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tokenreduce.checks import one_of
 from tokenreduce.data.batching import IGNORED, Collator
 from tokenreduce.data.encoded import EncodedDataset
 from tokenreduce.data.rows import Conversation, Message, Unusable
 from tokenreduce.data.transcripts import PROMPTS, Transcript, Writer, begins, image_token
-from tokenreduce.errors import BadOption, did_you_mean
+from tokenreduce.errors import BadOption
 
 __all__ = ["Collator", "EncodedDataset", "Encoder", "Unusable"]
 
@@ -67,11 +68,7 @@ class Encoder:
     """
 
     def __init__(self, processor: Any, max_length: int | None = None, prompt: str = "chat") -> None:
-        if prompt not in PROMPTS:
-            raise BadOption(
-                f"prompt={prompt!r} is unknown{did_you_mean(str(prompt), PROMPTS)} "
-                f"(known: {', '.join(PROMPTS)})"
-            )
+        one_of(prompt, PROMPTS, "prompt")
         if max_length is not None and max_length < 1:
             raise BadOption(f"max_length={max_length} must be at least 1; null cuts nothing")
         self.processor = processor

@@ -1,8 +1,8 @@
 """The twenty glyphs of the rendered scenes, read from a sheet that ships with the package.
 
 Scenes must look the same on every machine, so no font is read at run time: `glyphs.png` was drawn
-once from DejaVu Sans Bold (free licence, Bitstream Vera derivative) by `draw_sheet`, and each glyph
-is cut out of it.
+once from DejaVu Sans Bold (free licence, Bitstream Vera derivative) by `scripts/draw_glyphs.py`,
+and each glyph is cut out of it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 DIGITS = tuple("0123456789")
 LETTERS = tuple("ACEFHKLPTX")
@@ -39,22 +39,3 @@ def glyph(character: str, height: int) -> Array:
 def _sheet() -> Array:
     with Image.open(SHEET, formats=("PNG",)) as image:
         return np.asarray(image.convert("L"), np.float32) / np.float32(255)
-
-
-def draw_sheet(font: Path, target: Path = SHEET, oversampling: int = 4) -> None:
-    """Draw the sheet anew, as was done once.
-
-    `draw_sheet(Path("/usr/share/fonts/truetype/dejavu/DejaVuSans-Bold.ttf"))`; a sheet from another
-    font or rasteriser is another task, and the shipped checkpoint must then be trained again.
-    """
-    sheet = Image.new("L", (CELL * len(GLYPHS), CELL * len(HEIGHTS)), 0)
-    for row, height in enumerate(HEIGHTS):
-        face = ImageFont.truetype(str(font), height * oversampling)
-        for column, character in enumerate(GLYPHS):
-            left, top, _, _ = face.getbbox(character)
-            cell = Image.new("L", (CELL * oversampling, CELL * oversampling), 0)
-            ImageDraw.Draw(cell).text((-left, -top), character, font=face, fill=255)
-            sheet.paste(
-                cell.resize((CELL, CELL), Image.Resampling.BOX), (column * CELL, row * CELL)
-            )
-    sheet.save(target, optimize=True)

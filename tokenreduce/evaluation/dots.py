@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenreduce.evaluation.table import label
-from tokenreduce.files import atomic
+from tokenreduce.output import figure
 
 Row = Mapping[str, Any]
 COLOURS = {"full": "0.3", "harmless": "0.6", "baseline": "C0", "tested": "C3"}
@@ -20,33 +20,38 @@ MEANING = {
 COLUMNS = 3
 
 
-def draw(plt: Any, root: Path, rows: Sequence[Row]) -> list[Path]:
+def draw(root: Path, rows: Sequence[Row]) -> list[Path]:
     """Draws `accuracy.png`, and `accuracy_kinds.png` where there are several kinds of question."""
-    figure, axis = plt.subplots(figsize=(8, 1.4 + 0.34 * len(rows)), layout="constrained")
-    _panel(axis, rows)
-    costs = sorted(row["flops_share"] for row in rows if row["role"] in ("baseline", "tested"))
-    axis.set_xlabel(
-        f"answers right, 95 % interval; FLOPs of the prefill: {costs[len(costs) // 2]:.2f} of the "
-        "full model's"
-    )
-    _legend(figure, rows)
-    paths = [saved(plt, figure, root / "accuracy.png")]
+    paths = [root / "accuracy.png"]
+    with figure(paths[0], figsize=(8, 1.4 + 0.34 * len(rows))) as (drawn, ((axis,),)):
+        _panel(axis, rows)
+        costs = sorted(row["flops_share"] for row in rows if row["role"] in ("baseline", "tested"))
+        axis.set_xlabel(
+            "answers right, 95 % interval; FLOPs of the prefill: "
+            f"{costs[len(costs) // 2]:.2f} of the full model's"
+        )
+        _legend(drawn, rows)
     kinds = list(dict.fromkeys(kind for row in rows for kind in row["kinds"]))
     if len(kinds) < 2:
         return paths
     lines = -(-len(kinds) // COLUMNS)
     size = (12, lines * (0.8 + 0.26 * len(rows)) + 0.6)
-    figure, grid = plt.subplots(
-        lines, COLUMNS, figsize=size, layout="constrained", squeeze=False, sharey=True
-    )
+    paths.append(root / "accuracy_kinds.png")
+    with figure(paths[1], lines, COLUMNS, figsize=size, sharey=True) as (drawn, grid):
+        for axis, kind in panels(grid, kinds):
+            _panel(axis, rows, kind)
+        drawn.supxlabel("answers right, 95 % interval", fontsize=9)
+        _legend(drawn, rows)
+    return paths
+
+
+def panels(grid: Any, kinds: Sequence[str]) -> Iterator[tuple[Any, str]]:
+    """The axes of a grid, each with the kind that it is about, as its title; others are empty."""
     for axis, kind in zip(grid.flat, kinds, strict=False):
-        _panel(axis, rows, kind)
         axis.set_title(kind, fontsize=10, parse_math=False)
+        yield axis, kind
     for axis in grid.flat[len(kinds) :]:
         axis.axis("off")
-    figure.supxlabel("answers right, 95 % interval", fontsize=9)
-    _legend(figure, rows)
-    return [*paths, saved(plt, figure, root / "accuracy_kinds.png")]
 
 
 def _panel(axis: Any, rows: Sequence[Row], kind: str = "") -> None:
@@ -79,11 +84,3 @@ def _legend(figure: Any, rows: Sequence[Row]) -> None:
     figure.legend(
         marks, [MEANING[role] for role in roles], loc="outside upper left", ncols=2, fontsize=8
     )
-
-
-def saved(plt: Any, figure: Any, path: Path) -> Path:
-    """The path of the picture that a figure becomes, whole or not at all."""
-    with atomic(path) as draft:
-        figure.savefig(draft, format="png", dpi=110, metadata={"Software": None})
-    plt.close(figure)
-    return path

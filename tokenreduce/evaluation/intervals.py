@@ -5,23 +5,20 @@ Shapes: n answers.
 
 from __future__ import annotations
 
-from math import sqrt
 from typing import Any
 
 import numpy as np
+from scipy.stats import binomtest
 
 Right = np.ndarray[Any, np.dtype[np.bool_]]
 
 
-def wilson(hits: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """The Wilson score interval of a share (Wilson 1927, JASA 22)."""
+def wilson(hits: int, trials: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a share (Wilson 1927, JASA 22)."""
     if not trials:
         return 0.0, 1.0
-    share = hits / trials
-    middle = share + z * z / (2 * trials)
-    spread = z * sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    scale = 1 + z * z / trials
-    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+    low, high = binomtest(hits, trials).proportion_ci(method="wilson")
+    return float(low), float(high)
 
 
 def resampled(

@@ -9,8 +9,8 @@ from typing import Any
 
 from tokenreduce.evaluation import dots
 from tokenreduce.evaluation.comparing import EQUAL
-from tokenreduce.evaluation.dots import saved
 from tokenreduce.evaluation.table import label, spoken
+from tokenreduce.output import draws, figure
 
 Row = Mapping[str, Any]
 Styles = Mapping[tuple[str, str], tuple[str, str, str]]
@@ -19,6 +19,7 @@ REDUCED = ("baseline", "tested")
 LINES = ("-", "--", ":", "-.")
 MARKERS = "osD^vP*Xdh<>p"
 COLUMNS = 3
+FLOPS = "FLOPs of the decoder's prefill, share of the full model's"
 
 
 def draw(root: Path, rows: Sequence[Row]) -> list[Path]:
@@ -29,12 +30,7 @@ def draw(root: Path, rows: Sequence[Row]) -> list[Path]:
     what no other reduction of it beats in both: it answers no better at the same cost. What cannot
     be drawn is warned of: the table is there without it.
     """
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-    except ImportError:
+    if not draws():
         warnings.warn(
             "no pictures of cost and accuracy without matplotlib: pip install 'tokenreduce[eval]'",
             stacklevel=2,
@@ -48,10 +44,9 @@ def draw(root: Path, rows: Sequence[Row]) -> list[Path]:
             path.unlink()
     try:
         if equal_cost(reduced):
-            return dots.draw(plt, root, rows)
-        return [_all(plt, root, rows, reduced), *_by_kind(plt, root, rows, reduced)]
+            return dots.draw(root, rows)
+        return [_all(root, rows, reduced), *_by_kind(root, rows, reduced)]
     except Exception as error:  # of a library for pictures, after hours of answers
-        plt.close("all")
         warnings.warn(f"no pictures of cost and accuracy: {error}", stacklevel=2)
         return []
 
@@ -62,38 +57,33 @@ def equal_cost(reduced: Sequence[Row]) -> bool:
     return bool(max(costs) - min(costs) <= EQUAL)
 
 
-def _all(plt: Any, root: Path, rows: Sequence[Row], reduced: Sequence[Row]) -> Path:
+def _all(root: Path, rows: Sequence[Row], reduced: Sequence[Row]) -> Path:
     """Accuracy over FLOPs and over measured time."""
     styles = _styles(rows)
     timed = [row for row in reduced if row["prefill"]]
-    figure, axes = plt.subplots(1, 2, figsize=(12, 5), layout="constrained", sharey=True)
-    _scatter(axes[0], rows, reduced, styles, lambda row: row["flops_share"])
-    axes[0].set(
-        xlabel="FLOPs of the decoder's prefill, share of the full model's", ylabel="answers right"
-    )
-    _scatter(axes[1], rows, timed, styles, lambda row: row["prefill"]["prefill_ratio"])
-    axes[1].set(xlabel="measured prefill time, share of the full model's")
-    _legend(figure, axes[:1])
-    return saved(plt, figure, root / "pareto.png")
+    path = root / "pareto.png"
+    with figure(path, 1, 2, figsize=(12, 5), sharey=True) as (drawn, ((left, right),)):
+        _scatter(left, rows, reduced, styles, lambda row: row["flops_share"])
+        left.set(xlabel=FLOPS, ylabel="answers right")
+        _scatter(right, rows, timed, styles, lambda row: row["prefill"]["prefill_ratio"])
+        right.set(xlabel="measured prefill time, share of the full model's")
+        _legend(drawn, [left])
+    return path
 
 
-def _by_kind(plt: Any, root: Path, rows: Sequence[Row], reduced: Sequence[Row]) -> list[Path]:
+def _by_kind(root: Path, rows: Sequence[Row], reduced: Sequence[Row]) -> list[Path]:
     """Accuracy over FLOPs for every kind of question that a model was asked; none of one kind."""
     kinds = list(dict.fromkeys(kind for row in rows for kind in row["kinds"]))
     if len(kinds) < 2:
         return []
     lines, styles = -(-len(kinds) // COLUMNS), _styles(rows)
-    figure, grid = plt.subplots(
-        lines, COLUMNS, figsize=(12, 3 * lines), layout="constrained", squeeze=False
-    )
-    for axis, kind in zip(grid.flat, kinds, strict=False):
-        _scatter(axis, rows, reduced, styles, lambda row: row["flops_share"], kind)
-        axis.set_title(kind, fontsize=10, parse_math=False)
-    for axis in grid.flat[len(kinds) :]:
-        axis.axis("off")
-    figure.supxlabel("FLOPs of the decoder's prefill, share of the full model's", fontsize=9)
-    _legend(figure, grid.flat)
-    return [saved(plt, figure, root / "pareto_kinds.png")]
+    path = root / "pareto_kinds.png"
+    with figure(path, lines, COLUMNS, figsize=(12, 3 * lines)) as (drawn, grid):
+        for axis, kind in dots.panels(grid, kinds):
+            _scatter(axis, rows, reduced, styles, lambda row: row["flops_share"], kind)
+        drawn.supxlabel(FLOPS, fontsize=9)
+        _legend(drawn, grid.flat)
+    return [path]
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

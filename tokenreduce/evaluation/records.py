@@ -12,17 +12,14 @@ used by the next.
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from tokenreduce.errors import BadOption
-from tokenreduce.files import atomic
+from tokenreduce.files import append_lines, atomic, locked, read_lines
 
 HEAD = "evaluation.json"
 Row = dict[str, Any]
@@ -91,20 +88,12 @@ class Store:
         """The answers that a condition has so far, by the name of the question."""
         found: dict[str, Row] = {}
         for path in (self._file(key), *self._parts(key)):
-            if path.is_file():
-                found.update((row["item"], row) for row in _rows(path))
+            found.update((row["item"], row) for row in read_lines(path))
         return found
 
     def append(self, key: str, rank: int, rows: Iterable[Row]) -> None:
         """Adds answers, all of these or (where the run is killed meanwhile) part of them."""
-        path = self._file(key).with_name(f"{key}.{rank}.part")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        with path.open("ab+") as file:
-            _cut_torn_line(file)
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        append_lines(self._file(key).with_name(f"{key}.{rank}.part"), rows)
 
     def complete(self, key: str, names: Sequence[str]) -> bool:
         """Whether a condition has an answer to every question, in one file."""
@@ -140,14 +129,6 @@ class Store:
         return sorted(path for path in found if named.fullmatch(path.name))
 
 
-@contextmanager
-def locked(folder: Path, name: str) -> Iterator[None]:
-    """Keeps other runs that share `folder` out of the block."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f".{name}.lock"):
-        yield
-
-
 def pack(indices: Iterable[int], total: int) -> str:
     """Kept tokens as a hexadecimal number whose bit i stands for token i."""
     return f"{sum(1 << i for i in indices):0{-(-total // 4)}x}"
@@ -157,22 +138,6 @@ def unpack(kept: str) -> list[int]:
     """The kept tokens of `pack`, ascending."""
     bits = int(kept or "0", 16)
     return [i for i in range(bits.bit_length()) if bits >> i & 1]
-
-
-def _rows(path: Path) -> Iterator[Row]:
-    # what follows the last end of a line was cut short by a kill, maybe within a character
-    for line in path.read_bytes().split(b"\n")[:-1]:
-        yield json.loads(line)
-
-
-def _cut_torn_line(file: Any) -> None:
-    """Takes away what a kill has left of a last line."""
-    if file.seek(0, os.SEEK_END):
-        file.seek(-1, os.SEEK_END)
-        if file.read(1) != b"\n":
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)
-    file.seek(0, os.SEEK_END)
 
 
 def _short(value: Any) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from tokenreduce.checks import one_of
 from tokenreduce.data.items import Item
-from tokenreduce.errors import BadOption, did_you_mean
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 TOLERANCE = 0.05
@@ -52,12 +52,8 @@ def is_right(item: Item, said: str, match: str = "exact") -> bool:
     Raises:
         ValueError: an unknown rule.
     """
-    if match not in MATCHES:
-        raise BadOption(
-            f"no rule {match!r} for right answers{did_you_mean(match, MATCHES)} "
-            f"(known: {', '.join(MATCHES)})"
-        )
-    return any(MATCHES[match](said, right) for right in item.right_answers)
+    same = MATCHES[one_of(match, MATCHES, "rule for right answers")]
+    return any(same(said, right) for right in item.right_answers)
 
 
 def first_tokens(tokenizer: Any, answers: Sequence[str]) -> dict[str, list[int]]:

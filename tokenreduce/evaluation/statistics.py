@@ -12,12 +12,14 @@ from math import ceil, sqrt
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.optimize import brentq
-from scipy.spatial.distance import jensenshannon
-from scipy.stats import binomtest, entropy, norm
+from scipy.stats import binomtest, norm
 from scipy.stats import t as student
+from torch import Tensor
 
 from tokenreduce.errors import BadOption
+from tokenreduce.evaluation import divergence
 from tokenreduce.evaluation.intervals import Right, clustered, resampled
 
 Values = np.ndarray[Any, Any]
@@ -69,14 +71,9 @@ def sign_flip(change: Values, cluster: Values, runs: int = 1) -> float:
 def jensen_shannon(p: Values, q: Values) -> Values:
     """(n, c), (n, c) -> (n,) divergence of two distributions of every question, in bits (0 to 1).
 
-    Symmetric and bounded; scipy's distance squared. NaN where either has a probability that is no
-    number.
+    Symmetric and bounded. NaN where either has a probability that is no number.
     """
-    p, q = _whole(p), _whole(q)
-    found = np.asarray(jensenshannon(p, q, base=2, axis=1), dtype=float)
-    known = np.isfinite(p).all(axis=1) & np.isfinite(q).all(axis=1)
-    # rounding may leave a square root of less than nothing
-    return np.where(known, np.nan_to_num(found) ** 2, np.nan)
+    return divergence.jensen_shannon(_logs(p), _logs(q)).numpy()
 
 
 def kullback_leibler(p: Values, q: Values) -> Values:
@@ -84,9 +81,7 @@ def kullback_leibler(p: Values, q: Values) -> Values:
 
     NaN where either has a probability that is no number.
     """
-    safe = np.maximum(_whole(q), NOTHING)
-    found: Values = entropy(_whole(p), safe / safe.sum(axis=1, keepdims=True), base=2, axis=1)
-    return np.asarray(np.maximum(found, 0.0))
+    return divergence.kullback_leibler(_logs(p), _logs(q, NOTHING)).numpy()
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -255,9 +250,10 @@ def check_margin(margin: float) -> None:
         )
 
 
-def _whole(p: Values) -> Values:
-    """Every row as a distribution: what is left of 1 is one more outcome."""
+def _logs(p: Values, least: float = 0.0) -> Tensor:
+    """(n, c) -> (n, c + 1) log-probabilities: what is left of 1 is one more outcome."""
     p = np.clip(np.asarray(p, dtype=float), 0.0, 1.0)
     rest = np.clip(1 - p.sum(axis=1, keepdims=True), 0.0, 1.0)
     full = np.concatenate([p, rest], axis=1)
-    return np.asarray(full / full.sum(axis=1, keepdims=True))
+    full = np.maximum(full / full.sum(axis=1, keepdims=True), least)
+    return torch.from_numpy(full / full.sum(axis=1, keepdims=True)).log()

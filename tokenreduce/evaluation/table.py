@@ -9,16 +9,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console, Group
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from tokenreduce.evaluation.comparing import Level, compare
 from tokenreduce.evaluation.conditions import FULL, Condition
 from tokenreduce.evaluation.records import HEAD, Store
 from tokenreduce.files import atomic
+from tokenreduce.output import table
 from tokenreduce.viz.quantities import counted
 
 Row = Mapping[str, Any]
@@ -162,27 +161,21 @@ def remarks(rows: Sequence[Row]) -> list[str]:
 def show(rows: Sequence[Row], level: Level, notes: Sequence[str], width: int = 80) -> Group:
     """The table for a screen of `width` columns, with what its columns mean below it."""
     title, common = _title(rows)
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        title=Text(title),
-        title_justify="left",
-        padding=0,
-        show_edge=False,
-    )
+    made = table(Text(title), padding=0, show_edge=False)
     models = {row["model"] for row in rows}
     names = [label(row, not common) for row in rows]
     if len(models) > 1:
         names = [f"{row['model']}: {name}" for row, name in zip(rows, names, strict=True)]
-    table.add_column("", overflow="fold", max_width=max(WIDEST, width - NUMBERS))
+    made.add_column("", overflow="fold", max_width=max(WIDEST, width - NUMBERS))
     for head in ("right", "difference (95 %)", "p", "JSD", "FLOPs", "time", "verdict"):
-        table.add_column(head, justify="left" if head == "verdict" else "right", no_wrap=True)
+        made.add_column(head, justify="left" if head == "verdict" else "right", no_wrap=True)
     for row, name, after in zip(rows, names, [*rows[1:], None], strict=True):
         style = {"full": "bold", "tested": "bold"}.get(row["role"])
         last = after is not None and (row["model"], row["role"]) != (after["model"], after["role"])
-        table.add_row(escape(name), *_cells(row), style=style, end_section=last)
+        made.add_row(escape(name), *_cells(row), style=style, end_section=last)
     lines = [line for row in rows for line in _lines(row, not common)]
     legend = LEGEND.format(margin=f"{100 * level.margin:g}")
-    return Group(table, *(Text(line, style="dim") for line in (legend, *lines, *notes)))
+    return Group(made, *(Text(line, style="dim") for line in (legend, *lines, *notes)))
 
 
 def label(row: Row, schedule: bool = True) -> str:

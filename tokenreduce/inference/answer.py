@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from tokenreduce.inference.loaded import Loaded
+from tokenreduce.inference.prompt import encode_all
 
 
 class Asked(Protocol):
@@ -44,28 +45,13 @@ def answers(
         batch: prompts at once, of similar length.
         **options: for `generate`.
     """
-    found = [""] * len(items)
+    loaded, found = Loaded(model, processor, "", embedded=False), [""] * len(items)
     order = sorted(range(len(items)), key=lambda i: len(items[i].question.split()))
     for start in range(0, len(order), batch):
         chunk = order[start : start + batch]
-        inputs = processor.apply_chat_template(
-            [_chat(items[i]) for i in chunk],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"padding": True, "padding_side": "left"},
-        ).to(model.device)
+        pictures = [[items[i].picture()] for i in chunk]
+        inputs = encode_all(loaded, [items[i].question for i in chunk], pictures)
         said = model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
-        texts = processor.batch_decode(said, skip_special_tokens=True)
-        for i, text in zip(chunk, texts, strict=True):
-            found[i] = text.strip()
+        for i, ids in zip(chunk, said, strict=True):
+            found[i] = loaded.text(ids)
     return found
-
-
-def _chat(item: Asked) -> list[dict[str, Any]]:
-    content = [
-        {"type": "image", "image": item.picture()},
-        {"type": "text", "text": item.question},
-    ]
-    return [{"role": "user", "content": content}]

@@ -7,7 +7,6 @@ the clock is wall time, synchronised.
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from scipy.stats import binom
 
 LEVEL = 0.95
 """Of the intervals."""
@@ -114,10 +114,8 @@ def interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     section 7.1). Five values or fewer reach no more than 94 %: then these are the extremes.
     """
     ordered, n = sorted(values), len(values)
-    rank, outside = 1, 1 - coverage(n)
-    while 2 * (rank + 1) <= n and outside + 2 * math.comb(n, rank) / 2**n <= 1 - level:
-        outside += 2 * math.comb(n, rank) / 2**n
-        rank += 1
+    rank = max(1, int(binom.ppf((1 - level) / 2, n, 0.5)))
+    outside = 2 * float(binom.cdf(rank - 1, n, 0.5))
     return Interval(ordered[rank - 1], ordered[n - rank], max(0.0, 1 - outside))
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from tokenreduce import plugins
 from tokenreduce.adapter import adapter_for
-from tokenreduce.checks import MOST
+from tokenreduce.checks import MOST, one_of
 from tokenreduce.embedded import checkpoint_dir
-from tokenreduce.errors import BadOption, did_you_mean
+from tokenreduce.errors import BadOption
 from tokenreduce.files import named
 from tokenreduce.inference.hub import asked_once
 from tokenreduce.inference.lora import Base, base_of, holds_adapters, merged
@@ -74,8 +74,8 @@ def load(spec: ModelSpec, weights: Path | None = None, precision: str | None = N
     source = model_source(spec)
     base, complete, options = _complete(source, spec)
     device = pick_device(spec.device)
-    dtype = _known(precision or spec.dtype, DTYPES, "model.dtype")
-    attention = _known(spec.attention, ATTENTIONS, "attention")
+    dtype = one_of(precision or spec.dtype, DTYPES, "model.dtype")
+    attention = one_of(spec.attention, ATTENTIONS, "attention")
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
     _calm_progress_bars()
@@ -109,8 +109,8 @@ def load_random(spec: ModelSpec) -> Any:
             attention or device.
     """
     device = pick_device(spec.device)
-    dtype = _known(spec.dtype, DTYPES, "model.dtype")
-    attention = _known(spec.attention, ATTENTIONS, "attention")
+    dtype = one_of(spec.dtype, DTYPES, "model.dtype")
+    attention = one_of(spec.attention, ATTENTIONS, "attention")
     import transformers
 
     family, source = read_sizes(spec)
@@ -243,15 +243,6 @@ def _hub_options(spec: ModelSpec) -> dict[str, Any]:
     if trust:
         warnings.warn(f"running code of {spec.id} at revision {revision}", stacklevel=3)
     return {"trust_remote_code": trust, "revision": revision}
-
-
-def _known(value: Any, names: tuple[str, ...], option: str) -> str:
-    if value not in names:
-        raise BadOption(
-            f"{option}={value} is unknown{did_you_mean(str(value), names)} "
-            f"(known: {', '.join(names)})"
-        )
-    return str(value)
 
 
 def _attempt(read: Callable[[], T], source: str) -> T:

@@ -6,27 +6,19 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from tokenreduce.output import table
 from tokenreduce.viz.quantities import counted, quantity
 
 
 def comparison(numbers: Mapping[str, Any], title: str) -> Table:
     """Answers, tokens, cost, time and probabilities, from the numbers of `result.json`."""
     report, answers, times = numbers["report"], numbers["answers"], numbers["prefill_ms"]
-    table = Table(
-        title=escape(numbers["question"]),
-        caption=_caption(numbers),
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        caption_justify="left",
-    )
-    table.add_column("")
-    table.add_column("full model")
-    table.add_column(escape(title))
-    row = table.add_row
+    columns = ("", "full model", escape(title))
+    made = table(escape(numbers["question"]), columns, caption=_caption(numbers))
+    row = made.add_row
     if numbers["expected"] is not None:
         row("right answer", escape(numbers["expected"]), "")
     row("answer", escape(answers["full"]), escape(answers["reduced"]), style="bold")
@@ -52,7 +44,7 @@ def comparison(numbers: Mapping[str, Any], title: str) -> Table:
     for text in dict.fromkeys(answers.values()):
         chances = (f"{numbers['probability'][name][text]:.4f}" for name in answers)
         row(escape(f"probability of {shortened(text)!r}"), *chances)
-    return table
+    return made
 
 
 def shortened(text: str, most: int = 16) -> str:

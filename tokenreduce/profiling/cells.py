@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenreduce.errors import BadOption
-from tokenreduce.files import atomic
+from tokenreduce.files import append_lines, read_lines
 from tokenreduce.profiling.prices import Stops
 
 MEASURES = ("jsd", "kl", "same", "right", "nll")
@@ -69,7 +69,7 @@ class Cells:
         self.path = path
         self._cells: dict[Stops, Cell] = {}
         about = json.loads(json.dumps(about))  # as the file will give it back
-        rows = self._read()
+        rows = list(read_lines(path))
         if rows:
             before = rows[0]
             other = [k for k in {**before, **about} if before.get(k) != about.get(k)]
@@ -82,9 +82,7 @@ class Cells:
                 row["stops"] = tuple((int(layer), float(keep)) for layer, keep in row["stops"])
                 self._cells[row["stops"]] = Cell(**row)
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(path) as draft:
-            draft.write_text(json.dumps(about) + "\n")
+        append_lines(path, [about])
 
     def __contains__(self, stops: Stops) -> bool:
         return stops in self._cells
@@ -100,25 +98,6 @@ class Cells:
 
     def add(self, cell: Cell) -> Cell:
         """Notes a cell, in the file too; returns it."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(asdict(cell)) + "\n")
+        append_lines(self.path, [asdict(cell)])
         self._cells[cell.stops] = cell
         return cell
-
-    def _read(self) -> list[dict[str, Any]]:
-        """The rows of the file; a last line that a kill has cut off is taken away.
-
-        Raises:
-            ValueError: it holds something else.
-        """
-        if not self.path.exists():
-            return []
-        text = self.path.read_text()
-        if not text.endswith("\n"):
-            text = text[: text.rfind("\n") + 1]
-            with atomic(self.path) as draft:
-                draft.write_text(text)
-        try:
-            return [json.loads(line) for line in text.splitlines()]
-        except json.JSONDecodeError as error:
-            raise BadOption(f"{self.path} holds something else than a profile: {error}") from error

@@ -21,9 +21,9 @@ from tokenreduce.adapter import adapter_for, unwrap
 from tokenreduce.checks import integer
 from tokenreduce.data.batching import Collator
 from tokenreduce.errors import BadOption
+from tokenreduce.evaluation.divergence import jensen_shannon, kullback_leibler
 from tokenreduce.presets import schedule_of
 from tokenreduce.profiling.cells import Cell
-from tokenreduce.profiling.divergence import jensen_shannon, kullback_leibler
 from tokenreduce.profiling.forcing import dictated, own_answers
 from tokenreduce.profiling.prices import Prices, Stops
 from tokenreduce.profiling.prompts import Prompt

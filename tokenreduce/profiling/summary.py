@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from tokenreduce.evaluation.intervals import clustered
 from tokenreduce.profiling.cells import Cell, Cells
@@ -82,13 +83,12 @@ def additivity(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     if len(pairs) < 3:
         return None
     predicted, measured = np.array(pairs).T
-    one, other = _ranks(predicted), _ranks(measured)
-    flat = np.ptp(one) == 0 or np.ptp(other) == 0
+    flat = np.ptp(predicted) == 0 or np.ptp(measured) == 0
     return {
         "schedules": len(pairs),
         "error": round(float((measured - predicted).mean()), 6),
         "absolute": round(float(np.abs(measured - predicted).mean()), 6),
-        "rank": None if flat else round(float(np.corrcoef(one, other)[0, 1]), 4),
+        "rank": None if flat else round(float(spearmanr(predicted, measured).statistic), 4),
     }
 
 
@@ -104,11 +104,3 @@ def _plain(cell: Cell, meter: Meter) -> dict[str, Any]:
 def _mean(prices: Prices, which: int) -> float:
     total = sum(key[which] * number for key, number in prices.counts.items())
     return round(total / sum(prices.counts.values()), 2)
-
-
-def _ranks(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Ranks from 0; equal values share theirs."""
-    less = (values[:, None] > values[None]).sum(axis=1)
-    equal = (values[:, None] == values[None]).sum(axis=1)
-    shared: np.ndarray[Any, Any] = less + (equal - 1) / 2
-    return shared

@@ -5,44 +5,40 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.markup import escape
 from rich.table import Table
+
+from tokenreduce.output import table
 
 
 def layers_table(numbers: Mapping[str, Any], title: str) -> Table:
     """What one stop costs: a row for every layer, a column for every share."""
     cells, keeps = numbers["sensitivity"], numbers["keeps"]
     answers = numbers["full"]["right"] is not None
-    table = Table(
-        title=escape(title),
+    made = table(
+        escape(title),
         caption="Divergence from the whole model (JSD, bits); in brackets the share of "
         f"{'right answers' if answers else 'unchanged answers'}, {_whole(numbers)}.",
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        caption_justify="left",
     )
-    table.add_column("from layer", justify="right")
-    for keep in keeps:
-        table.add_column(f"{keep:.0%} left" if keep else "none left", justify="right")
+    for name in ("from layer", *(f"{keep:.0%} left" if keep else "none left" for keep in keeps)):
+        made.add_column(name, justify="right")
     for layer in numbers["layers"]:
         own = {cell["stops"][0][1]: cell for cell in cells if cell["stops"][0][0] == layer}
-        table.add_row(str(layer), *(_cell(own[keep]) for keep in keeps))
-    return table
+        made.add_row(str(layer), *(_cell(own[keep]) for keep in keeps))
+    return made
 
 
 def schedules_table(numbers: Mapping[str, Any]) -> Table:
     """The schedules that were measured, the best first, and the one that was given."""
-    table = Table(title="Schedules, measured", box=box.SIMPLE_HEAD, title_justify="left")
-    for name in ("", "tokens", "FLOPs", "JSD (answers)", "as predicted"):
-        table.add_column(name)
+    columns = ("", "tokens", "FLOPs", "JSD (answers)", "as predicted")
+    made = table("Schedules, measured", columns)
     best, given = numbers["found"], numbers["given"]
-    table.add_row("found", *_schedule(best))
+    made.add_row("found", *_schedule(best))
     others = [r for r in numbers["schedules"] if r["stops"] not in (best["stops"], given["stops"])]
     for row in others[:4]:
-        table.add_row("", *_schedule(row))
-    table.add_row("given", *_schedule(given))
-    return table
+        made.add_row("", *_schedule(row))
+    made.add_row("given", *_schedule(given))
+    return made
 
 
 def _schedule(row: Mapping[str, Any]) -> Sequence[str]:

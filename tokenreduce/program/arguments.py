@@ -6,7 +6,6 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from hydra._internal.utils import get_args_parser
 
@@ -148,17 +147,25 @@ def sweeps(arguments: Sequence[str]) -> bool:
 
 
 def share_folder(arguments: Sequence[str]) -> list[str]:
-    """The arguments with one folder for all processes that `torchrun` has started here.
+    """The arguments with one folder for all processes of a run, on however many machines.
 
-    Each would name it by its own time, and be a second apart. The start of the launcher, which is
-    their parent, is the same for all; several machines need `hydra.run.dir=...`.
+    Each would name it by its own time, and be a second apart. The first of them names it for all,
+    through the store that `torchrun` and `accelerate launch` keep for what they have started.
+
+    Raises:
+        Refused: several processes, no such store, and no folder given.
     """
     given = any(argument.startswith("hydra.run.dir=") for argument in arguments)
-    launcher, clock = Path(f"/proc/{os.getppid()}/stat"), Path("/proc/stat")
-    if given or "LOCAL_RANK" not in os.environ or not launcher.exists():
+    if given or os.environ.get("WORLD_SIZE", "1") == "1":
         return list(arguments)
-    ticks = int(launcher.read_text().rpartition(")")[2].split()[19])  # man 5 proc: starttime
-    boot = next(row for row in clock.read_text().splitlines() if row.startswith("btime "))
-    started = int(boot.split()[1]) + ticks // os.sysconf("SC_CLK_TCK")
-    name = time.strftime("%Y-%m-%d_%H-%M-%S", time.localtime(started))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        raise Refused(
+            "several processes need one folder, and their launcher gives them no way to agree on "
+            "it: give hydra.run.dir=outputs/name, or start them with torchrun"
+        )
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not listed
+
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    own = time.strftime("%Y-%m-%d_%H-%M-%S")
+    name = TCPStore(*place, is_master=False).compare_set("tokenreduce/folder", "", own).decode()
     return [*arguments, f"hydra.run.dir=outputs/${{task.name}}/{name}"]

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from tokenreduce.output import table
 from tokenreduce.program import ending, result
 
 
@@ -71,14 +70,9 @@ class Jobs:
         """Prints which runs have failed, and takes their common folder away if it is empty."""
         if self.last is not None and len(self.failed) == self.started:
             ending.tidy(self.last.parent, keep=self.last.parent in self.folders)
-        table = Table(
-            title=f"{len(self.failed)} of {self.started} runs failed",
-            box=box.SIMPLE_HEAD,
-            title_justify="left",
-        )
-        table.add_column("run", justify="right")
-        table.add_column("asked for")
-        table.add_column("why", ratio=1)
+        title = f"{len(self.failed)} of {self.started} runs failed"
+        made = table(title, ("run", "asked for"), right=("run",))
+        made.add_column("why", ratio=1)
         for number, words, line in self.failed:
-            table.add_row(str(number), escape(words), escape(line))
-        Console(stderr=True).print(table)
+            made.add_row(str(number), escape(words), escape(line))
+        Console(stderr=True).print(made)

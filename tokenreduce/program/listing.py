@@ -7,15 +7,16 @@ import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from tokenreduce.config import known, option_files
 from tokenreduce.errors import Refused, did_you_mean
+from tokenreduce.output import table
 from tokenreduce.program.result import versions
 
 KINDS = {
@@ -67,19 +68,13 @@ def _table(kind: str) -> Table:
     """One kind; names whole, what they do wrapped."""
     rows = list(_adapters()) if kind == "adapter" else list(_options(kind))
     how = "found by the checkpoint's model_type" if kind == "adapter" else f"{kind}=NAME"
-    table = Table(
-        title=f"{KINDS[kind]} ({how})",
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        show_header=False,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    table.add_column("name", no_wrap=True)
-    table.add_column("what it does")
+    options: dict[str, Any] = {"show_header": False, "padding": (0, 1, 0, 0), "pad_edge": False}
+    made = table(f"{KINDS[kind]} ({how})", **options)
+    made.add_column("name", no_wrap=True)
+    made.add_column("what it does")
     for name, text in rows:
-        table.add_row(name, escape(text))
-    return table
+        made.add_row(name, escape(text))
+    return made
 
 
 def _options(group: str) -> Iterator[tuple[str, str]]:

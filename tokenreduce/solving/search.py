@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
 
-from tokenreduce.checks import integer, sequence
+from tokenreduce.checks import integer, one_of, sequence
 from tokenreduce.cost import average_tokens, cost, shape_of
-from tokenreduce.errors import BadOption, did_you_mean
+from tokenreduce.errors import BadOption
 from tokenreduce.scheduler import Scheduler, schedulers
 from tokenreduce.schedulers import Explicit
 
@@ -114,10 +114,7 @@ def by_share(rule: str, options: Mapping[str, Any]) -> Callable[[float], Schedul
     Raises:
         ValueError: an unknown rule, or the share among the options.
     """
-    if rule not in FREE:
-        raise BadOption(
-            f"no rule {rule!r} to solve for{did_you_mean(rule, FREE)} (known: {', '.join(FREE)})"
-        )
+    one_of(rule, FREE, "rule to solve for")
     if FREE[rule] in options:
         raise BadOption(f"{FREE[rule]} is what solve finds for {rule!r}: leave it out")
 

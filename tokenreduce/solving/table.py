@@ -5,51 +5,44 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from tokenreduce.output import table
 from tokenreduce.viz.quantities import quantity
 
 
 def stops(answer: Mapping[str, Any]) -> Table:
     """The layers of the decoder, and how many visual tokens each works on."""
-    table = Table(title="schedule", box=box.SIMPLE_HEAD, title_justify="left")
-    for column in ("layers", "visual tokens", "share"):
-        table.add_column(column, justify="right")
+    columns = ("layers", "visual tokens", "share")
+    made = table("schedule", columns, right=columns)
     for row in answer["stages"]:
         first, last = row["layers"]
         layers = f"{first}" if first == last else f"{first} to {last}"
-        table.add_row(layers, str(row["visual"]), f"{row['visual'] / answer['visual']:.1%}")
-    return table
+        made.add_row(layers, str(row["visual"]), f"{row['visual'] / answer['visual']:.1%}")
+    return made
 
 
 def costs(answer: Mapping[str, Any], convention: str) -> Table:
     """The unreduced model beside the reduced one."""
-    table = Table(
-        title="cost of a prefill",
-        caption=_note(answer, convention),
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        caption_justify="left",
-    )
-    for column in ("", "full model", "reduced", "share"):
-        table.add_column(column, justify="right" if column else "left")
-    table.add_row(
+    numbers = ("full model", "reduced", "share")
+    note = _note(answer, convention)
+    made = table("cost of a prefill", ("", *numbers), right=numbers, caption=note)
+    made.add_row(
         "visual tokens per layer",
         str(answer["visual"]),
         f"{answer['average_tokens']:.4g}",
         f"{answer['average_tokens'] / answer['visual']:.1%}",
     )
     for name, full, ours in answer["flops"]:
-        _row(table, f"FLOPs, {name}", full, ours, "", 1000)
+        _row(made, f"FLOPs, {name}", full, ours, "", 1000)
     for name, full, ours in answer["bytes"]:
-        _row(table, name, full, ours, "B", 1024)
+        _row(made, name, full, ours, "B", 1024)
     if answer.get("ms") is not None:
         found = answer["ms"]
         full, ours = found["unreduced"], found["measured"]
-        table.add_row("prefill, measured", f"{full:.4g} ms", f"{ours:.4g} ms", f"{ours / full:.1%}")
-    return table
+        made.add_row("prefill, measured", f"{full:.4g} ms", f"{ours:.4g} ms", f"{ours / full:.1%}")
+    return made
 
 
 def _note(answer: Mapping[str, Any], convention: str) -> str:
@@ -59,6 +52,6 @@ def _note(answer: Mapping[str, Any], convention: str) -> str:
     return said if missing is None else f"{said}\nVision tower not counted: {escape(missing)}"
 
 
-def _row(table: Table, name: str, full: float, ours: float, unit: str, base: int) -> None:
+def _row(into: Table, name: str, full: float, ours: float, unit: str, base: int) -> None:
     share = f"{ours / full:.1%}" if full else ""
-    table.add_row(name, quantity(full, unit, base), quantity(ours, unit, base), share)
+    into.add_row(name, quantity(full, unit, base), quantity(ours, unit, base), share)

@@ -43,7 +43,7 @@ from tokenreduce.evaluation.identity import folder_of, identity
 from tokenreduce.evaluation.items import candidates
 from tokenreduce.evaluation.options import check
 from tokenreduce.evaluation.pareto import draw
-from tokenreduce.evaluation.records import Store, locked
+from tokenreduce.evaluation.records import Store
 from tokenreduce.evaluation.runner import Runner
 from tokenreduce.evaluation.scoring import first_tokens, is_right
 from tokenreduce.evaluation.shard import Shard
@@ -57,6 +57,7 @@ from tokenreduce.evaluation.table import (
     summary,
     write,
 )
+from tokenreduce.files import locked
 from tokenreduce.inference.loaded import Loaded, load
 from tokenreduce.program import result
 from tokenreduce.program.pages import write_report

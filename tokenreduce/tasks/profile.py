@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from tqdm.auto import tqdm
 
+from tokenreduce.checks import one_of
 from tokenreduce.config import (
     build_reader,
     build_scheduler,
@@ -32,7 +33,7 @@ from tokenreduce.config import (
     refuse_shipped,
 )
 from tokenreduce.data.encoding import Encoder
-from tokenreduce.errors import BadOption, did_you_mean
+from tokenreduce.errors import BadOption
 from tokenreduce.inference.loaded import load
 from tokenreduce.presets import check_name, stops_of
 from tokenreduce.profiling import (
@@ -64,7 +65,7 @@ def profile(config: DictConfig, output: Path) -> dict[str, Any]:
     """
     task, given = config.task, build_scheduler(config)
     options.check(plain(task))
-    by = _measure(str(task.measure))
+    by = one_of(task.measure, MEASURES, "task.measure")
     check_name(str(task.preset), "task.preset")
     refuse_shipped("scheduler", str(task.preset), "task.preset")
     loaded = load(model_spec(config))
@@ -152,15 +153,6 @@ def comments(config: DictConfig, numbers: dict[str, Any]) -> list[str]:
         f"{counted(numbers['prompts'], 'question')}, JSD {best['jsd']:.4f} bits; "
         f"{way(given['stops'])}: {given['jsd']:.4f} at {given['flops_share']:.4f}.",
     ]
-
-
-def _measure(name: str) -> str:
-    if name not in MEASURES:
-        raise BadOption(
-            f"task.measure={name} is unknown{did_you_mean(name, MEASURES)} "
-            f"(known: {', '.join(MEASURES)})"
-        )
-    return name
 
 
 @contextmanager

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenreduce.files import atomic
 from tokenreduce.integrations.trainer import PREFIX
+from tokenreduce.output import draws, figure
 
 
 def draw(history: Sequence[Mapping[str, Any]], path: Path) -> Path | None:
@@ -17,27 +17,21 @@ def draw(history: Sequence[Mapping[str, Any]], path: Path) -> Path | None:
         history: the trainer's `state.log_history`.
         path: of the picture.
     """
-    try:
-        import matplotlib
-    except ImportError:
+    if not draws():
         return None
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
-    for key, label, style in (("loss", "training", "-"), ("eval_loss", "held-out", "o-")):
-        rows = [(row["step"], row[key]) for row in history if key in row]
+    with figure(path, dpi=120, figsize=(7, 3.6)) as (_, ((axes,),)):
+        for key, label, style in (("loss", "training", "-"), ("eval_loss", "held-out", "o-")):
+            rows = [(row["step"], row[key]) for row in history if key in row]
+            if rows:
+                axes.plot(*zip(*rows, strict=True), style, linewidth=1.2, markersize=3, label=label)
+        axes.set(xlabel="step", ylabel="loss")
+        axes.grid(alpha=0.25)
+        rows = [
+            (r["step"], r[PREFIX + "kept_share"]) for r in history if PREFIX + "kept_share" in r
+        ]
         if rows:
-            axes.plot(*zip(*rows, strict=True), style, linewidth=1.2, markersize=3, label=label)
-    axes.set(xlabel="step", ylabel="loss")
-    axes.grid(alpha=0.25)
-    rows = [(r["step"], r[PREFIX + "kept_share"]) for r in history if PREFIX + "kept_share" in r]
-    if rows:
-        other = axes.twinx()
-        other.plot(*zip(*rows, strict=True), ":", color="grey", linewidth=1.2)
-        other.set(ylabel="kept share of the visual tokens (dotted)", ylim=(0, 1.05))
-    axes.legend()
-    with atomic(path) as draft:
-        figure.savefig(draft, format="png", dpi=120)
-    plt.close(figure)
+            other = axes.twinx()
+            other.plot(*zip(*rows, strict=True), ":", color="grey", linewidth=1.2)
+            other.set(ylabel="kept share of the visual tokens (dotted)", ylim=(0, 1.05))
+        axes.legend()
     return path

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from tokenreduce.output import table
 from tokenreduce.viz.quantities import quantity
 
 
 def summary(numbers: Mapping[str, Any], title: str) -> Table:
     """Losses, what was kept, time and memory, from the numbers of `result.json`."""
-    table = Table(title=escape(title), box=box.SIMPLE_HEAD, title_justify="left", show_header=False)
-    row = table.add_row
+    made = table(escape(title), show_header=False)
+    row = made.add_row
     row("steps", f"{numbers['steps']}{_resumed(numbers)}")
     parameters = numbers["parameters"]
     trained, whole = (quantity(parameters[name], "", 1000) for name in ("trained", "all"))
@@ -38,7 +38,7 @@ def summary(numbers: Mapping[str, Any], title: str) -> Table:
         reasons = ", ".join(f"{n} {reason}" for reason, n in skipped["reasons"].items())
         row("rows left out", escape(f"{skipped['rows']}: {reasons}"))
     row("checkpoint", escape(numbers["checkpoint"]))
-    return table
+    return made
 
 
 def _resumed(numbers: Mapping[str, Any]) -> str:

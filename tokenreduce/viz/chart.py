@@ -6,42 +6,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-WIDTH, HEIGHT = 640, 200
-LEFT, BOTTOM, TOP = 44, 24, 10
+LABELS = 16  # below the bars that have room
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One decoder layer: places in the drawing's units, and what to say of it."""
+    """One decoder layer: how high its bars are, in per cent, and what to say of it.
 
-    layer: int
-    x: float
-    width: float
-    text_y: float
-    text_height: float
-    visual_y: float
-    visual_height: float
-    full_y: float
-    full_height: float
-    stage: int
-    says: str
+    `stage` is the layer of the stop that it is behind; -1 in front of all of them.
+    """
+
     label: str
+    says: str
+    stage: int
+    text: float
+    visual: float
+    full: float
 
 
 @dataclass(frozen=True)
 class Chart:
-    """The bars of all layers, lines at round numbers, and one sentence for who cannot see it.
-
-    A bar's `stage` is the layer of the stop that it is behind; -1 in front of all of them.
-    """
+    """The bars of all layers, lines at round numbers, and one sentence for who cannot see it."""
 
     bars: list[Bar]
     lines: list[tuple[float, str]]
     says: str
-    width: int = WIDTH
-    height: int = HEIGHT
-    left: int = LEFT
-    base: int = HEIGHT - BOTTOM
 
 
 def chart(report: Mapping[str, Any], sample: int = 0) -> Chart:
@@ -52,42 +41,32 @@ def chart(report: Mapping[str, Any], sample: int = 0) -> Chart:
         sample: which one of the batch.
     """
     layers = [row[sample] for row in report["tokens_per_layer"]]
-    full = report["visual_tokens"][sample]
-    text, stage, rows = report["text_tokens"][sample], -1, []
+    full, text = report["visual_tokens"][sample], report["text_tokens"][sample]
     stops = {stop["layer"]: stop["kept"][sample] for stop in report["stops"]}
+    stage, rows = -1, []
     for layer, total in enumerate(layers):
         stage = layer if layer in stops else stage
         rows.append((total - text, stage))
     top = max(full + text, 1)
-    scale = (HEIGHT - BOTTOM - TOP) / top
-    step = (WIDTH - LEFT) / max(len(rows), 1)
-    base = HEIGHT - BOTTOM
-    every = max(1, -(-len(rows) // 16))  # labels that have room
+    every = max(1, -(-len(rows) // LABELS))
     bars = [
         Bar(
-            layer=layer,
-            x=round(LEFT + layer * step + step * 0.1, 2),
-            width=round(step * 0.8, 2),
-            text_y=round(base - text * scale, 2),
-            text_height=round(text * scale, 2),
-            visual_y=round(base - (text + visual) * scale, 2),
-            visual_height=round(visual * scale, 2),
-            full_y=round(base - (text + full) * scale, 2),
-            full_height=round((text + full) * scale, 2),
-            stage=stage,
-            says=f"layer {layer}: {visual} visual and {text} text tokens",
             label=str(layer) if layer % every == 0 else "",
+            says=f"layer {layer}: {visual} visual and {text} text tokens",
+            stage=stage,
+            text=round(100 * text / top, 2),
+            visual=round(100 * (text + visual) / top, 2),
+            full=round(100 * (text + full) / top, 2),
         )
         for layer, (visual, stage) in enumerate(rows)
     ]
-    lines = [(round(base - n * scale, 2), str(n)) for n in _round(top)]
     parts = [f"{full} visual tokens", *(f"{n} from layer {i} on" for i, n in stops.items())]
-    return Chart(bars, lines, f"Tokens in each of {len(rows)} layers: {', '.join(parts)}.")
+    says = f"Tokens in each of {len(rows)} layers: {', '.join(parts)}."
+    return Chart(bars, [(round(100 * n / top, 2), str(n)) for n in _round(top)], says)
 
 
 def _round(top: int) -> list[int]:
     """Two to five round numbers up to `top`."""
-    for step in (10**power * one for power in range(12) for one in (1, 2, 5)):
-        if top // step <= 4:
-            return list(range(0, top + 1, step))
-    return [0]
+    steps = (10**power * one for power in range(12) for one in (1, 2, 5))
+    step = next(step for step in steps if top // step <= 4)
+    return list(range(0, top + 1, step))

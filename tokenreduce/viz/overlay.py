@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import colorsys
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
+from scipy.stats import rankdata
 
 from tokenreduce.data.images import in_rgb
 
@@ -71,20 +73,7 @@ def overlay(
         kept: the tokens that stay.
         group: as in `Stage`; tokens of a group are bright, wherever the group now stands.
     """
-    boxes = np.asarray(boxes, dtype=float).reshape(-1, 4)
-    stays = np.zeros(len(boxes))
-    if group is None:
-        stays[list(kept)] = 1
-    else:
-        stays[np.asarray(group) >= 0] = 1
-    pixels = np.asarray(in_rgb(image), dtype=np.float32)
-    seen, bright = _sums(boxes, stays, image.size)
-    light = DARK + (1 - DARK) * bright / np.maximum(seen, 1)
-    grey = pixels.mean(axis=2, keepdims=True) * DARK + 128 * (1 - DARK)
-    shown = np.where(seen[..., None] > 0, pixels * light[..., None], grey)
-    if group is not None:
-        shown = _grouped(shown, boxes, np.asarray(group))
-    return Image.fromarray(shown.round().astype(np.uint8))
+    return _under(image, veil(boxes, kept, group, image.size))
 
 
 def heat(image: Image.Image, boxes: Boxes, score: Sequence[float]) -> Image.Image:
@@ -95,13 +84,54 @@ def heat(image: Image.Image, boxes: Boxes, score: Sequence[float]) -> Image.Imag
         boxes: as in `overlay`.
         score: as in `Stage`.
     """
-    boxes, rank = np.asarray(boxes, dtype=float).reshape(-1, 4), ranks(score)
+    return _under(image.convert("L"), glow(boxes, ranks(score).tolist(), image.size))
+
+
+def veil(
+    boxes: Boxes, kept: Sequence[int], group: Sequence[int] | None, size: tuple[int, int]
+) -> Image.Image:
+    """What `overlay` lays over a picture of `size` (width, height), mostly transparent."""
+    boxes = np.asarray(boxes, dtype=float).reshape(-1, 4)
+    stays = np.zeros(len(boxes))
+    if group is None:
+        stays[list(kept)] = 1
+    else:
+        stays[np.asarray(group) >= 0] = 1
+    seen, bright = _sums(boxes, stays, size)
+    drawn = np.zeros((*seen.shape, 4), dtype=np.uint8)
+    drawn[seen == 0, :3] = 128
+    drawn[..., 3] = np.rint(255 * (1 - DARK) * (1 - bright / np.maximum(seen, 1)))
+    if group is not None:
+        _draw_groups(drawn, boxes, np.asarray(group))
+    return Image.fromarray(drawn)
+
+
+def glow(boxes: Boxes, ranked: Sequence[float], size: tuple[int, int]) -> Image.Image:
+    """What `heat` lays over a grey picture of `size` (width, height), from the `ranks`."""
+    boxes, rank = np.asarray(boxes, dtype=float).reshape(-1, 4), np.asarray(ranked)
     there = np.isfinite(rank)
-    seen, height = _sums(boxes[there], rank[there], image.size)
-    grey = np.asarray(in_rgb(image).convert("L"), dtype=np.float32)[..., None].repeat(3, axis=2)
-    colours = colour_of(height / np.maximum(seen, 1))
-    shown = np.where(seen[..., None] > 0, grey * (1 - GLOW) + colours * GLOW, grey * DARK)
-    return Image.fromarray(shown.round().astype(np.uint8))
+    seen, height = _sums(boxes[there], rank[there], size)
+    drawn = np.zeros((*seen.shape, 4), dtype=np.uint8)
+    drawn[..., 3] = round(255 * (1 - DARK))
+    drawn[seen > 0, :3] = np.rint(colour_of(height[seen > 0] / seen[seen > 0]))
+    drawn[seen > 0, 3] = round(255 * GLOW)
+    return Image.fromarray(drawn)
+
+
+def dotted(drawn: Image.Image, boxes: Boxes, stage: Stage) -> Image.Image:
+    """A veil with a dot on every kept token that contains others: the place where it stands."""
+    many, draw = Counter(stage.group), ImageDraw.Draw(drawn)
+    for i in stage.kept:
+        if stage.group is not None and many[stage.group[i]] > 1:
+            left, top, right, bottom = areas(boxes[i], drawn.size)[0]
+            centre = ((left + right) / 2, (top + bottom) / 2)
+            radius = max(2, min((right - left) / 8, drawn.width / 90))
+            draw.circle(centre, radius, "white", "#000000a0")
+    return drawn
+
+
+def _under(image: Image.Image, drawn: Image.Image) -> Image.Image:
+    return Image.alpha_composite(in_rgb(image).convert("RGBA"), drawn).convert("RGB")
 
 
 def ranks(score: Sequence[float]) -> npt.NDArray[np.float64]:
@@ -112,9 +142,8 @@ def ranks(score: Sequence[float]) -> npt.NDArray[np.float64]:
     values = np.asarray(score, dtype=float)
     found = np.full(len(values), np.nan)
     there = np.isfinite(values)
-    _, which, many = np.unique(values[there], return_inverse=True, return_counts=True)
-    middle = many.cumsum() - (many + 1) / 2
-    found[there] = middle[which] / max(int(there.sum()) - 1, 1) if there.sum() > 1 else 1.0
+    n = int(there.sum())
+    found[there] = (rankdata(values[there]) - 1) / (n - 1) if n > 1 else 1.0
     return found
 
 
@@ -190,7 +219,7 @@ def _sums(
 ) -> tuple[Pixels, Pixels]:
     """(H, W) how many boxes cover a pixel, and the sum of their values."""
     width, height = size
-    seen, total = np.zeros((height, width)), np.zeros((height, width))
+    seen, total = np.zeros((2, height, width), dtype=np.float32)
     for (left, top, right, bottom), value in zip(areas(boxes, size), values, strict=True):
         area = (slice(top, bottom), slice(left, right))
         seen[area] += 1
@@ -198,20 +227,19 @@ def _sums(
     return seen, total
 
 
-def _grouped(shown: Pixels, boxes: Boxes, group: npt.NDArray[np.int64]) -> Pixels:
-    """The pixels (H, W, 3) with groups of two and more tokens in their colour, and outlined."""
-    height, width = shown.shape[:2]
+def _draw_groups(drawn: npt.NDArray[np.uint8], boxes: Boxes, group: npt.NDArray[np.int64]) -> None:
+    """Gives groups of two and more tokens their colour in pixels (H, W, 4), and outlines them."""
+    height, width = drawn.shape[:2]
     labels = np.full((height, width), -1)
     many = np.bincount(group[group >= 0], minlength=int(group.max(initial=0)) + 1)
     for (left, top, right, bottom), number in zip(
         areas(boxes, (width, height)), group, strict=True
     ):
         labels[top:bottom, left:right] = number if number >= 0 and many[number] > 1 else -1
-    for number in np.unique(labels[labels >= 0]):
-        here = labels == number
-        shown[here] = shown[here] * (1 - TINT) + np.array(tint(int(number))) * TINT
-    edge, line = np.zeros_like(labels, dtype=bool), max(1, width // LINES)
+    merged = labels >= 0
+    drawn[merged, :3] = np.array([tint(number) for number in range(len(many))])[labels[merged]]
+    drawn[merged, 3] = round(255 * TINT)
+    edge, line = np.zeros_like(merged), max(1, width // LINES)
     edge[:, line:] |= labels[:, line:] != labels[:, :-line]
     edge[line:] |= labels[line:] != labels[:-line]
-    shown[edge] = 255
-    return shown
+    drawn[edge] = 255

@@ -8,9 +8,10 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,16 @@ from PIL import Image
 from tokenreduce.data.images import in_rgb
 from tokenreduce.errors import BadOption
 from tokenreduce.files import write_text
-from tokenreduce.viz.chart import Chart, chart
-from tokenreduce.viz.overlay import DARK, GLOW, HEAT, LINES, TINT, TURN, Stage, areas, ranks
+from tokenreduce.viz.chart import chart
+from tokenreduce.viz.overlay import HEAT, Boxes, Stage, areas, dotted, fitted, glow, ranks, veil
 from tokenreduce.viz.quantities import counted, quantity
 from tokenreduce.viz.scene import Scene
 
 LEAST, MOST = 480, 960
 """Pixels of a picture's longer side in the page: smaller ones are enlarged, larger ones shrunk."""
 QUALITY = 85  # of JPEG
-DRAWING = {"dark": DARK, "glow": GLOW, "heat": HEAT, "lines": LINES, "tint": TINT, "turn": TURN}
-"""The script draws as `overlay` does."""
+SHEET: dict[str, Any] = {"kind": "webp", "lossless": True, "quality": 50}
+"""Of what lies over a picture: a tenth of the bytes that it has as PNG."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def write_page(
         looks=[_article(look, number) for number, look in enumerate(looks, start=1)],
         same=sum(look.same for look in looks),
         summary=list(summary),
-        drawing=DRAWING,
+        heat=HEAT,
     )
     path = Path(path)
     return write_text(path, text)
@@ -120,7 +121,6 @@ def _article(look: Look, number: int) -> dict[str, Any]:
     ]
     stages = look.scenes[0].stages if look.scenes else ()
     captions = [_caption([scene.stages[i] for scene in look.scenes]) for i in range(len(stages))]
-    drawn: Chart = chart(look.report)
     return {
         "number": number,
         "look": look,
@@ -129,7 +129,7 @@ def _article(look: Look, number: int) -> dict[str, Any]:
         "labels": [_label(stage) for stage in stages],
         "ranked": any(stage.score is not None for stage in stages),
         "merged": any(stage.group is not None for stage in stages),
-        "chart": drawn,
+        "chart": chart(look.report),
         "costs": _costs(look),
         "answers": _answers(look),
         "data": {
@@ -161,17 +161,11 @@ def _label(stage: Stage) -> str:
 
 
 def _figures(scene: Scene, number: int, place: int) -> list[dict[str, Any]]:
-    """The pictures to draw on: one for each view of a scene, and their data for the script."""
+    """The pictures that are shown: one for each view of a scene, and what lies over them when."""
     shown, source = _embedded(scene.image)
     found = []
     for view, tokens in scene.views():
-        boxes = areas(scene.boxes[tokens], shown.size)
-        data = {
-            "size": list(shown.size),
-            "boxes": boxes.flatten().tolist(),
-            "tokens": (tokens + 1).tolist(),
-            "stages": [_drawn(stage, tokens) for stage in scene.stages],
-        }
+        boxes, stages = scene.boxes[tokens], [_of_view(stage, tokens) for stage in scene.stages]
         of = (
             f"{len(tokens)} of {len(scene.boxes)} tokens" if view else counted(len(tokens), "token")
         )
@@ -184,42 +178,65 @@ def _figures(scene: Scene, number: int, place: int) -> list[dict[str, Any]]:
                 "source": source,
                 "width": shown.width,
                 "height": shown.height,
-                "data": data,
+                "drawn": list(_drawn(boxes, stages, shown.size)),
+                "data": {
+                    "boxes": areas(boxes, shown.size).tolist(),
+                    "tokens": (tokens + 1).tolist(),
+                    "stages": [_known(stage, len(tokens)) for stage in stages],
+                },
             }
         )
     return found
 
 
-def _drawn(stage: Stage, tokens: npt.NDArray[np.int64]) -> dict[str, Any]:
-    """A stage as the script reads it: bits for what is kept, a byte for each rank."""
-    stays = np.zeros(len(tokens) and int(tokens.max()) + 1, dtype=int)
-    stays[[i for i in stage.kept if i < len(stays)]] = 1
-    data: dict[str, Any] = {"kept": "".join(map(str, stays[tokens].tolist()))}
+def _of_view(stage: Stage, tokens: npt.NDArray[np.int64]) -> Stage:
+    """The part of a stage that is about some tokens; its scores are ranks among all of them."""
+    place = {int(token): i for i, token in enumerate(tokens)}
+    return replace(
+        stage,
+        kept=[place[i] for i in stage.kept if i in place],
+        group=None if stage.group is None else [stage.group[i] for i in tokens],
+        score=None if stage.score is None else ranks(stage.score)[tokens].tolist(),
+    )
+
+
+def _drawn(
+    boxes: Boxes, stages: Sequence[Stage], size: tuple[int, int]
+) -> Iterator[tuple[str, str]]:
+    """What lies over a picture at each stage: what it is called, and its `data:` address."""
+    for number, stage in enumerate(stages):
+        kept = dotted(veil(boxes, stage.kept, stage.group, size), boxes, stage)
+        yield f"{number} kept", _address(kept, **SHEET)
+        if stage.score is not None:
+            yield f"{number} scores", _address(glow(boxes, stage.score, size), **SHEET)
+
+
+def _known(stage: Stage, n: int) -> dict[str, Any]:
+    """What the script tells of the n tokens of a picture at a stage."""
+    kept = set(stage.kept)
+    data: dict[str, Any] = {"kept": "".join("01"[i in kept] for i in range(n))}
     if stage.group is not None:
-        data["group"] = [stage.group[i] for i in tokens]
+        data["group"] = stage.group
     if stage.score is not None:
-        rank = ranks(stage.score)[tokens]
-        coded = np.where(np.isfinite(rank), np.rint(np.nan_to_num(rank) * 254), 255)
-        data["rank"] = base64.b64encode(coded.astype(np.uint8).tobytes()).decode()
+        data["above"] = [round(100 * x) if math.isfinite(x) else None for x in stage.score]
     return data
 
 
 def _embedded(image: Image.Image) -> tuple[Image.Image, str]:
     """`image` at the size of the page, and its `data:` address."""
     side = max(image.size)
-    shown = in_rgb(image)
-    kind, options = "jpeg", {"quality": QUALITY}
-    if side > MOST:
-        scale = MOST / side
-        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        shown = shown.resize(size, Image.Resampling.LANCZOS)
-    elif side < LEAST:
-        times = -(-LEAST // side)  # whole pixels, so that patches keep their borders
-        shown = shown.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
-        kind, options = "png", {"optimize": True}
+    if side >= LEAST:
+        shown = in_rgb(image) if side <= MOST else fitted(image, MOST)
+        return shown, _address(shown, "jpeg", quality=QUALITY)
+    # enlarged by whole pixels, so that patches keep their borders
+    shown = fitted(image, side * -(-LEAST // side))
+    return shown, _address(shown, "png", optimize=True)
+
+
+def _address(image: Image.Image, kind: str, **options: Any) -> str:
     buffer = io.BytesIO()
-    shown.save(buffer, kind, **options)
-    return shown, f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    image.save(buffer, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _costs(look: Look) -> list[tuple[str, str, str, float]]:
