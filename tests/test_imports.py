@@ -385,6 +385,34 @@ def test_importing_is_quick() -> None:
     pytest.fail("import tokenreduce takes more than 0.2 s beside torch")
 
 
+# -- what a plug-in may rely on --------------------------------------------------------------------
+
+PUBLIC = {
+    "adapter", "checks", "data.readers", "errors", "evidence", "geometry", "paper", "scheduler",
+    "selection", "strategy", "testing", "tokens", "tower",
+}  # fmt: skip
+"""Modules that change with a deprecation only; `docs/architecture.md` lists them."""
+OWN = {"downsample", "learned", "schedulers", "strategies"}
+"""What methods that ship read as well: the bases of learned ones, and schedules."""
+
+
+def test_methods_are_written_against_the_public_list() -> None:
+    """Those that ship, and the tutorial's: what they import is what anybody may."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    assert [name for name in sorted(PUBLIC) if f"`tokenreduce.{name}`" not in page] == []
+    tutorial = sorted((ROOT / "plugins" / "tokenreduce-norm" / "tokenreduce_norm").glob("*.py"))
+    methods = [*sorted((PACKAGE / "strategies").glob("*.py")), *tutorial]
+    allowed = tuple(f"tokenreduce.{name}" for name in PUBLIC | OWN)
+    found = [
+        f"{path.name}: {module}"
+        for path in methods
+        if path.name != "__init__.py" or path in tutorial
+        for module in imported(path.read_text())
+        if module.startswith("tokenreduce.") and not module.startswith(allowed)
+    ]
+    assert found == []
+
+
 # -- size, and what must not be written down -------------------------------------------------------
 
 
