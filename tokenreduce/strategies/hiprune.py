@@ -17,7 +17,7 @@ from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
 from tokenreduce.selection import candidates, numbered, select
 from tokenreduce.strategy import Positions, Strategy, strategies
-from tokenreduce.tokens import SPAN, Plan, Tokens
+from tokenreduce.tokens import SPAN, Plan, Tokens, keep_from_mask
 
 MIDDLE = 1 / 3
 """Where the layer lies that looks at objects: the ninth of 24 in CLIP."""
@@ -106,7 +106,7 @@ class HiPrune(Strategy):
         register = _rank(end - chosen.float(), picture) < left
         first = _rank(2.0 * chosen + 2.0 * anchor, picture) < limit
         mask = picture & ((chosen & first) | register)
-        return Plan.of(mask, tokens, budget, score=score)
+        return Plan(*keep_from_mask(mask, max(budget, default=0)), score=score)
 
     def scheduler(self) -> Scheduler:
         """Before the language model, to a third: 192 of LLaVA-1.5's 576."""
