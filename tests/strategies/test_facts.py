@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import tokenreduce as tr
+from tokenreduce.tokens import at_layer
 
 SPARSE = {
     "text_attention_before", "attention_before", "text_behind",
@@ -22,6 +23,7 @@ SPARSE = {
         ("sparsevlm", {}, SPARSE),
         ("sparsevlm", {"version": 2}, SPARSE | {"text_rotation_before"}),
         ("sparsevlm", {"version": 2, "distance": False}, SPARSE),
+        ("hiprune", {"layer": 3}, {"grid", "tower_attention", at_layer("tower_attention", 3)}),
         ("scorer_mlp", {}, set()),
         ("scorer_mlp", {"text": True}, {"text", "text_valid"}),
         ("random", {}, set()),

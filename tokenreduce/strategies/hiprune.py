@@ -66,9 +66,6 @@ class HiPrune(Strategy):
     as_published: bool = False
     """Neighbours by index, wrapping at the end of a row, as in the original code."""
 
-    needs: ClassVar[frozenset[str]] = frozenset(
-        {"grid", "tower_attention", at_layer("tower_attention", MIDDLE)}
-    )
     positions: ClassVar[Positions] = "compact"
     paper: ClassVar[Paper] = PAPER
     formula: ClassVar[str] = (
@@ -82,8 +79,16 @@ class HiPrune(Strategy):
 
     def __post_init__(self) -> None:
         share(self.alpha, "alpha")
-        self._middle = at_layer("tower_attention", layer_or_share(self.layer))
-        self.needs = frozenset({"grid", "tower_attention", self._middle})  # type: ignore[misc]
+        layer_or_share(self.layer)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The tower's attention in its middle layer and at its end."""
+        return frozenset({"grid", "tower_attention", self._middle})
+
+    @property
+    def _middle(self) -> str:
+        return at_layer("tower_attention", layer_or_share(self.layer))
 
     def plan(self, tokens: Tokens, budget: Sequence[int]) -> Plan:
         """Anchors, buffers, and registers for what is left of the budget."""
