@@ -71,7 +71,7 @@ def test_the_matrix_is_not_empty() -> None:
     assert len(options("model")) >= 6
 
 
-@pytest.mark.parametrize(("group", "option"), FILES)
+@pytest.mark.parametrize(("group", "option"), [one for one in FILES if one not in BUILT])
 def test_every_option_composes(group: str, option: str) -> None:
     config = compose([*filter(None, [OF_A_TASK.get(group)]), f"{group}={option}"])
     if group != "experiment":
@@ -96,7 +96,9 @@ def test_every_option_builds(group: str, option: str) -> None:
     """And what is built has the values that the file shows."""
     config = chosen(group, option)
     built = BUILD[group](config)
+    OmegaConf.resolve(config.copy())
     values = dict(plain(config[group]))
+    assert values["name"] == read(group, option)["name"]
     assert type(built) is REGISTRIES[group][values.pop("name")]
     assert {key: shown(getattr(built, key)) for key in values} == values
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import tokenreduce as tr
+from tests.pairwise import in_turn
 from tests.releases import skip_before_fixed
 from tokenreduce.testing.batches import batch
 from tokenreduce.testing.checkpoints import tokenizer
@@ -73,8 +74,7 @@ def locate(local, pixels):
     return picture
 
 
-@pytest.mark.parametrize("kind", ["image", "video"])
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s[0]}x{s[1]}")
+@pytest.mark.parametrize(("shape", "kind"), in_turn(SHAPES, ["image", "video"]), ids=str)
 def test_painted_parts_change_the_tokens_that_cover_them(local, shape, kind):
     height, width = shape
     frames = FRAMES if kind == "video" else 1

@@ -18,6 +18,7 @@ from torch import Tensor
 
 import tokenreduce as tr
 from tests.adapters.user import load
+from tests.pairwise import in_turn
 from tests.quiet import quiet_transformers
 from tokenreduce.embedded import checkpoint_dir
 from tokenreduce.integrations import vllm as door
@@ -73,8 +74,7 @@ def test_every_method_that_decides_before_the_language_model_is_here() -> None:
     assert not {"fastv", "pyramid_drop", "sparsevlm", "dart", "tome"} & set(USABLE)
 
 
-@pytest.mark.parametrize("name", USABLE)
-@pytest.mark.parametrize("kind", door.FAMILIES)
+@pytest.mark.parametrize(("name", "kind"), in_turn(USABLE, door.FAMILIES))
 @torch.no_grad()
 def test_a_stock_model_goes_on_from_the_rows(kind: str, name: str) -> None:
     """Logits of the whole text, and what is generated: as under a reduction at layer 0."""
