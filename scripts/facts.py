@@ -10,7 +10,7 @@ import textwrap
 from typing import Any
 
 import tokenreduce as tr
-from tokenreduce.learned import LearnedStrategy
+from tokenreduce.learning.strategy import LearnedStrategy
 from tokenreduce.paper import Paper
 
 DEPTH = 32

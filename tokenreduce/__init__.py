@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tokenreduce import cost
     from tokenreduce.adapter import Adapter, adapters, unwrap
-    from tokenreduce.distillation import agreement, distill
     from tokenreduce.downsample import Downsampled, downsample
     from tokenreduce.encoder import EncoderReduction
     from tokenreduce.engine.call import cache_of, with_cache
     from tokenreduce.errors import ContractError, ReductionWarning, UnknownName
     from tokenreduce.geometry import Picture
-    from tokenreduce.learned import LearnedScorer, LearnedStrategy
+    from tokenreduce.learning.distill import agreement, distill
+    from tokenreduce.learning.strategy import LearnedScorer, LearnedStrategy
     from tokenreduce.paper import Paper
     from tokenreduce.recipe import Recipe
     from tokenreduce.reduction import Reduction, load, reduce, remove
@@ -94,8 +94,8 @@ _HOME = {
     "HiPrune": "strategies.hiprune",
     "HiRED": "strategies.hired",
     "Keep": "strategies.none",
-    "LearnedScorer": "learned",
-    "LearnedStrategy": "learned",
+    "LearnedScorer": "learning.strategy",
+    "LearnedStrategy": "learning.strategy",
     "Linear": "schedulers.linear",
     "Merge": "tokens",
     "Mix": "tokens",
@@ -130,9 +130,9 @@ _HOME = {
     "VisPruner": "strategies.vispruner",
     "VisionZip": "strategies.visionzip",
     "adapters": "adapter",
-    "agreement": "distillation",
+    "agreement": "learning.distill",
     "cache_of": "engine.call",
-    "distill": "distillation",
+    "distill": "learning.distill",
     "downsample": "downsample",
     "load": "reduction",
     "reduce": "reduction",

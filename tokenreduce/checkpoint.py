@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -22,7 +22,6 @@ import tokenreduce
 from tokenreduce.adapter import Adapter, adapters, unwrap
 from tokenreduce.errors import BadOption, Missing
 from tokenreduce.files import atomic, parse_json
-from tokenreduce.learned import LearnedStrategy
 from tokenreduce.recipe import Recipe
 from tokenreduce.registry import short
 
@@ -37,6 +36,17 @@ FORMAT = 2
 
 PARTS = ("strategy", "scheduler", "adapter", "positions", "logits", "seed")
 """What every file says of a recipe."""
+
+
+@runtime_checkable
+class Weighted(Protocol):
+    """A strategy with parameters, which lie in a file beside the recipe."""
+
+    def save_weights(self, path: str | os.PathLike[str]) -> Path:
+        """Writes them."""
+
+    def load_weights(self, path: str | os.PathLike[str]) -> None:
+        """Reads them, once `begin` has built the modules."""
 
 
 def save(recipe: Recipe, model: nn.Module, directory: str | os.PathLike[str]) -> Path:
@@ -69,7 +79,7 @@ def save(recipe: Recipe, model: nn.Module, directory: str | os.PathLike[str]) ->
         **{name: written[name] for name in PARTS},
         "model": _facts(model, adapter),
     }
-    learned = recipe.strategy if isinstance(recipe.strategy, LearnedStrategy) else None
+    learned = recipe.strategy if isinstance(recipe.strategy, Weighted) else None
     if learned is not None and "weights" in content["strategy"]["options"]:
         content["strategy"]["options"]["weights"] = None  # where they once came from: they go along
     if recipe.min_tokens:  # which a reader of format 1 would leave out
@@ -83,7 +93,7 @@ def save(recipe: Recipe, model: nn.Module, directory: str | os.PathLike[str]) ->
     return folder / FILE
 
 
-def _written(folder: Path, content: dict[str, Any], learned: LearnedStrategy | None) -> bool:
+def _written(folder: Path, content: dict[str, Any], learned: Weighted | None) -> bool:
     """Writes both files; whether they are those of one save, if not of this one of a later."""
     path, weights = folder / FILE, folder / WEIGHTS
     draft = folder / f"{WEIGHTS}.{os.getpid()}-{os.urandom(4).hex()}.new"
@@ -150,19 +160,15 @@ def read(model: nn.Module, directory: str | os.PathLike[str]) -> Recipe:
         except (KeyError, TypeError, ValueError) as error:
             raise BadOption(f"{path} cannot be re-applied: {error}") from error
         _check(path, content["model"], model, adapter)
-        if isinstance(recipe.strategy, LearnedStrategy):
-            _restore(path, content, recipe.strategy, model, adapter)
+        if isinstance(recipe.strategy, Weighted):
+            weights = _saved_weights(path, content)
+            recipe.strategy.begin(adapter.decoder(unwrap(model)), content["seed"])
+            recipe.strategy.load_weights(weights)
     return replace(recipe, adapter=adapter)
 
 
-def _restore(
-    path: Path,
-    content: dict[str, Any],
-    strategy: LearnedStrategy,
-    model: nn.Module,
-    adapter: Adapter,
-) -> None:
-    """Gives a learned strategy the parameters that were saved with it."""
+def _saved_weights(path: Path, content: dict[str, Any]) -> Path:
+    """The file of the parameters that were saved with a strategy."""
     said = content.get("weights")
     if not isinstance(said, dict) or said.get("file") != WEIGHTS:
         raise BadOption(f"{path} is broken (weights is {said!r}): save the reduction again")
@@ -178,8 +184,7 @@ def _restore(
         raise BadOption(
             f"{found[0]} is not the file that was saved with {FILE}: save the reduction again"
         )
-    strategy.begin(adapter.decoder(unwrap(model)), content["seed"])
-    strategy.load_weights(weights)
+    return weights
 
 
 def _digest(path: Path) -> str:

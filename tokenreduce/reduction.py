@@ -29,7 +29,6 @@ from tokenreduce.engine.tower.site import TowerSite
 from tokenreduce.errors import BadOption, Incompatible, ReductionWarning, warn_once
 from tokenreduce.fit import check_fit, check_options
 from tokenreduce.geometry import Picture
-from tokenreduce.learned import LearnedStrategy
 from tokenreduce.recipe import Logits, Recipe
 from tokenreduce.report import Record
 from tokenreduce.scheduler import Scheduler, Stop, schedulers
@@ -89,8 +88,7 @@ class Reduction:
                 tower = adapter.tower(adapter.base(core))
                 assert tower is not None  # `reduce` asked the adapter
                 self.tower = TowerSite(tower, strategy, None, self.seed, self._passed)
-            if isinstance(strategy, LearnedStrategy):
-                strategy.begin(self.decoder, self.seed)
+            strategy.begin(self.decoder, self.seed)
         self._apply()
 
     @property
@@ -258,7 +256,7 @@ class Reduction:
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The strategy's own parameters, for an optimiser; none unless it is a learned one."""
-        if isinstance(self.strategy, LearnedStrategy):
+        if isinstance(self.strategy, nn.Module):
             yield from self.strategy.parameters()
 
     @property

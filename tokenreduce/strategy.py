@@ -99,6 +99,23 @@ class Strategy(ABC):
         """
         return Prepared(images)
 
+    def begin(self, decoder: Any, seed: int = 0) -> None:
+        """What is to be done when a model is reduced with it; nothing without parameters.
+
+        Args:
+            decoder: the module whose `layers` are the decoder layers.
+            seed: of untrained parameters.
+        """
+        return
+
+    def complaint(self, training: bool) -> str | None:
+        """What a user is to be warned of, once, after a pass; None where there is nothing.
+
+        Args:
+            training: whether the model is in training mode.
+        """
+        return None
+
     @abstractmethod
     def plan(self, tokens: Tokens, budget: Sequence[int]) -> Plan:
         """Which of `tokens` stay: exactly `budget[i]` of sample i (never more than it has)."""

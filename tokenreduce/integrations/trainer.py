@@ -29,7 +29,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from tokenreduce.adapter import unwrap
 from tokenreduce.engine.hooks import owners_of
 from tokenreduce.errors import BadOption, ReductionWarning
-from tokenreduce.learned import LearnedStrategy
+from tokenreduce.learning.strategy import LearnedStrategy
 from tokenreduce.reduction import Reduction, reduce
 from tokenreduce.report import Report
 

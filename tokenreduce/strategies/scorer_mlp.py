@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from tokenreduce.learned import GateKind, LearnedScorer
+from tokenreduce.learning.gate import GateKind
+from tokenreduce.learning.strategy import LearnedScorer
 from tokenreduce.strategy import strategies
 from tokenreduce.tokens import Tokens
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tokenreduce.evidence import EVIDENCE, kind_of
 from tokenreduce.geometry import Picture, boxes, places
-from tokenreduce.learned import LearnedStrategy
+from tokenreduce.learning.strategy import LearnedStrategy
 from tokenreduce.strategy import Strategy
 from tokenreduce.testing.devices import plan_without_values
 from tokenreduce.testing.memory import Largest, few_pairs, largest

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tokenreduce.engine.call import cache_of, with_cache
 from tokenreduce.engine.losses import aligned_loss
 from tokenreduce.errors import ContractError
-from tokenreduce.learned import LearnedStrategy
+from tokenreduce.learning.strategy import LearnedStrategy
 from tokenreduce.scheduler import Stop
 from tokenreduce.strategy import Strategy
 from tokenreduce.testing.batches import IGNORED, Batch, batch

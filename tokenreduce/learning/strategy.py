@@ -1,10 +1,8 @@
-"""Strategies that own parameters: how they are built, trained, saved, and how gradients reach them.
+"""The bases of strategies that own parameters: how they are built, trained and saved.
 
-A hard choice has no gradient. The one piece that gives it some is `gated`: kept tokens pass a gate
-whose value is one, and whose gradient is that of a soft choice (straight-through), or, in training
-alone, whose value is the soft choice itself.
+How gradients reach them is in `tokenreduce.learning.gate`.
 
-Shapes: b samples, v visual tokens, k kept, d width.
+Shapes: b samples, v visual tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 import torch.distributed
@@ -26,15 +24,11 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from tokenreduce.errors import BadOption, Incompatible, Missing, ReductionWarning, did_you_mean
 from tokenreduce.files import atomic
+from tokenreduce.learning.gate import GateKind, gated
 from tokenreduce.scheduler import Scheduler
-from tokenreduce.selection import candidates, kept, select
+from tokenreduce.selection import select
 from tokenreduce.strategy import Strategy
-from tokenreduce.tokens import Gate, Plan, Tokens
-
-GateKind = Literal["straight_through", "soft", "none"]
-
-HALVINGS = 40
-"""Steps of the search for a threshold: more than fp32 can tell apart."""
+from tokenreduce.tokens import Plan, Tokens
 
 
 class LearnedStrategy(Strategy, nn.Module):
@@ -280,75 +274,6 @@ class LearnedScorer(LearnedStrategy):
         from tokenreduce.schedulers.single import Single
 
         return Single(layer=0, keep=0.25)
-
-
-def complaint(strategy: Strategy, training: bool) -> str | None:
-    """What a strategy has to say of its use in a model that is, or is not, `training`."""
-    return strategy.complaint(training) if isinstance(strategy, LearnedStrategy) else None
-
-
-def gated(
-    plan: Plan,
-    scores: Tensor,
-    tokens: Tokens,
-    gate: GateKind = "straight_through",
-    temperature: float = 1.0,
-) -> Plan:
-    """`plan` with a gate through which gradients reach `scores`.
-
-    The soft choice is `soft_top`. Behind a gate that is shut stands the mean of the sample's visual
-    tokens, not zero: decoder layers normalise, and would not notice a token that is merely shorter.
-    So the gradient says what the loss would become if a token told nothing of its own.
-
-    Args:
-        plan: the hard choice.
-        scores: (b, v) with gradients.
-        tokens: that the plan is about. Separators pass freely.
-        gate: `"straight_through"` has the value one; `"soft"` the value of the soft choice.
-        temperature: of the soft choice, in units of the scores.
-    """
-    among = candidates(tokens)
-    chosen = (kept(plan, tokens) & among).sum(dim=1, keepdim=True)
-    share = soft_top(scores, among, chosen, temperature).gather(1, plan.keep)
-    value = share if gate == "soft" else (share - share.detach()) + 1
-    fallback = among.float() / among.sum(dim=1, keepdim=True).clamp(min=1)
-    return replace(plan, gate=Gate(value, fallback))
-
-
-def soft_top(scores: Tensor, among: Tensor, k: Tensor, temperature: float = 1.0) -> Tensor:
-    """(b, v) how far each token is among the `k` best: in (0, 1], of sum `k` where it may be.
-
-    The shares are `sigmoid((score - t) / temperature)` with the threshold t at which they sum to k;
-    t follows the scores, so that the gradient of every share sums to zero over the scores. (T. D.
-    Ahle, "Differentiable top-k", 2022.) Where everything is kept, and outside of `among`, one.
-
-    Args:
-        scores: (b, v), any numbers.
-        among: (b, v) True at the tokens that may be chosen.
-        k: (b, 1) how many are.
-        temperature: the lower, the nearer to a hard choice.
-    """
-    n = among.sum(dim=1, keepdim=True)
-    whole = (k >= n) | (k <= 0)
-    x = scores.float().masked_fill(~among, 0.0) / temperature
-    with torch.no_grad():
-        # where every share is k / n: not above the lowest score's place, nor below the highest's
-        offset = torch.where(whole, 0.5, k / n.clamp(min=1)).logit()
-        low = x.masked_fill(~among, torch.inf).amin(dim=1, keepdim=True) - offset
-        high = x.masked_fill(~among, -torch.inf).amax(dim=1, keepdim=True) - offset
-        low, high = (end.masked_fill(whole, 0.0) for end in (low, high))
-        for _ in range(HALVINGS):
-            middle = (low + high) / 2
-            many = (x - middle).sigmoid().masked_fill(~among, 0.0).sum(dim=1, keepdim=True) > k
-            low, high = torch.where(many, middle, low), torch.where(many, high, middle)
-        threshold = (low + high) / 2
-        share = (x - threshold).sigmoid()
-        slope = (share * (1 - share)).masked_fill(~among, 0.0)
-        slope = slope / slope.sum(dim=1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
-    # the derivative of the threshold, by the implicit function theorem; its value stays
-    follows = ((x - x.detach()) * slope).sum(dim=1, keepdim=True)
-    soft = (x - (threshold + follows)).sigmoid()
-    return torch.where(whole | ~among, 1.0, soft)
 
 
 def _not_finite(tensors: Mapping[str, Tensor]) -> Iterator[str]:

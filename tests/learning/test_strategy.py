@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import tokenreduce as tr
-from tokenreduce.learned import gated, soft_top
+from tokenreduce.learning.gate import gated, soft_top
 from tokenreduce.testing import laws
 from tokenreduce.testing.batches import batch
 from tokenreduce.testing.choices import GRIDS, LINES, tokens_of

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import tokenreduce as tr
-from tokenreduce.distillation import TEACHERS, divergence, ranks
+from tokenreduce.learning.distill import TEACHERS, divergence, ranks
 from tokenreduce.testing.batches import batch
 from tokenreduce.testing.models import FAMILIES
 
@@ -82,10 +82,10 @@ def test_the_teacher_is_the_attention_of_the_plain_model():
         def score(self, tokens):
             return super().score(tokens)
 
-    from tokenreduce import distillation
+    from tokenreduce.learning.distill import _watching
 
     scorer = Seen(hidden=8)
-    with distillation._watching(model, scorer, None, 4, "attention", None, 0) as watch:
+    with _watching(model, scorer, None, 4, "attention", None, 0) as watch:
         with torch.no_grad():
             maps = model(**given.inputs, output_attentions=True).attentions[4]
         seen = watch.take()

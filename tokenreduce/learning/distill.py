@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from tokenreduce.checks import one_of
 from tokenreduce.errors import BadOption, Incompatible
-from tokenreduce.learned import LearnedScorer
+from tokenreduce.learning.strategy import LearnedScorer
 from tokenreduce.reduction import reduce
 from tokenreduce.scheduler import Scheduler, Stop, layer_at
 from tokenreduce.selection import candidates

@@ -1,0 +1,1 @@
+"""Strategies with parameters of their own: their bases, their gradients, their training."""
