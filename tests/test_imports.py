@@ -74,7 +74,7 @@ RULES: dict[str, frozenset[str]] = {
     "engine": SHIPPED | features() | {"tokenreduce.reduction", "timm"},
     "encoder": SHIPPED | features() | {"transformers", "timm", "tokenreduce.engine"},
     "recipe": CORE,
-    "fit": CORE,
+    "compatibility": CORE,
     "report": CORE,
     "checkpoint": CORE | {"tokenreduce.schedulers"},
     "reduction": SHIPPED | features() | {"timm"},

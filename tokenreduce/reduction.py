@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tokenreduce import checkpoint, plugins
 from tokenreduce.adapter import Adapter, adapter_for, adapters, unwrap
+from tokenreduce.compatibility import check_compatible, check_options
 from tokenreduce.engine.contract import check_layers, check_model
 from tokenreduce.engine.hooks import owners_of, parameters
 from tokenreduce.engine.site import DecoderSite
@@ -27,7 +28,6 @@ from tokenreduce.engine.tower.bridge import TowerBridge
 from tokenreduce.engine.tower.merging import Merged
 from tokenreduce.engine.tower.site import TowerSite
 from tokenreduce.errors import BadOption, Incompatible, ReductionWarning, warn_once
-from tokenreduce.fit import check_fit, check_options
 from tokenreduce.geometry import Picture
 from tokenreduce.recipe import Logits, Recipe
 from tokenreduce.report import Record
@@ -386,7 +386,7 @@ def reduce(
             )
         return Reduction(model, recipe)
     reader = _reader(unwrap(model), adapter)
-    check_fit(recipe.strategy, reader, unwrap(model))
+    check_compatible(recipe.strategy, reader, unwrap(model))
     rule = check_options(recipe, reader)
     known = {"scheduler": recipe.schedule, "positions": rule, "adapter": reader}
     return Reduction(model, replace(recipe, **known))  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from tokenreduce.strategy import Positions, Strategy, TowerStrategy
 from tokenreduce.tower import Part
 
 
-def check_fit(strategy: Strategy, reader: Adapter, model: Part) -> None:
+def check_compatible(strategy: Strategy, reader: Adapter, model: Part) -> None:
     """Refuses a strategy whose evidence, or whose work in the tower, the adapter cannot provide."""
     if strategy.acts_on_pixels:
         raise Incompatible(
