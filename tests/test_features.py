@@ -30,13 +30,14 @@ assert set(seen.answers) == {"full", "reduced"}
 assert seen.report["visual_tokens"] == [144]
 """
 EVALUATE = """
+from tokenreduce.data.items import heldout
 from tokenreduce.evaluation.asking import Protocol
 from tokenreduce.evaluation.bars import Bars
 from tokenreduce.evaluation.budget import schedule_at
 from tokenreduce.evaluation.comparing import Level
 from tokenreduce.evaluation.conditions import Condition, plan, spelled_out
 from tokenreduce.evaluation.identity import folder_of, identity
-from tokenreduce.evaluation.items import candidates, heldout
+from tokenreduce.evaluation.question_sets import candidates
 from tokenreduce.evaluation.records import Store
 from tokenreduce.evaluation.runner import Runner
 from tokenreduce.evaluation.scoring import first_tokens
@@ -73,7 +74,7 @@ assert all(row["asked_share"] == 0.6 and 0.5 < row["kept_share"] <= 0.6 for row 
 """
 PROFILE = """
 from tokenreduce.data.encoding import Encoder
-from tokenreduce.evaluation.items import heldout
+from tokenreduce.data.items import heldout
 from tokenreduce.presets import load_schedule, write_preset
 from tokenreduce.profiling import Meter, conversation, prompts_of, sensitivity
 questions = [conversation(item) for item in heldout(0, 2, 1)]

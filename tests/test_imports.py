@@ -115,7 +115,7 @@ MAY_USE = {
     ("registry", "tokenreduce.errors"),
     # how transformers is spelled, and a layer tried on noise: neither knows a reduction
     ("adapters", "tokenreduce.engine.call"),
-    ("adapters", "tokenreduce.engine.trial"),
+    ("adapters", "tokenreduce.engine.probe"),
 }
 """Modules that may be used although a rule forbids what they are a part of."""
 
@@ -306,6 +306,51 @@ def test_a_circle_is_found(module: str, line: str, group: str) -> None:
     tampered = SOURCES | {own: f"{SOURCES[own]}\n{line}\n"}
     (found,) = circles(by_name(graph(tampered)))
     assert {own.split(".")[1], group} <= set(found)
+
+
+# -- one name, one meaning -------------------------------------------------------------------------
+
+SHARED = {
+    "table": "what the task of a feature prints",
+    "plot": "what the task of a feature draws",
+    "summary": "what a feature found, as plain data",
+    "options": "refusals of options before a task begins: its own, and those of every task",
+    "site": "where a reduction works, with its hooks, stops and record: decoder layers, a tower",
+    "strategy": "the bases of methods: all, and those with parameters",
+    "downsample": "smaller pictures: the function, and the method that calls it",
+}
+"""Names of modules in several folders, and the one meaning that each has in all of them."""
+OF_A_FAMILY = ("adapters", "testing/families", "testing/kits")
+"""In these folders a module is called as the model family that it is about."""
+
+
+def ambiguous(paths: Iterable[Path]) -> list[str]:
+    """Names that several modules have, without one meaning; paths below the package."""
+    homes: dict[str, list[str]] = {}
+    for path in paths:
+        homes.setdefault(path.stem, []).append(path.parent.as_posix())
+    found = []
+    for name, folders in homes.items():
+        others = [folder for folder in folders if folder not in OF_A_FAMILY]
+        meanings = len(others) + (len(others) < len(folders))
+        if meanings > 1 and name not in ("__init__", *SHARED):
+            found.append(f"{name}: {', '.join(sorted(folders))}")
+    return found
+
+
+def test_one_name_has_one_meaning() -> None:
+    """A module that shares its name with another means the same there; the list is not longer."""
+    paths = [path.relative_to(PACKAGE) for path in MODULES]
+    assert ambiguous(paths) == []
+    names = [path.stem for path in paths]
+    assert [name for name in SHARED if names.count(name) < 2] == []
+
+
+@pytest.mark.parametrize("module", ["cost/tower.py", "engine/adapter.py", "viz/llava.py"])
+def test_a_second_meaning_is_found(module: str) -> None:
+    paths = [path.relative_to(PACKAGE) for path in MODULES]
+    (line,) = ambiguous([*paths, Path(module)])
+    assert line.startswith(Path(module).stem)
 
 
 # -- the rules can fail ----------------------------------------------------------------------------

@@ -20,9 +20,9 @@ from tokenreduce import checkpoint, plugins
 from tokenreduce.adapter import Adapter, adapter_for, adapters, unwrap
 from tokenreduce.compatibility import check_compatible, check_options
 from tokenreduce.engine.contract import check_layers, check_model
+from tokenreduce.engine.engine_config import EngineConfig
 from tokenreduce.engine.hooks import owners_of, parameters
 from tokenreduce.engine.site import DecoderSite
-from tokenreduce.engine.spec import EngineConfig
 from tokenreduce.engine.state import Marks
 from tokenreduce.engine.tower.bridge import TowerBridge
 from tokenreduce.engine.tower.merging import Merged

@@ -9,8 +9,8 @@ import transformers
 import tokenreduce as tr
 from tokenreduce.adapter import adapter_for
 from tokenreduce.testing.batches import batch
+from tokenreduce.testing.families.family import text, vision
 from tokenreduce.testing.families.generic import LATENTS
-from tokenreduce.testing.families.recipe import text, vision
 from tokenreduce.testing.models import FAMILIES, IMAGE
 
 WAY_OUT = "subclass tokenreduce.Adapter.*register"

@@ -125,8 +125,8 @@ def test_beams(name, loaded):
 
 def test_the_command_line_gives_one_prompt_all_its_pictures(tmp_path):
     """A flat list would be one prompt for each, and cut every picture into tiles."""
+    from tokenreduce.inference.inputs import encode
     from tokenreduce.inference.loaded import Loaded
-    from tokenreduce.inference.prompt import encode
 
     processor, model = load("llava_onevision", tmp_path)
     pictures = [image(30, 50)["image"], image(40, 25, seed=1)["image"]]

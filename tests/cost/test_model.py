@@ -26,7 +26,7 @@ from tokenreduce.cost import (
 from tokenreduce.embedded import checkpoint_dir
 from tokenreduce.scheduler import Stop
 from tokenreduce.testing.batches import batch
-from tokenreduce.testing.families.recipe import vision
+from tokenreduce.testing.families.family import vision
 from tokenreduce.testing.models import FAMILIES
 
 SEEING = [name for name, family in FAMILIES.items() if not family.bare]

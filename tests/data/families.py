@@ -9,8 +9,8 @@ from PIL import Image
 
 from tokenreduce.data.rows import Conversation
 from tokenreduce.testing.checkpoints import template, tokenizer
+from tokenreduce.testing.families.family import IMAGE
 from tokenreduce.testing.families.llava import PINPOINTS, SIDE, TILE
-from tokenreduce.testing.families.recipe import IMAGE
 from tokenreduce.testing.kits import KITS, Kit
 
 END = "</s>"

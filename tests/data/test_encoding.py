@@ -12,8 +12,8 @@ from PIL import Image
 from tests.data.families import ALL, BODY, END, ONE_ANSWER, TEMPLATES, processor, talk
 from tokenreduce.data.encoding import Encoder, Unusable
 from tokenreduce.data.transcripts import image_token
+from tokenreduce.inference.inputs import encode
 from tokenreduce.inference.loaded import Loaded
-from tokenreduce.inference.prompt import encode
 from tokenreduce.testing.kits import KITS
 
 pytestmark = pytest.mark.filterwarnings(  # of processors that give numpy a tensor

@@ -39,7 +39,7 @@ def test_a_larger_budget_beside_it_changes_no_choice(strategy):
 
 
 def test_the_law_sees_a_sample_that_is_reduced_after_all(monkeypatch):
-    from tokenreduce.engine.spec import EngineConfig
+    from tokenreduce.engine.engine_config import EngineConfig
 
     monkeypatch.setattr(EngineConfig, "spared", lambda self, counts: (False,) * len(counts))
     with pytest.raises(AssertionError, match="min_tokens"):

@@ -10,7 +10,7 @@ from tests.faults import checks
 from tests.faults.checks import law
 from tests.faults.fault import Register, choice, row
 from tokenreduce import tokens
-from tokenreduce.engine.spec import EngineConfig
+from tokenreduce.engine.engine_config import EngineConfig
 from tokenreduce.testing import laws
 
 FAULTS = Register()

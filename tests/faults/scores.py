@@ -7,7 +7,7 @@ from tests.faults.checks import score
 from tests.faults.fault import Register, evidence
 from tokenreduce.adapter import Adapter
 from tokenreduce.engine import attention
-from tokenreduce.engine.rows import TokenRows
+from tokenreduce.engine.token_rows import TokenRows
 from tokenreduce.testing.trial import shared_model
 
 FAULTS = Register()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from tokenreduce.evaluation.items import heldout
+from tokenreduce.data.items import heldout
 from tokenreduce.evaluation.scoring import right
 from tokenreduce.inference.answer import answer, answers
+from tokenreduce.inference.inputs import encode
 from tokenreduce.inference.loaded import load
-from tokenreduce.inference.prompt import encode
 from tokenreduce.inference.spec import ModelSpec
 
 

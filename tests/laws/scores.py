@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 import torch
 
 import tokenreduce as tr
-from tokenreduce.testing.attention import attention
 from tokenreduce.testing.batches import Batch, batch
 from tokenreduce.testing.models import FAMILIES
 from tokenreduce.testing.oracle import handed
+from tokenreduce.testing.reference import attention
 from tokenreduce.testing.trial import shared_model
 
 STOP = 3

@@ -14,9 +14,9 @@ from rich.console import Console
 
 import tokenreduce as tr
 from tests.untrained import untrained
+from tokenreduce.inference.inputs import encode, full_prompt
 from tokenreduce.inference.loaded import Loaded, pick_device
 from tokenreduce.inference.measure import likelihood, prefill_times, ratio
-from tokenreduce.inference.prompt import encode, full_prompt
 from tokenreduce.inference.table import comparison, quantity, stages
 
 ANSWER = torch.tensor([9, 11, 2])

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 import tokenreduce.engine.call as spelled
-import tokenreduce.engine.trial as trying
+import tokenreduce.engine.probe as probe
 from tokenreduce.adapter import Adapter, adapters
 from tokenreduce.evidence import DECODER
 from tokenreduce.geometry import Picture
@@ -43,7 +43,7 @@ class Generic(Adapter):
         found = _merging(self, model)
         if found is None:
             decoder = self.decoder(model)
-            found = _stack(decoder) or trying.trial(self, decoder)
+            found = _stack(decoder) or probe.trial(self, decoder)
         return found
 
 

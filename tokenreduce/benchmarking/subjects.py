@@ -15,8 +15,8 @@ from tokenreduce.cost import shape_of
 from tokenreduce.data.images import load_image
 from tokenreduce.embedded import checkpoint_dir
 from tokenreduce.errors import BadOption
+from tokenreduce.inference.inputs import encode
 from tokenreduce.inference.loaded import load, load_random
-from tokenreduce.inference.prompt import encode
 from tokenreduce.inference.spec import ModelSpec
 
 USUAL = 576

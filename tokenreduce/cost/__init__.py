@@ -6,6 +6,7 @@ No weights, no torch. `cost` is about the decoder layers, by any of the publishe
 
 from __future__ import annotations
 
+from tokenreduce.cost.activations import Activations, activations, logits_bytes
 from tokenreduce.cost.connector import (
     Connector,
     Projector,
@@ -14,7 +15,9 @@ from tokenreduce.cost.connector import (
     connector_of,
     connectors,
 )
-from tokenreduce.cost.decoder import (
+from tokenreduce.cost.model import ModelCost, model_cost
+from tokenreduce.cost.pictures import grids_of
+from tokenreduce.cost.prefill import (
     CONVENTIONS,
     Cost,
     DecoderShape,
@@ -28,10 +31,7 @@ from tokenreduce.cost.decoder import (
     shape_of,
     tokens_per_layer,
 )
-from tokenreduce.cost.memory import Activations, activations, logits_bytes
-from tokenreduce.cost.model import ModelCost, model_cost
-from tokenreduce.cost.pictures import grids_of
-from tokenreduce.cost.tower import Grid, TowerShape, tower_macs, tower_of, towers
+from tokenreduce.cost.tower_sizes import Grid, TowerShape, tower_macs, tower_of, towers
 
 __all__ = [
     "CONVENTIONS", "Activations", "Connector", "Cost", "DecoderShape", "Grid", "ModelCost",

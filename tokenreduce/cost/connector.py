@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tokenreduce.cost.reading import read, size
-from tokenreduce.cost.tower import Grid, TowerShape
+from tokenreduce.cost.entries import read, size
+from tokenreduce.cost.tower_sizes import Grid, TowerShape
 from tokenreduce.errors import BadOption, did_you_mean
 from tokenreduce.registry import Registry
 

@@ -14,8 +14,8 @@ from tokenreduce.cost.connector import (
     merger,
     two_layers,
 )
-from tokenreduce.cost.reading import read, size
-from tokenreduce.cost.tower import TowerShape
+from tokenreduce.cost.entries import read, size
+from tokenreduce.cost.tower_sizes import TowerShape
 from tokenreduce.errors import BadOption
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenreduce.checks import integer
+from tokenreduce.cost.activations import Activations, activations
 from tokenreduce.cost.connector import connector_of
-from tokenreduce.cost.decoder import Cost, cost, head_macs, shape_of
-from tokenreduce.cost.memory import Activations, activations
-from tokenreduce.cost.tower import Grid, tower_macs, tower_of
+from tokenreduce.cost.prefill import Cost, cost, head_macs, shape_of
+from tokenreduce.cost.tower_sizes import Grid, tower_macs, tower_of
 from tokenreduce.errors import BadOption
 from tokenreduce.scheduler import Scheduler, Stop
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tokenreduce.cost.reading import read
-from tokenreduce.cost.tower import Grid, TowerShape, tower_of
+from tokenreduce.cost.entries import read
+from tokenreduce.cost.tower_sizes import Grid, TowerShape, tower_of
 
 
 def grids_of(config: Any, inputs: Mapping[str, Any]) -> tuple[Grid, ...]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokenreduce.cost.reading import read, size
-from tokenreduce.cost.tower import TowerShape, pixels, square, towers
+from tokenreduce.cost.entries import read, size
+from tokenreduce.cost.tower_sizes import TowerShape, pixels, square, towers
 from tokenreduce.errors import BadOption
 
 

@@ -20,8 +20,8 @@ from PIL import Image
 from tokenreduce.checks import one_of
 from tokenreduce.data.jsonrows import JsonRows, index_rows
 from tokenreduce.data.rows import Conversation, Message, Unusable
-from tokenreduce.data.samples import SPLITS, Sample, sample
 from tokenreduce.data.savedrows import SavedRows, open_saved
+from tokenreduce.data.stream import SPLITS, Sample, sample
 from tokenreduce.errors import BadOption
 from tokenreduce.files import named
 

@@ -24,7 +24,7 @@ from tokenreduce.data.conversations import Conversations
 from tokenreduce.data.images import check_image, load_image, to_rgb
 from tokenreduce.data.questions import paraphrased
 from tokenreduce.data.rows import Conversation, Unusable, image_path
-from tokenreduce.data.samples import Sample, sample
+from tokenreduce.data.stream import Sample, sample
 from tokenreduce.errors import BadOption, did_you_mean
 from tokenreduce.files import named, parse_json
 

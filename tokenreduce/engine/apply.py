@@ -18,11 +18,11 @@ from tokenreduce.engine import contract
 from tokenreduce.engine.cache import Pending, ShortLayer, held, short
 from tokenreduce.engine.call import LayerCall, cache_in, usable
 from tokenreduce.engine.decide import EMBEDDINGS, capture_for_next, decide
+from tokenreduce.engine.engine_config import EngineConfig
 from tokenreduce.engine.hooks import place_of
 from tokenreduce.engine.masks import Extent, gathered
 from tokenreduce.engine.positions import rotary
 from tokenreduce.engine.sequence import Sequence, Stage, moved
-from tokenreduce.engine.spec import EngineConfig
 
 
 def enter(config: EngineConfig, seq: Sequence, call: LayerCall) -> LayerCall:

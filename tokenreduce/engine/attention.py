@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from tokenreduce import selection
 from tokenreduce.adapter import Adapter
 from tokenreduce.engine.masks import Extent, visible
-from tokenreduce.engine.rows import TokenRows
 from tokenreduce.engine.sequence import rows_of
+from tokenreduce.engine.token_rows import TokenRows
 from tokenreduce.tower import Part, Rotary
 
 ROWS_AT_ONCE = 256

@@ -19,9 +19,9 @@ from tokenreduce.adapter import Adapter, adapters
 from tokenreduce.engine import call as spelled
 from tokenreduce.engine.cache import SHORTENED, ShortLayer
 from tokenreduce.engine.call import ModelCall, role
+from tokenreduce.engine.engine_config import EngineConfig
+from tokenreduce.engine.probe import FAILS, trial
 from tokenreduce.engine.sequence import Sequence
-from tokenreduce.engine.spec import EngineConfig
-from tokenreduce.engine.trial import FAILS, trial
 from tokenreduce.errors import ContractError, ReductionWarning
 from tokenreduce.tower import Part
 

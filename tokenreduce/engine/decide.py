@@ -14,11 +14,11 @@ from tokenreduce.engine.attention import LayerView, same_draws
 from tokenreduce.engine.cache import ShortLayer, held
 from tokenreduce.engine.call import LayerCall, usable
 from tokenreduce.engine.capture import FROM_BEFORE, Capture, KeyReuse, Measures, measures
+from tokenreduce.engine.engine_config import EngineConfig
 from tokenreduce.engine.hooks import compiled
 from tokenreduce.engine.positions import rotary
-from tokenreduce.engine.rows import TokenRows
 from tokenreduce.engine.sequence import Sequence, Stage, advance, rows_of
-from tokenreduce.engine.spec import EngineConfig
+from tokenreduce.engine.token_rows import TokenRows
 from tokenreduce.engine.tower import bridge
 from tokenreduce.strategy import Strategy
 from tokenreduce.tokens import Plan, Tokens

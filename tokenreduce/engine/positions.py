@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tokenreduce.engine.call import LayerCall
+from tokenreduce.engine.engine_config import EngineConfig
 from tokenreduce.engine.sequence import Sequence, Stage, rows_of
-from tokenreduce.engine.spec import EngineConfig
 from tokenreduce.tower import Rotary
 
 Turned = tuple[Rotary, Tensor | None, Tensor | None]

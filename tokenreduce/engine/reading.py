@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from tokenreduce.adapter import VIDEO, Adapter
 from tokenreduce.engine import contract, prompt
 from tokenreduce.engine.call import SHIFTED, ModelCall, foreign
+from tokenreduce.engine.engine_config import EngineConfig
 from tokenreduce.engine.losses import aligned_loss, unaligned
 from tokenreduce.engine.prompt import Given, PictureQueue, Prompt
 from tokenreduce.engine.restore import text_rows
 from tokenreduce.engine.sequence import Sequence
-from tokenreduce.engine.spec import EngineConfig
 from tokenreduce.engine.state import MARKED, CallState, CallStates, Marks
 from tokenreduce.engine.tower.observe import check_patches, measure, watched
 from tokenreduce.errors import ReductionWarning

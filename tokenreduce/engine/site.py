@@ -13,8 +13,8 @@ from typing import Any
 from torch import nn
 
 from tokenreduce.cost import shape_of
+from tokenreduce.engine.engine_config import EngineConfig
 from tokenreduce.engine.sequence import Sequence
-from tokenreduce.engine.spec import EngineConfig
 from tokenreduce.engine.tower.bridge import TowerBridge
 from tokenreduce.engine.wiring import Wiring
 from tokenreduce.errors import BadOption, ReductionWarning

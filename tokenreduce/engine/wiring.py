@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from tokenreduce.engine import apply, contract
 from tokenreduce.engine.call import LayerCall, ModelCall, cache_of
+from tokenreduce.engine.engine_config import EngineConfig
 from tokenreduce.engine.hooks import Hook, Replaced, Watched, bind, parameters
 from tokenreduce.engine.reading import Arguments, CallReader, Keywords
 from tokenreduce.engine.restore import restore_output
 from tokenreduce.engine.sequence import Sequence
-from tokenreduce.engine.spec import EngineConfig
 from tokenreduce.engine.state import CallState, CallStates, Marks
 from tokenreduce.tower import Part
 

@@ -22,8 +22,8 @@ from tokenreduce.errors import BadOption, is_refused
 from tokenreduce.evaluation.conditions import Condition
 from tokenreduce.evaluation.records import Row, pack
 from tokenreduce.evaluation.scoring import is_right
+from tokenreduce.inference.inputs import encode_all, prepare
 from tokenreduce.inference.loaded import Loaded
-from tokenreduce.inference.prompt import encode_all, prepare
 
 DIGITS = 6
 

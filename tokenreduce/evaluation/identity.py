@@ -12,7 +12,7 @@ from typing import Any
 import tokenreduce as tr
 from tokenreduce.data.items import Item
 from tokenreduce.evaluation.asking import Protocol
-from tokenreduce.evaluation.items import fingerprint
+from tokenreduce.evaluation.question_sets import fingerprint
 from tokenreduce.files import skim, skim_tensors
 from tokenreduce.inference.loaded import Loaded
 from tokenreduce.inference.naming import bare

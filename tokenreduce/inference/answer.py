@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tokenreduce.inference.inputs import encode_all
 from tokenreduce.inference.loaded import Loaded
-from tokenreduce.inference.prompt import encode_all
 
 
 class Asked(Protocol):

@@ -10,9 +10,9 @@ from PIL import Image
 import tokenreduce as tr
 from tokenreduce.downsample import shrunk
 from tokenreduce.inference.answer import answer
+from tokenreduce.inference.inputs import encode, prepare
 from tokenreduce.inference.loaded import Loaded
 from tokenreduce.inference.measure import Context, likelihood, prefill, prefill_times, ratio
-from tokenreduce.inference.prompt import encode, prepare
 from tokenreduce.viz import Look, scenes
 
 

@@ -40,9 +40,9 @@ from tokenreduce.evaluation.conditions import (
 )
 from tokenreduce.evaluation.examples import accuracy, examples, picked, telling
 from tokenreduce.evaluation.identity import folder_of, identity
-from tokenreduce.evaluation.items import candidates
 from tokenreduce.evaluation.options import check
 from tokenreduce.evaluation.pareto import draw
+from tokenreduce.evaluation.question_sets import candidates
 from tokenreduce.evaluation.records import Store
 from tokenreduce.evaluation.runner import Runner
 from tokenreduce.evaluation.scoring import first_tokens, is_right

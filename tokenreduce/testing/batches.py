@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tokenreduce.testing.families.recipe import IMAGE, VIDEO, WIDTH, WORDS, Family, Shot
+from tokenreduce.testing.families.family import IMAGE, VIDEO, WIDTH, WORDS, Family, Shot
 
 Side = Literal["left", "right"]
 IGNORED = -100

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from tokenreduce.testing.families import RECIPES, AbsentError, Family, Shot
+from tokenreduce.testing.families.family import END, IMAGE, LAYERS, START, VIDEO, WIDTH, WORDS
 from tokenreduce.testing.families.llava import TILE
-from tokenreduce.testing.families.recipe import END, IMAGE, LAYERS, START, VIDEO, WIDTH, WORDS
 
 __all__ = [
     "END", "FAMILIES", "IMAGE", "LAYERS", "START", "TILE", "VIDEO", "WIDTH", "WORDS", "AbsentError",

@@ -30,8 +30,8 @@ from tokenreduce.data.questions import (
     place,
 )
 from tokenreduce.data.readers import Data, Reader, readers
-from tokenreduce.data.samples import Sample, generator
 from tokenreduce.data.shapes import Scene, compose, render
+from tokenreduce.data.stream import Sample, generator
 from tokenreduce.errors import BadOption
 
 

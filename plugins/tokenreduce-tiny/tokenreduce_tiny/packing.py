@@ -18,7 +18,7 @@ import torch
 
 from tokenreduce.data.batching import IGNORED
 from tokenreduce.data.questions import Question
-from tokenreduce.data.samples import Sample
+from tokenreduce.data.stream import Sample
 from tokenreduce_tiny.lessons import ASKED
 
 if TYPE_CHECKING:

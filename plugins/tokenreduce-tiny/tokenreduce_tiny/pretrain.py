@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from tokenreduce.data.samples import Sample
+from tokenreduce.data.stream import Sample
 from tokenreduce.errors import BadOption
 from tokenreduce.files import atomic, first_process, write_json
 from tokenreduce.inference.naming import name_as_published

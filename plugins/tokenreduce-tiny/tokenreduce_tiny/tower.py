@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from tokenreduce.data.glyphs import GLYPHS
-from tokenreduce.data.samples import Sample
 from tokenreduce.data.shapes import COLOURS, GRID, SHAPES
+from tokenreduce.data.stream import Sample
 
 WORD_SHAPE, WORD_COLOUR = len(SHAPES) + 1, len(COLOURS) + 1  # labels of a written letter
 CLASSES = {

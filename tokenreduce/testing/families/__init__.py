@@ -15,7 +15,7 @@ from tokenreduce.testing.families import (
     perception,
     qwen_vl,
 )
-from tokenreduce.testing.families.recipe import AbsentError, Family, Shot
+from tokenreduce.testing.families.family import AbsentError, Family, Shot
 
 __all__ = ["RECIPES", "AbsentError", "Family", "Shot"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tokenreduce.testing.families.recipe import IMAGE, WIDTH, Family, Shot, build, text
+from tokenreduce.testing.families.family import IMAGE, WIDTH, Family, Shot, build, text
 
 RUNS = (16, 25, 9)
 """Visual tokens of the pictures, one after the other."""

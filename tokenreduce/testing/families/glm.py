@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tokenreduce.testing.families.qwen_vl import CLIPS, ROPE, image, patches, tokens, tower
-from tokenreduce.testing.families.recipe import (
+from tokenreduce.testing.families.family import (
     END,
     IMAGE,
     START,
@@ -18,6 +17,7 @@ from tokenreduce.testing.families.recipe import (
     build,
     text,
 )
+from tokenreduce.testing.families.qwen_vl import CLIPS, ROPE, image, patches, tokens, tower
 
 OPEN, CLOSE = 3, 4
 """Ids before and after a video."""

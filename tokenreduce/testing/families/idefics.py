@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from tokenreduce.testing.families.recipe import (
+from tokenreduce.testing.families.family import (
     END,
     IMAGE,
     START,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from tokenreduce.testing.families.recipe import (
+from tokenreduce.testing.families.family import (
     END,
     IMAGE,
     START,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import pad
 
-from tokenreduce.testing.families.recipe import (
+from tokenreduce.testing.families.family import (
     END,
     IMAGE,
     START,

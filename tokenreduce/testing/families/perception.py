@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from tokenreduce.testing.families.recipe import IMAGE, VIDEO, WIDTH, Family, Shot, build, text
+from tokenreduce.testing.families.family import IMAGE, VIDEO, WIDTH, Family, Shot, build, text
 
 SIDE = 32
 """Pixels of a view: 8 x 8 patches, of which 2 x 2 are pooled into a token."""

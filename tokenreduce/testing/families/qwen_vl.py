@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenreduce.testing.families.recipe import (
+from tokenreduce.testing.families.family import (
     END,
     IMAGE,
     START,

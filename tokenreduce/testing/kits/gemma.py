@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tokenreduce.testing.families.family import END, IMAGE, START
 from tokenreduce.testing.families.gemma import SIDE, SQUARE, TOKENS
-from tokenreduce.testing.families.recipe import END, IMAGE, START
 from tokenreduce.testing.kits.kit import Kit
 
 NAMES = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tokenreduce.testing.families.family import END, IMAGE, START, VIDEO
 from tokenreduce.testing.families.glm import CLOSE, OPEN
-from tokenreduce.testing.families.recipe import END, IMAGE, START, VIDEO
 from tokenreduce.testing.kits.kit import Kit
 from tokenreduce.testing.kits.qwen_vl import SIZE, options
 

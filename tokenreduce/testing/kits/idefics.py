@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from tokenreduce.testing.families.family import IMAGE
 from tokenreduce.testing.families.idefics import FAKE, LINE, MOST, SIDE, TOKENS, WHOLE, tag
-from tokenreduce.testing.families.recipe import IMAGE
 from tokenreduce.testing.kits.kit import Kit
 
 IDS = {LINE: "\n", FAKE: "<fake_token_around_image>", WHOLE: "<global-img>", IMAGE: "<image>"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from tokenreduce.testing.families.family import END, IMAGE
 from tokenreduce.testing.families.mistral import BREAK, MERGE, PATCH, SIDE
-from tokenreduce.testing.families.recipe import END, IMAGE
 from tokenreduce.testing.kits.kit import Kit
 
 TOKENS = {IMAGE: "[IMG]", BREAK: "[IMG_BREAK]", END: "[IMG_END]"}

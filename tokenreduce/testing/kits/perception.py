@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tokenreduce.testing.families.family import IMAGE, VIDEO
 from tokenreduce.testing.families.perception import SIDE
-from tokenreduce.testing.families.recipe import IMAGE, VIDEO
 from tokenreduce.testing.kits.kit import Kit
 
 TOKENS = {IMAGE: "<|image|>", VIDEO: "<|video|>"}

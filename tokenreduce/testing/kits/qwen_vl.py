@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tokenreduce.testing.families.family import END, IMAGE, START, VIDEO
 from tokenreduce.testing.families.qwen_vl import MERGE, PATCH
-from tokenreduce.testing.families.recipe import END, IMAGE, START, VIDEO
 from tokenreduce.testing.kits.kit import Kit
 
 TOKENS = {

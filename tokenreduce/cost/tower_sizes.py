@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tokenreduce.checks import integer
-from tokenreduce.cost.reading import read, size
+from tokenreduce.cost.entries import read, size
 from tokenreduce.errors import BadOption, did_you_mean
 from tokenreduce.registry import Registry
 

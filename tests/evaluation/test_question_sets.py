@@ -13,8 +13,8 @@ from PIL import Image
 from tokenreduce.data.conversations import read_llava
 from tokenreduce.data.items import Item, first_questions, heldout, read_questions
 from tokenreduce.embedded import checkpoint_dir
-from tokenreduce.evaluation.items import candidates, fingerprint
 from tokenreduce.evaluation.perturbation import perturbations
+from tokenreduce.evaluation.question_sets import candidates, fingerprint
 
 GOOD = {"image": "a.png", "question": "What is this?", "answer": "a cat"}
 

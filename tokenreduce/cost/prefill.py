@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenreduce.checks import MOST, integer, one_of
-from tokenreduce.cost.reading import read, size, unlike
+from tokenreduce.cost.entries import read, size, unlike
 from tokenreduce.errors import BadOption
 from tokenreduce.scheduler import Scheduler, Stop, ordered
 

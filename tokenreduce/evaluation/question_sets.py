@@ -1,6 +1,6 @@
 """What tells one set of questions from another, and between which answers a model chooses.
 
-Questions themselves are `tokenreduce.data.items`, whose names can be imported from here as well.
+Questions themselves are `tokenreduce.data.items`.
 """
 
 from __future__ import annotations
@@ -12,18 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tokenreduce.data.items import Item, first_questions, heldout, items_of, read_questions
+from tokenreduce.data.items import Item
 from tokenreduce.files import skim
-
-__all__ = [
-    "Item",
-    "candidates",
-    "fingerprint",
-    "first_questions",
-    "heldout",
-    "items_of",
-    "read_questions",
-]
 
 
 def fingerprint(items: Sequence[Item]) -> str:

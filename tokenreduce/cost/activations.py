@@ -29,8 +29,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tokenreduce.cost.decoder import DecoderShape
-    from tokenreduce.cost.tower import TowerShape
+    from tokenreduce.cost.prefill import DecoderShape
+    from tokenreduce.cost.tower_sizes import TowerShape
 
 
 @dataclass(frozen=True)
