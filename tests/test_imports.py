@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -214,6 +215,19 @@ def test_a_task_is_one_file() -> None:
 # -- no circles ------------------------------------------------------------------------------------
 
 
+@cache
+def named(source: str) -> tuple[frozenset[str], frozenset[str]]:
+    """The modules that a source imports, and the public names that it calls: `tr.reduce`."""
+    called = {
+        f"tokenreduce.{node.attr}"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id in ("tr", "tokenreduce")
+    }
+    return frozenset(imported(source)), frozenset(called)
+
+
 def graph(sources: Mapping[str, str]) -> dict[str, set[str]]:
     """Which module imports which, late imports and names of `tr` counted.
 
@@ -225,12 +239,8 @@ def graph(sources: Mapping[str, str]) -> dict[str, set[str]]:
     homes["cost"] = "tokenreduce.cost"
     found: dict[str, set[str]] = {}
     for own, source in sources.items():
-        modules = set(imported(source))
-        called = {
-            f"tokenreduce.{node.attr}"
-            for node in ast.walk(ast.parse(source))
-            if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("tr", "tokenreduce")
-        }
+        modules, called = named(source)
+        modules = set(modules)
         for module in called | {name for name in modules if name.count(".") == 1}:
             modules.add(homes.get(module.partition(".")[2], module))
         found[own] = {name for name in modules if name in sources} - {own, "tokenreduce"}

@@ -22,9 +22,9 @@ MODELS = [
     *("internvl", "idefics3", "smolvlm", "mistral3", "gemma3", "paligemma"),
 ]
 """Qwen-VL, GLM-4V and timm towers have no flex attention in transformers."""
-KINDS_OF_MASK = ("llama-gqa", "mistral-window", "llava", "gemma3", "paligemma")
 DECODED = [
-    pytest.param(name, marks=[] if name in KINDS_OF_MASK else [pytest.mark.full]) for name in MODELS
+    pytest.param(name, marks=[] if name in ("mistral-window", "paligemma") else [pytest.mark.full])
+    for name in MODELS
 ]
 pytestmark = [
     pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile"),

@@ -204,7 +204,7 @@ def test_groups_that_the_tower_hands_on_are_shown() -> None:
 def fake(kept: list[list[int]], plans: dict[int, tr.Plan]) -> Any:
     """A reduction as drawing sees it: one picture of 6 tokens in a row."""
     return SimpleNamespace(
-        places=[[tr.Picture.grid(1, 6)]],
+        pictures=[[tr.Picture.grid(1, 6)]],
         kept={i: [torch.tensor(row)] for i, row in enumerate(kept)},
         plans=plans,
         tower=None,

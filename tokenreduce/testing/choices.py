@@ -159,8 +159,9 @@ def _taken(name: str, make: Callable[[], Tensor], keep: Tensor) -> Tensor:
 
 
 def _dims(name: str) -> tuple[str, ...]:
-    """The axes of a kind of evidence after b; none where it is no tensor."""
-    return EVIDENCE[kind_of(name)].dims
+    """The axes of a kind of evidence after b; none where it is no tensor, or no evidence."""
+    kind = EVIDENCE.get(kind_of(name))
+    return () if kind is None else kind.dims
 
 
 def budgets(counts: Sequence[int]) -> list[tuple[int, ...]]:
