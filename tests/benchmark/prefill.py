@@ -9,7 +9,7 @@ import torch
 
 import tokenreduce as tr
 from tests.benchmark.sizes import CLOCK, DEVICE, ENGINE, TEXT, Size, models, prompt
-from tokenreduce.benchmarking.counts import CONVENTIONS, flops
+from tokenreduce.benchmarking.counts import COUNTED, flops
 from tokenreduce.cost import shape_of
 from tokenreduce.inference.clock import Times, paired
 
@@ -92,7 +92,7 @@ class Trial:
             "engine_share": engine / reduced,
             "added_share": (engine - spared) / reduced,
         }
-        for name in CONVENTIONS:
+        for name in COUNTED:
             share = flops(shape, tokens, name) / flops(shape, full, name)
             facts[name] = {
                 "flops": flops(shape, tokens, name),

@@ -254,7 +254,7 @@ def test_cost_adds_up(convention):
     assert full.share == 1
     assert full.selection_macs == 0
     assert reduced.share == reduced.macs / reduced.macs_full < 1
-    assert reduced.flops == reduced.macs * (2 if convention == "matmul" else 1)
+    assert reduced.flops == reduced.macs * (1 if convention in ("F2", "F3") else 2)
     assert reduced.tokens_per_layer == tokens_per_layer(Pyramid().stops(28), 28, 576, 60)
     assert reduced.kv_bytes == 2 * 4 * 128 * 2 * sum(reduced.tokens_per_layer)
     assert json.loads(json.dumps(dataclasses.asdict(reduced)))["convention"] == convention
@@ -274,6 +274,17 @@ def test_selection_reads_the_keys_of_what_enters_each_stop():
     assert idle.selection_macs == 0
 
 
+def test_causal_attention_skips_the_pairs_above_the_diagonal():
+    """Scores and values of n (n - 1) / 2 pairs, in each of h heads of size e."""
+    tokens, pairs = [7, 4], 7 * 6 // 2 + 4 * 3 // 2
+    square, causal = (macs(QWEN2_7B, tokens, name) for name in ("matmul", "causal"))
+    assert square - causal == 2 * pairs * 28 * 128
+
+
+def test_conventions_are_called_as_their_keys():
+    assert [made.name for made in costs.CONVENTIONS.values()] == list(costs.CONVENTIONS)
+
+
 def test_unknown_convention_is_named():
-    with pytest.raises(ValueError, match=r"'matmult'; did you mean 'matmul'.*F2, F3, matmul"):
+    with pytest.raises(ValueError, match=r"did you mean 'matmul'.*F2, F3, matmul, causal"):
         cost(LLAMA_7B, (), 576, convention="matmult")

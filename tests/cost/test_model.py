@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import tokenreduce as tr
 from tests.pairwise import in_turn
 from tokenreduce.cost import (
+    CONVENTIONS,
     DecoderShape,
     Grid,
     TowerShape,
@@ -25,6 +26,7 @@ from tokenreduce.cost import (
 )
 from tokenreduce.embedded import checkpoint_dir
 from tokenreduce.scheduler import Stop
+from tokenreduce.schedulers import Pyramid
 from tokenreduce.testing.batches import batch
 from tokenreduce.testing.families.family import vision
 from tokenreduce.testing.models import FAMILIES
@@ -110,6 +112,14 @@ def test_published_towers():
     assert price.macs == sum(n for _, _, n in price.rows()) / 2
     assert price.macs_full == sum(n for _, n, _ in price.rows()) / 2
     assert price.share == price.flops / price.flops_full
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_every_part_of_a_model_follows_the_convention(convention):
+    price = model_cost(transformers.LlavaConfig(), Pyramid(), 1, convention=convention)
+    per_mac = CONVENTIONS[convention].flops_per_mac
+    assert price.flops == per_mac * price.macs == sum(row[2] for row in price.rows())
+    assert price.flops_full == per_mac * price.macs_full
 
 
 def test_parts_under_a_published_convention_are_macs():

@@ -17,7 +17,7 @@ import torch
 
 import tokenreduce as tr
 from tokenreduce.benchmarking.allocation import cache_bytes, peak_bytes
-from tokenreduce.benchmarking.counts import CONVENTIONS, flops
+from tokenreduce.benchmarking.counts import COUNTED, flops
 from tokenreduce.benchmarking.synthetic import MarkedPrompt, PicturePrompt
 from tokenreduce.cost import shape_of
 from tokenreduce.engine.call import cache_of, with_cache
@@ -189,7 +189,7 @@ class Race:
         shape = shape_of(tr.unwrap(self.model).config)
         tokens = [row[0] for row in report.tokens_per_layer]
         full = [report.visual_tokens[0] + self.prompt.text] * len(tokens)
-        return {c: flops(shape, tokens, c) / flops(shape, full, c) for c in CONVENTIONS}
+        return {c: flops(shape, tokens, c) / flops(shape, full, c) for c in COUNTED}
 
     def _throughput(self, lane: Lane) -> float:
         """New tokens of the batch per second: the first comes with the prefill."""

@@ -15,10 +15,10 @@ from tokenreduce.cost.connector import (
     connector_of,
     connectors,
 )
+from tokenreduce.cost.conventions import CONVENTIONS, Convention
 from tokenreduce.cost.model import ModelCost, model_cost
 from tokenreduce.cost.pictures import grids_of
 from tokenreduce.cost.prefill import (
-    CONVENTIONS,
     Cost,
     DecoderShape,
     average_tokens,
@@ -34,9 +34,9 @@ from tokenreduce.cost.prefill import (
 from tokenreduce.cost.tower_sizes import Grid, TowerShape, tower_macs, tower_of, towers
 
 __all__ = [
-    "CONVENTIONS", "Activations", "Connector", "Cost", "DecoderShape", "Grid", "ModelCost",
-    "Projector", "Resampler", "Step", "TowerShape", "activations", "average_tokens", "connector_of",
-    "connectors", "cost", "cost_of", "grids_of", "head_macs", "kv_bytes", "logits_bytes", "macs",
-    "model_cost", "selection_macs", "shape_of", "tokens_per_layer", "tower_macs", "tower_of",
-    "towers",
+    "CONVENTIONS", "Activations", "Connector", "Convention", "Cost", "DecoderShape", "Grid",
+    "ModelCost", "Projector", "Resampler", "Step", "TowerShape", "activations", "average_tokens",
+    "connector_of", "connectors", "cost", "cost_of", "grids_of", "head_macs", "kv_bytes",
+    "logits_bytes", "macs", "model_cost", "selection_macs", "shape_of", "tokens_per_layer",
+    "tower_macs", "tower_of", "towers",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 from tokenreduce.checks import integer
 from tokenreduce.cost.activations import Activations, activations
 from tokenreduce.cost.connector import connector_of
+from tokenreduce.cost.conventions import convention_of
 from tokenreduce.cost.prefill import Cost, cost, head_macs, shape_of
 from tokenreduce.cost.tower_sizes import Grid, tower_macs, tower_of
 from tokenreduce.errors import BadOption
@@ -51,7 +52,7 @@ class ModelCost:
 
     @property
     def flops(self) -> int:
-        """FLOPs as the convention prints them: two for a MAC under `"matmul"`, else one."""
+        """FLOPs as the convention prints them: of published ones, the MACs."""
         return self._per_mac * self.macs
 
     @property
@@ -70,7 +71,7 @@ class ModelCost:
 
     @property
     def _per_mac(self) -> int:
-        return 2 if self.decoder.convention == "matmul" else 1
+        return convention_of(self.decoder.convention).flops_per_mac
 
     def rows(self) -> list[tuple[str, int, int]]:
         """Part by part, FLOPs of the unreduced and of the reduced model, for a table."""
@@ -103,7 +104,7 @@ def model_cost(
         visual: visual tokens at the decoder's entry; None where they follow from the pictures.
         text: all other tokens.
         logits: positions whose logits are computed: 1 when generating, all in training.
-        convention: of the decoder's layers, `"F2"`, `"F3"` or `"matmul"`.
+        convention: of the decoder's layers, a name in `CONVENTIONS`.
         bytes_per_value: bytes of a number in the KV cache and the activations.
 
     Raises:

@@ -1,26 +1,18 @@
 """What a schedule costs the decoder in arithmetic and cache, from its configuration alone.
 
-Per decoder layer with n tokens, width d, FFN width m, h heads and g key/value
-heads of size e, and an FFN of f matrices, the multiply-accumulates (MACs) are, by convention:
-
-    F2      4 n d^2 + 2 n^2 d + 2 n d m             FastV (arXiv 2403.06764), DivPrune's code
-    F3      4 n d^2 + 2 n^2 d + 3 n d m             PyramidDrop (arXiv 2410.17247), VScan
-    matmul  2 n d e (h + g) + 2 n^2 h e + f n d m   the matrices that the layer really multiplies
-                                                    (and n d times the experts of a router)
-
-F2 and F3 are MACs that the papers print as FLOPs, so their `flops` are their MACs; "matmul" counts
-two FLOPs for a MAC, as `torch.utils.flop_counter` does. All count every pair of tokens (no causal
-half), and none the vision tower, the connector and the LM head (`tokenreduce.cost.model_cost`),
-norms, rotary embeddings, softmax, activations, or the choice of tokens (`selection_macs`).
+How arithmetic is counted is in `tokenreduce.cost.conventions`. No convention counts the vision
+tower, the connector and the LM head (`tokenreduce.cost.model_cost`), norms, rotary embeddings,
+softmax, activations, or the choice of tokens (`selection_macs`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tokenreduce.checks import MOST, integer, one_of
+from tokenreduce.checks import MOST, integer
+from tokenreduce.cost.conventions import convention_of
 from tokenreduce.cost.entries import read, size, unlike
 from tokenreduce.errors import BadOption
 from tokenreduce.scheduler import Scheduler, Stop, ordered
@@ -59,13 +51,13 @@ class Cost:
 
     Attributes:
         macs: multiply-accumulates of all decoder layers.
-        flops: floating-point operations as the convention prints them (F2, F3: the MACs).
+        flops: floating-point operations as the convention prints them.
         share: `macs / macs_full`.
         kv_bytes: bytes of keys and values after the prefill.
         selection_macs: what choosing the tokens adds if the score needs the keys of all tokens
             (see the function of that name); not part of `macs`.
         tokens_per_layer: tokens, visual and text, that each layer works on.
-        convention: `"F2"`, `"F3"` or `"matmul"`.
+        convention: its name in `CONVENTIONS`.
     """
 
     macs: int
@@ -80,21 +72,6 @@ class Cost:
     convention: str
 
 
-def _matmul(shape: DecoderShape, n: float) -> float:
-    d, m, e = shape.hidden, shape.intermediate, shape.head_dim
-    projections = 2 * n * d * e * (shape.heads + shape.kv_heads)
-    attention = 2 * n**2 * e * shape.heads
-    return projections + attention + n * d * (shape.ffn_matrices * m + shape.router)
-
-
-CONVENTIONS: Mapping[str, Callable[[DecoderShape, float], float]] = {
-    "F2": lambda s, n: n * s.hidden * (4 * s.hidden + 2 * n + 2 * s.intermediate),
-    "F3": lambda s, n: n * s.hidden * (4 * s.hidden + 2 * n + 3 * s.intermediate),
-    "matmul": _matmul,
-}
-"""MACs of one layer with n tokens, by the name of the convention."""
-
-
 def macs(shape: DecoderShape, tokens: Sequence[float], convention: str = "matmul") -> int:
     """MACs of a prefill through layers that work on `tokens` tokens each.
 
@@ -104,8 +81,8 @@ def macs(shape: DecoderShape, tokens: Sequence[float], convention: str = "matmul
     Raises:
         ValueError: an unknown convention.
     """
-    count = CONVENTIONS[one_of(convention, CONVENTIONS, "FLOPs convention")]
-    return round(sum(count(shape, n) for n in tokens))
+    count = convention_of(convention)
+    return round(sum(count.macs(shape, n) for n in tokens))
 
 
 def head_macs(shape: DecoderShape, positions: int = 1) -> int:
@@ -170,7 +147,7 @@ def cost(
         schedule: a scheduler, or its stops.
         visual: visual tokens of one sample before any reduction.
         text: all its other tokens. The papers' figures leave them out.
-        convention: `"F2"`, `"F3"` or `"matmul"`.
+        convention: a name in `CONVENTIONS`.
         bytes_per_value: bytes of one number in the KV cache.
 
     Raises:
@@ -197,7 +174,7 @@ def cost_of(
     unreduced = (full,) * len(layers)
     ours, theirs = macs(shape, layers, convention), macs(shape, unreduced, convention)
     choices = [n for n, after in zip((full, *layers), layers, strict=False) if after < n]
-    per_mac = 2 if convention == "matmul" else 1
+    per_mac = convention_of(convention).flops_per_mac
     return Cost(
         macs=ours,
         macs_full=theirs,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tokenreduce.cost import (
+    CONVENTIONS,
     Cost,
     DecoderShape,
     Grid,
@@ -89,7 +90,7 @@ def stages(tokens: Sequence[int], text: int) -> list[dict[str, Any]]:
 def _flops(price: Cost, whole_model: ModelCost | None) -> list[list[Any]]:
     """Rows of a table: name, unreduced, reduced."""
     if whole_model is None:
-        per_mac = price.flops_full // price.macs_full if price.macs_full else 1
+        per_mac = CONVENTIONS[price.convention].flops_per_mac
         rows = [
             ("decoder layers", price.flops_full, price.flops),
             ("token selection, at most", 0, per_mac * price.selection_macs),
