@@ -440,7 +440,7 @@ def test_a_save_that_another_machine_disturbs_is_made_again(tmp_path, monkeypatc
         return real(source, target)
 
     if not locks:
-        monkeypatch.setattr(checkpoint, "_alone", lambda *_, **__: nullcontext())
+        monkeypatch.setattr(checkpoint, "folder_locked", lambda *_, **__: nullcontext())
     reduction = one_of_several(7)
     monkeypatch.setattr(os, "replace", replace)
     reduction.save(tmp_path)

@@ -183,3 +183,25 @@ def test_one_at_a_time_is_in_a_locked_block(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(enter, range(8)))
     assert most == [1] * 8
+
+
+def test_a_locked_folder_has_readers_together_or_one_writer(tmp_path: Path) -> None:
+    """The lock leaves no file in the folder, and a folder that is missing is not made."""
+    inside: list[str] = []
+    most: dict[str, int] = {"read": 0, "write": 0}
+
+    def work(kind: str) -> None:
+        with files.folder_locked(tmp_path, writes=kind == "write"):
+            inside.append(kind)
+            assert kind == "read" or inside == ["write"]
+            most[kind] = max(most[kind], inside.count(kind))
+            time.sleep(0.05)
+            assert kind == "read" or inside == ["write"]
+            inside.remove(kind)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, ["read", "read", "read", "write", "write", "read", "read", "read"]))
+    assert most["read"] > 1
+    assert most["write"] == 1
+    with files.folder_locked(tmp_path / "missing"):
+        assert list(tmp_path.iterdir()) == []

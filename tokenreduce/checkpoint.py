@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -21,7 +19,7 @@ from torch import nn
 import tokenreduce
 from tokenreduce.adapter import Adapter, adapters, unwrap
 from tokenreduce.errors import BadOption, Missing
-from tokenreduce.files import atomic, parse_json
+from tokenreduce.files import atomic, folder_locked, parse_json
 from tokenreduce.recipe import Recipe
 from tokenreduce.registry import short
 
@@ -86,7 +84,7 @@ def save(recipe: Recipe, model: nn.Module, directory: str | os.PathLike[str]) ->
         content |= {"format": FORMAT, "min_tokens": written["min_tokens"]}
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder, writes=True):
+    with folder_locked(folder, writes=True):
         for _ in range(TRIES):
             if _written(folder, content, learned):
                 break
@@ -121,28 +119,6 @@ def _written(folder: Path, content: dict[str, Any], learned: Weighted | None) ->
         return False
 
 
-@contextmanager
-def _alone(folder: Path, writes: bool = False) -> Iterator[None]:
-    """Keeps those who write into `folder` out of the block, and all others where it writes.
-
-    By a lock of the folder itself, which leaves no file and ends with the process. Where there are
-    none (Windows, some file systems of a network) nobody is kept out.
-    """
-    handle = None
-    with suppress(ImportError, OSError):
-        import fcntl
-
-        handle = os.open(folder, os.O_RDONLY)
-        fcntl.flock(handle, fcntl.LOCK_EX if writes else fcntl.LOCK_SH)
-    try:
-        yield
-    finally:
-        if handle is not None:
-            with suppress(OSError):
-                fcntl.flock(handle, fcntl.LOCK_UN)  # a forked process may have it open as well
-            os.close(handle)
-
-
 def read(model: nn.Module, directory: str | os.PathLike[str]) -> Recipe:
     """The recipe that was saved in `directory`, fit for the model.
 
@@ -151,7 +127,7 @@ def read(model: nn.Module, directory: str | os.PathLike[str]) -> Recipe:
         ValueError: as `tokenreduce.load`.
     """
     path = Path(directory) / FILE
-    with _alone(path.parent):
+    with folder_locked(path.parent):
         content = _read(path)
         try:
             data = {key: value for key, value in content.items() if key != "weights"}

@@ -116,6 +116,29 @@ def locked(folder: Path, name: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def folder_locked(folder: Path, writes: bool = False) -> Iterator[None]:
+    """Keeps out those who write into `folder`, and all others too where the block itself writes.
+
+    By a lock of the folder itself, which, unlike that of `locked`, leaves no file in it: for
+    folders that a user publishes, or may only read. It ends with the process. Where there are no
+    such locks (Windows, some file systems of a network, no such folder) nobody is kept out.
+    """
+    handle = None
+    with suppress(ImportError, OSError):
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX if writes else fcntl.LOCK_SH)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            with suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_UN)  # a forked process may have it open as well
+            os.close(handle)
+
+
 def finite(value: Any) -> Any:
     """`value` with None for every float that is not finite, in nested mappings and sequences."""
     if isinstance(value, float):
