@@ -330,7 +330,7 @@ SHARED = {
     "downsample": "smaller pictures: the function, and the method that calls it",
 }
 """Names of modules in several folders, and the one meaning that each has in all of them."""
-OF_A_FAMILY = ("adapters", "testing/families", "testing/kits")
+OF_A_FAMILY = ("adapters", "testing/families")
 """In these folders a module is called as the model family that it is about."""
 
 

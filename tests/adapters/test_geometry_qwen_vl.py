@@ -17,7 +17,7 @@ from tests.pairwise import in_turn
 from tests.releases import skip_before_fixed
 from tokenreduce.testing.batches import batch
 from tokenreduce.testing.checkpoints import tokenizer
-from tokenreduce.testing.kits import KITS
+from tokenreduce.testing.families import KITS
 from tokenreduce.testing.models import FAMILIES
 from tokenreduce.testing.oracle import decoder_of
 

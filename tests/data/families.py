@@ -9,9 +9,9 @@ from PIL import Image
 
 from tokenreduce.data.rows import Conversation
 from tokenreduce.testing.checkpoints import template, tokenizer
+from tokenreduce.testing.families import KITS, Kit
 from tokenreduce.testing.families.family import IMAGE
 from tokenreduce.testing.families.llava import PINPOINTS, SIDE, TILE
-from tokenreduce.testing.kits import KITS, Kit
 
 END = "</s>"
 BODY = (

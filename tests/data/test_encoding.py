@@ -14,7 +14,7 @@ from tokenreduce.data.encoding import Encoder, Unusable
 from tokenreduce.data.transcripts import image_token
 from tokenreduce.inference.inputs import encode
 from tokenreduce.inference.loaded import Loaded
-from tokenreduce.testing.kits import KITS
+from tokenreduce.testing.families import KITS
 
 pytestmark = pytest.mark.filterwarnings(  # of processors that give numpy a tensor
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"

@@ -13,7 +13,7 @@ from PIL import Image
 from tokenreduce.config import compose
 from tokenreduce.tasks import evaluate as task
 from tokenreduce.testing.checkpoints import write
-from tokenreduce.testing.kits import KITS
+from tokenreduce.testing.families import KITS
 
 ASKED = "What is this?", "How many are there in the picture?", "Which one?"
 ATTENTION = {"paligemma2": "eager"}

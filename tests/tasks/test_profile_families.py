@@ -14,7 +14,7 @@ from tokenreduce.data.conversations import read_llava
 from tokenreduce.data.encoding import Encoder
 from tokenreduce.profiling import Meter, prompts_of
 from tokenreduce.testing.checkpoints import write
-from tokenreduce.testing.kits import KITS
+from tokenreduce.testing.families import KITS
 
 SIZES = ((56, 84), (84, 84), (112, 56))
 ALONE = ("perception_lm",)

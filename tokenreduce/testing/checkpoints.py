@@ -5,7 +5,7 @@
     model = AutoModelForImageTextToText.from_pretrained(folder)
 
 Weights are random, classes are the real ones of transformers. What a family needs beside its model
-is a `Kit` in `tokenreduce.testing.kits`.
+is a `Kit` in `tokenreduce.testing.families`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tokenreduce.testing.kits import KITS, PLAIN, Kit
+from tokenreduce.testing.families import KITS, PLAIN, Kit
 from tokenreduce.testing.models import FAMILIES, WORDS
 
 FIRST = 10

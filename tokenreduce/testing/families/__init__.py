@@ -1,4 +1,7 @@
-"""Recipes of the tiny models: one module per group of families, each with its `RECIPES`."""
+"""The tiny models and their processors: one module per group of families.
+
+Each has its `RECIPES`, and its `KITS` where a checkpoint of it can be loaded from a folder.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,9 @@ from tokenreduce.testing.families import (
     qwen_vl,
 )
 from tokenreduce.testing.families.family import AbsentError, Family, Shot
+from tokenreduce.testing.families.kit import PLAIN, Kit
 
-__all__ = ["RECIPES", "AbsentError", "Family", "Shot"]
+__all__ = ["KITS", "PLAIN", "RECIPES", "AbsentError", "Family", "Kit", "Shot"]
 
 RECIPES: tuple[Family, ...] = (
     *decoder.RECIPES,
@@ -33,3 +37,10 @@ RECIPES: tuple[Family, ...] = (
     *perception.RECIPES,
 )
 """Every recipe, in the order in which the laws are tried."""
+
+KITS: dict[str, Kit] = {
+    kit.family: kit
+    for module in (qwen_vl, glm, internvl, onevision, perception, gemma, idefics, mistral)
+    for kit in module.KITS
+}
+"""Every processor, by the name of its recipe."""

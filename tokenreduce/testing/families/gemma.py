@@ -21,6 +21,7 @@ from tokenreduce.testing.families.family import (
     text,
     vision,
 )
+from tokenreduce.testing.families.kit import Kit
 
 SIDE = 32
 """Pixels of Gemma 3's pictures: 8 x 8 patches, pooled to 4 x 4 tokens."""
@@ -115,4 +116,44 @@ RECIPES = (
         pictures_first=True,
         attentions=("eager",),
     ),
+)
+
+
+NAMES = {
+    "boi_token": "<start_of_image>",
+    "eoi_token": "<end_of_image>",
+    "image_token": "<image_soft_token>",
+}
+MARKED = {START: NAMES["boi_token"], END: NAMES["eoi_token"], IMAGE: NAMES["image_token"]}
+
+
+def _gemma3_processor(tokenizer: Any, template: str) -> Any:
+    import transformers
+
+    return transformers.Gemma3Processor(
+        image_processor=transformers.Gemma3ImageProcessor(size={"height": SIDE, "width": SIDE}),
+        tokenizer=tokenizer,
+        image_seq_length=TOKENS,
+        chat_template=template,
+    )
+
+
+def _paligemma_processor(tokenizer: Any, template: str) -> Any:
+    """The processor puts `<bos>` itself, behind the images; an answer gets token types of 1."""
+    import transformers
+    from tokenizers.processors import TemplateProcessing
+
+    plain = TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])
+    tokenizer.backend_tokenizer.post_processor = plain
+    images = transformers.SiglipImageProcessor(size={"height": SQUARE, "width": SQUARE})
+    images.image_seq_length = (SQUARE // 4) ** 2
+    return transformers.PaliGemmaProcessor(
+        image_processor=images, tokenizer=tokenizer, chat_template=template
+    )
+
+
+KITS = (
+    Kit("gemma3", MARKED, {"image": NAMES["boi_token"]}, _gemma3_processor, NAMES),
+    Kit("paligemma", {IMAGE: "<image>", 3: "\n"}, {"image": "<image>"}, _paligemma_processor),
+    Kit("paligemma2", {IMAGE: "<image>", 3: "\n"}, {"image": "<image>"}, _paligemma_processor),
 )

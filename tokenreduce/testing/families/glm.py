@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +19,17 @@ from tokenreduce.testing.families.family import (
     build,
     text,
 )
-from tokenreduce.testing.families.qwen_vl import CLIPS, ROPE, image, patches, tokens, tower
+from tokenreduce.testing.families.kit import Kit
+from tokenreduce.testing.families.qwen_vl import (
+    CLIPS,
+    ROPE,
+    SIZE,
+    image,
+    options,
+    patches,
+    tokens,
+    tower,
+)
 
 OPEN, CLOSE = 3, 4
 """Ids before and after a video."""
@@ -66,3 +78,32 @@ RECIPES = (
     Family("glm4v", "glm4v", _make, image, marks=_types, main=True, own_positions=True),
     Family("glm4v-video", "glm4v", _make, _video, marks=_types, own_positions=True),
 )
+
+
+SPECIAL = {
+    OPEN: "<|begin_of_video|>",
+    CLOSE: "<|end_of_video|>",
+    START: "<|begin_of_image|>",
+    END: "<|end_of_image|>",
+    IMAGE: "<|image|>",
+    VIDEO: "<|video|>",
+}
+MARKS = {
+    "image": f"{SPECIAL[START]}{SPECIAL[IMAGE]}{SPECIAL[END]}",
+    "video": f"{SPECIAL[OPEN]}{SPECIAL[VIDEO]}{SPECIAL[CLOSE]}",
+}
+
+
+def _processor(tokenizer: Any, template: str) -> Any:
+    import transformers
+
+    most = 8 * SIZE["longest_edge"]  # the pixels of a whole video are counted, an image is one of 2
+    return transformers.Glm4vProcessor(
+        image_processor=transformers.Glm4vImageProcessor(**options(most)),
+        tokenizer=tokenizer,
+        video_processor=transformers.Glm4vVideoProcessor(**options(most), do_sample_frames=False),
+        chat_template=template,
+    )
+
+
+KITS = (Kit("glm4v", SPECIAL, MARKS, _processor),)

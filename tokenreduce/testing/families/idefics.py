@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from tokenreduce.testing.families.family import (
     text,
     vision,
 )
+from tokenreduce.testing.families.kit import Kit
 
 SIDE, PATCH, SHUFFLE = 24, 4, 2
 """Pixels of a tile and of a patch; SHUFFLE x SHUFFLE patches are shuffled into a token."""
@@ -93,4 +95,38 @@ RECIPES = (
     Family("idefics3", "idefics3", _make("Idefics3"), _cut, per_sample, main=True),
     Family("smolvlm", "smolvlm", _make("SmolVLM"), _cut, per_sample, main=True),
     Family("smolvlm-video", "smolvlm", _make("SmolVLM"), _frames, per_sample),
+)
+
+
+IDS = {LINE: "\n", FAKE: "<fake_token_around_image>", WHOLE: "<global-img>", IMAGE: "<image>"}
+TAGS = {
+    tag(row, column): f"<row_{row}_col_{column}>"
+    for row in range(1, MOST + 1)
+    for column in range(1, MOST + 1)
+}
+MARKS = {"image": "<image>", "video": "<video>"}
+
+
+def _processor(kind: str) -> Callable[[Any, str], Any]:
+    def make(tokenizer: Any, template: str) -> Any:
+        import transformers
+
+        size = {
+            "size": {"longest_edge": MOST * SIDE},
+            "max_image_size": {"longest_edge": SIDE},
+        }
+        parts = {"image_processor": getattr(transformers, f"{kind}ImageProcessor")(**size)}
+        if kind == "SmolVLM":
+            parts["video_processor"] = transformers.SmolVLMVideoProcessor(
+                **size, do_sample_frames=False
+            )
+        processor = getattr(transformers, f"{kind}Processor")
+        return processor(tokenizer=tokenizer, image_seq_len=TOKENS, chat_template=template, **parts)
+
+    return make
+
+
+KITS = (
+    Kit("idefics3", IDS | TAGS, MARKS, _processor("Idefics3")),
+    Kit("smolvlm", IDS | TAGS, MARKS, _processor("SmolVLM")),
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -9,12 +11,14 @@ from tokenreduce.testing.families.family import (
     END,
     IMAGE,
     START,
+    VIDEO,
     WIDTH,
     Family,
     Shot,
     build,
     text,
 )
+from tokenreduce.testing.families.kit import Kit
 
 SIDE = 32
 """Pixels of a tile: 8 x 8 patches, of which 2 x 2 are shuffled into a token."""
@@ -65,3 +69,32 @@ RECIPES = (
     Family("internvl", "internvl", _make, _tiles, main=True),
     Family("internvl-video", "internvl", _make, _frames),
 )
+
+
+NAMES = {
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "context_image_token": "<IMG_CONTEXT>",
+    "video_token": "<video>",
+}
+IDS = dict(zip((START, END, IMAGE, VIDEO), NAMES.values(), strict=True))
+
+
+def _processor(tokenizer: Any, template: str) -> Any:
+    import transformers
+
+    size = {"height": SIDE, "width": SIDE}
+    return transformers.InternVLProcessor(
+        image_processor=transformers.GotOcr2ImageProcessor(
+            size=size, crop_to_patches=True, max_patches=6
+        ),
+        tokenizer=tokenizer,
+        video_processor=transformers.InternVLVideoProcessor(size=size, do_sample_frames=False),
+        image_seq_length=TOKENS,
+        chat_template=template,
+    )
+
+
+_MARKS = {"image": f"{IDS[IMAGE]}\n", "video": f"{IDS[VIDEO]}\n"}
+
+KITS = (Kit("internvl", IDS, _MARKS, _processor, NAMES),)

@@ -21,6 +21,7 @@ from tokenreduce.testing.families.family import (
     text,
     vision,
 )
+from tokenreduce.testing.families.kit import Kit
 
 PATCH, MERGE = 4, 2
 SIDE = 32
@@ -90,4 +91,31 @@ RECIPES = (
         padded,
     ),
     Family("llava-pixtral", "llava", _make("Llava"), _lined(PATCH, SIDE // 2), padded),
+)
+
+
+SPECIAL = {IMAGE: "[IMG]", BREAK: "[IMG_BREAK]", END: "[IMG_END]"}
+
+
+def _processor(side: int, merge: int) -> Callable[[Any, str], Any]:
+    def make(tokenizer: Any, template: str) -> Any:
+        import transformers
+
+        images = transformers.PixtralImageProcessor(
+            size={"longest_edge": side}, patch_size=PATCH * merge
+        )
+        return transformers.PixtralProcessor(
+            image_processor=images,
+            tokenizer=tokenizer,
+            patch_size=PATCH,
+            spatial_merge_size=merge,
+            chat_template=template,
+        )
+
+    return make
+
+
+KITS = (
+    Kit("mistral3", SPECIAL, {"image": "[IMG]"}, _processor(SIDE, MERGE)),
+    Kit("llava-pixtral", SPECIAL, {"image": "[IMG]"}, _processor(SIDE // 2, 1)),
 )

@@ -22,6 +22,7 @@ from tokenreduce.testing.families.family import (
     text,
     vision,
 )
+from tokenreduce.testing.families.kit import Kit
 
 SIDES = {"onevision": 3, "next_video": 4}
 """Patches on a side of a tile, 4 pixels each; odd, so that pooling a frame has to round."""
@@ -166,4 +167,55 @@ RECIPES = (
     _family("llava_next_video", "llava_next_video", _next_video, _tiled("next_video"), main=True),
     _family("llava_next_video-video", "llava_next_video", _next_video, _video("next_video")),
     _family("llava_next_video-mixed", "llava_next_video", _next_video, _mixed("next_video")),
+)
+
+
+SPECIAL = {IMAGE: "<image>", VIDEO: "<video>"}
+NAMES = {"image_token": SPECIAL[IMAGE], "video_token": SPECIAL[VIDEO]}
+MARKS = {"image": f"{SPECIAL[IMAGE]}\n", "video": f"{SPECIAL[VIDEO]}\n"}
+
+
+def _onevision_processor(tokenizer: Any, template: str) -> Any:
+    import transformers
+
+    side = SIDES["onevision"]
+    size = {"height": 4 * side, "width": 4 * side}
+    return transformers.LlavaOnevisionProcessor(
+        image_processor=transformers.LlavaOnevisionImageProcessor(
+            size=size, image_grid_pinpoints=pinpoints(4 * side)
+        ),
+        tokenizer=tokenizer,
+        video_processor=transformers.LlavaOnevisionVideoProcessor(
+            size=size, do_sample_frames=False
+        ),
+        num_image_tokens=side**2,
+        vision_feature_select_strategy="full",
+        vision_aspect_ratio=f"anyres_max_{MOST}",
+        chat_template=template,
+    )
+
+
+def _next_video_processor(tokenizer: Any, template: str) -> Any:
+    import transformers
+
+    tile = 4 * SIDES["next_video"]
+    options = {"size": {"shortest_edge": tile}, "crop_size": {"height": tile, "width": tile}}
+    return transformers.LlavaNextVideoProcessor(
+        image_processor=transformers.LlavaNextImageProcessor(
+            image_grid_pinpoints=pinpoints(tile), **options
+        ),
+        tokenizer=tokenizer,
+        video_processor=transformers.LlavaNextVideoVideoProcessor(
+            do_sample_frames=False, **options
+        ),
+        patch_size=4,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=template,
+    )
+
+
+KITS = (
+    Kit("llava_onevision", SPECIAL, MARKS, _onevision_processor, NAMES),
+    Kit("llava_next_video", SPECIAL, MARKS, _next_video_processor, NAMES),
 )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from tokenreduce.testing.families.family import IMAGE, VIDEO, WIDTH, Family, Shot, build, text
+from tokenreduce.testing.families.kit import Kit
 
 SIDE = 32
 """Pixels of a view: 8 x 8 patches, of which 2 x 2 are pooled into a token."""
@@ -65,4 +68,33 @@ RECIPES = (
     Family("perception_lm", "perception_lm", _make, _image, main=True),
     Family("perception_lm-video", "perception_lm", _make, _video),
     Family("perception_lm-mixed", "perception_lm", _make, _mixed),
+)
+
+
+SPECIAL = {IMAGE: "<|image|>", VIDEO: "<|video|>"}
+NAMES = {"image_token": SPECIAL[IMAGE], "video_token": SPECIAL[VIDEO]}
+
+
+def _processor(tokenizer: Any, template: str) -> Any:
+    import transformers
+
+    size = {"height": SIDE, "width": SIDE}
+    return transformers.PerceptionLMProcessor(
+        image_processor=transformers.PerceptionLMImageProcessor(tile_size=SIDE, max_num_tiles=4),
+        tokenizer=tokenizer,
+        video_processor=transformers.PerceptionLMVideoProcessor(size=size, do_sample_frames=False),
+        patch_size=4,
+        pooling_ratio=2,
+        chat_template=template,
+    )
+
+
+KITS = (
+    Kit(
+        "perception_lm",
+        SPECIAL,
+        {"image": SPECIAL[IMAGE], "video": SPECIAL[VIDEO]},
+        _processor,
+        NAMES,
+    ),
 )

@@ -20,6 +20,7 @@ from tokenreduce.testing.families.family import (
     build,
     text,
 )
+from tokenreduce.testing.families.kit import Kit
 
 PATCH, MERGE = 4, 2
 """Pixels of a patch's side; patches along a token's side."""
@@ -154,4 +155,55 @@ RECIPES = (
     _family("qwen3_vl", "qwen3_vl", _THREE, image, main=True),
     _family("qwen3_vl-video", "qwen3_vl", _THREE, _stamped),
     _family("qwen3_vl-mixed", "qwen3_vl", _THREE, _mixed(_stamped)),
+)
+
+
+SPECIAL = {
+    START: "<|vision_start|>",
+    END: "<|vision_end|>",
+    IMAGE: "<|image_pad|>",
+    VIDEO: "<|video_pad|>",
+}
+SIZE = {"shortest_edge": 16 * 16, "longest_edge": 64 * 64}
+"""Pixels of an image, at least and at most."""
+
+
+def options(most: int = SIZE["longest_edge"]) -> dict[str, Any]:
+    """How pictures are cut up, for image and video processors."""
+    return {
+        "patch_size": PATCH,
+        "merge_size": MERGE,
+        "temporal_patch_size": 2,
+        "size": SIZE | {"longest_edge": most},
+    }
+
+
+def _processor(kind: str, video: str) -> Any:
+    def make(tokenizer: Any, template: str) -> Any:
+        import transformers
+
+        return getattr(transformers, f"{kind}Processor")(
+            image_processor=transformers.Qwen2VLImageProcessor(**options()),
+            tokenizer=tokenizer,
+            video_processor=getattr(transformers, f"{video}VideoProcessor")(
+                # of a frame; of a whole video where Qwen3-VL counts them
+                **options((8 if video == "Qwen3VL" else 1) * SIZE["longest_edge"]),
+                do_sample_frames=False,
+                cap_pixels_per_frame=False,
+            ),
+            chat_template=template,
+        )
+
+    return make
+
+
+_FRAMED = {
+    kind: f"{SPECIAL[START]}{SPECIAL[number]}{SPECIAL[END]}"
+    for kind, number in (("image", IMAGE), ("video", VIDEO))
+}
+
+KITS = (
+    Kit("qwen2_vl", SPECIAL, _FRAMED, _processor("Qwen2VL", "Qwen2VL")),
+    Kit("qwen2_5_vl", SPECIAL, _FRAMED, _processor("Qwen2_5_VL", "Qwen2VL")),
+    Kit("qwen3_vl", SPECIAL, _FRAMED, _processor("Qwen3VL", "Qwen3VL")),
 )
