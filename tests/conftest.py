@@ -7,7 +7,6 @@ marked `full`. A nightly run has it; a default run must notice the same faults (
 import gc
 
 import pytest
-import torch
 
 pytest_plugins = ["tests.summary"]
 
@@ -40,4 +39,6 @@ def pytest_collection_finish(session):
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
+    import torch  # in workers alone: the process that hands out the tests has no use for it
+
     torch.set_num_threads(1)

@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
 
 from tokenreduce.engine import contract
 from tokenreduce.engine.cache import Pending, ShortLayer, held, short
-from tokenreduce.engine.call import LayerCall, cache_in, usable
+from tokenreduce.engine.call import LayerCall, usable
 from tokenreduce.engine.decide import EMBEDDINGS, capture_for_next, decide
 from tokenreduce.engine.engine_config import EngineConfig
 from tokenreduce.engine.hooks import place_of
@@ -60,7 +59,8 @@ def apply(config: EngineConfig, seq: Sequence, stage: Stage, call: LayerCall) ->
         call = replace(call, hidden=stage.step.hidden(call.hidden))
     if stage.whole and not _shortened(call):
         return call
-    kind = config.attention
+    # asked of the model once: its configuration looks long for every name
+    kind = seq.made.once("attention", lambda: config.attention)
     twin = short(call.cache, call.index) if call.cache is not None else None
     tables, ids, shift = rotary(config, seq, stage, call)
     ragged, mask = stage.ragged, call.mask
@@ -84,16 +84,6 @@ def apply(config: EngineConfig, seq: Sequence, stage: Stage, call: LayerCall) ->
     elif ids is None:
         ids = call.position_ids
     return replace(call, mask=mask, rotary=tables, position_ids=ids)
-
-
-def idle(i: int, kwargs: dict[str, Any], seq: Sequence) -> bool:
-    """Whether layer `i` has nothing to do in this pass: text alone, and no short cache."""
-    if seq.prompt is not None:
-        return False
-    cache = cache_in(kwargs)
-    if not isinstance(cache, Cache) or len(cache.layers) <= i:
-        return True
-    return not isinstance(cache.layers[i], ShortLayer)
 
 
 def follow(config: EngineConfig, seq: Sequence, call: LayerCall) -> LayerCall:

@@ -198,6 +198,12 @@ def short(cache: Cache, layer: int) -> ShortLayer:
     return cast(ShortLayer, twin)
 
 
+def short_layers(cache: Any) -> frozenset[int]:
+    """The layers of a cache that hold fewer keys than tokens were seen."""
+    layers = cache.layers if isinstance(cache, Cache) else ()
+    return frozenset(i for i, one in enumerate(layers) if isinstance(one, ShortLayer))
+
+
 def held(cache: Cache, layer: int) -> CacheLayerMixin:
     """The cache's layer `layer`; caches that add layers as they go are extended to have it."""
     template = getattr(cache, "layer_class_to_replicate", None)

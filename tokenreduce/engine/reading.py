@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tokenreduce.adapter import VIDEO, Adapter
 from tokenreduce.engine import contract, prompt
+from tokenreduce.engine.cache import short_layers
 from tokenreduce.engine.call import SHIFTED, ModelCall, foreign
 from tokenreduce.engine.engine_config import EngineConfig
 from tokenreduce.engine.losses import aligned_loss, unaligned
@@ -197,6 +198,8 @@ class CallReader:
                 raise contract.packed_rows()
         elif not seq.start or (seq.length > 1 and not state.drafts):
             seq.texts = prompt.lengths(seq.batch, seq.length, real)
+        if seq.prompt is None:
+            seq.short = short_layers(given.cache)
         return seq
 
     def _prompt(

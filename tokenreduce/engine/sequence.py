@@ -45,9 +45,10 @@ class Made:
     def once(self, what: Hashable, make: Callable[[], T], *of: Any) -> T:
         """`make()`, called once for `what` of these very objects."""
         key = (what, *map(id, of))
-        if key not in self._found:
-            self._found[key] = (make(), of)
-        value: T = self._found[key][0]
+        found = self._found.get(key)
+        if found is None:
+            found = self._found[key] = (make(), of)
+        value: T = found[0]
         return value
 
 
@@ -129,6 +130,8 @@ class Sequence:
         capture: what runs at the layer before a stop, for the stop.
         reuse: what the layer of a stop is handed of what a score has computed.
         cache: the KV cache that the layers were given, once one was.
+        short: in a pass of text alone, the layers whose cache holds fewer keys than tokens were
+            seen; others have nothing to do.
         made: results that do not depend on a stage.
     """
 
@@ -144,6 +147,7 @@ class Sequence:
     capture: Any = None
     reuse: Closable | None = None
     cache: Any = None
+    short: frozenset[int] = frozenset()
     made: Made = field(default_factory=Made)
 
     @property
@@ -171,6 +175,8 @@ class Sequence:
         """The stage that a layer belongs to, also when it is called again."""
         if not self.stages:
             self.stages.append(self._first())
+        if self.stages[-1].layer <= layer:
+            return self.stages[-1]
         return next(stage for stage in reversed(self.stages) if stage.layer <= layer)
 
     @property

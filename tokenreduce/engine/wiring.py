@@ -163,7 +163,7 @@ class Wiring:
 
         def before(layer: nn.Module, args: Arguments, kwargs: Keywords) -> Any:
             seq = kwargs.pop(KEY, None)
-            if seq is None or (len(args) < 2 and apply.idle(i, kwargs, seq)):
+            if seq is None or (seq.prompt is None and i not in seq.short):
                 return None
             call = LayerCall.read(i, layer, names, args, kwargs)
             step = apply.follow if seq.prompt is None else apply.enter
