@@ -295,7 +295,11 @@ def test_no_names_import_each_other() -> None:
     [
         ("checkpoint", "def late():\n    from tokenreduce.reduction import reduce", "reduction"),
         ("checkpoint", "import tokenreduce as tr\ndef f(): tr.reduce", "reduction"),
-        ("inference.clock", "from tokenreduce.benchmarking.rounds import Race", "benchmarking"),
+        (
+            "inference.clock",
+            "from tokenreduce.benchmarking.rounds import Interleaved",
+            "benchmarking",
+        ),
         ("files", "import tokenreduce.data.images", "data"),
     ],
 )
@@ -328,7 +332,7 @@ def test_a_circle_is_found(module: str, line: str, group: str) -> None:
         ("testing/models.py", "import hydra"),
         ("evaluation/runner.py", "from tokenreduce.program.refusals import is_refusal"),
         ("inference/loaded.py", "from omegaconf import DictConfig"),
-        ("inference/clock.py", "from tokenreduce.benchmarking.rounds import Race"),
+        ("inference/clock.py", "from tokenreduce.benchmarking.rounds import Interleaved"),
         ("tasks/evaluate.py", "from tokenreduce.tasks.solve import only_target"),
         ("tasks/train.py", "from tokenreduce_tiny.stage import Stage"),
         ("program/result.py", "from tokenreduce.tasks import tasks"),
@@ -432,7 +436,7 @@ LONGER = {
     "evaluation/comparing.py _row",
     "geometry.py assign",
     "inference/look.py look",
-    "profiling/meter.py Meter",
+    "profiling/meter.py ScheduleEvaluator",
     "profiling/meter.py __init__",
     "profiling/refining.py refine",
     "profiling/summary.py summary",

@@ -178,7 +178,7 @@ def _restore(
         raise BadOption(
             f"{found[0]} is not the file that was saved with {FILE}: save the reduction again"
         )
-    strategy.begin(adapter.decoder(unwrap(model)), content["seed"])
+    strategy.initialize(adapter.decoder(unwrap(model)), content["seed"])
     strategy.load_weights(weights)
 
 

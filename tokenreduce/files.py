@@ -264,7 +264,7 @@ def _tensors(path: Path, named: Callable[[str], str]) -> list[_Tensor]:
     with path.open("rb") as file:
         length, size = int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size
         if length > size - 8:
-            raise ValueError(f"{path} is no safetensors file")
+            raise BadOption(f"{path} is no safetensors file")
         table = parse_json(file.read(length))
     found = []
     for name, what in table.items():

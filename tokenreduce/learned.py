@@ -24,7 +24,14 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from tokenreduce.errors import BadOption, Incompatible, Missing, ReductionWarning, did_you_mean
+from tokenreduce.errors import (
+    BadOption,
+    Incompatible,
+    Missing,
+    ReductionWarning,
+    did_you_mean,
+    read_renamed,
+)
 from tokenreduce.files import atomic
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.selection import candidates, kept, select
@@ -33,6 +40,13 @@ from tokenreduce.tokens import Gate, Plan, Tokens
 
 GateKind = Literal["straight_through", "soft", "none"]
 
+EARLIER = {
+    "accept_untrained": "silence_untrained",
+    "begin": "initialize",
+    "complaint": "untrained_warning",
+    "join": "add_to_optimizer",
+}
+"""Methods of a `LearnedStrategy` under names of version 0.1, which still work with a warning."""
 HALVINGS = 40
 """Steps of the search for a threshold: more than fp32 can tell apart."""
 
@@ -67,6 +81,11 @@ class LearnedStrategy(Strategy, nn.Module):
         self._fresh: tuple[int, ...] | None = None  # writes, while untrained
         self._settled = False
         self.eval()
+
+    def __getattr__(self, name: str) -> Any:
+        if name in EARLIER:
+            return read_renamed(self, name, EARLIER)
+        return super().__getattr__(name)
 
     @abstractmethod
     def build(self, width: int) -> None:
@@ -126,14 +145,14 @@ class LearnedStrategy(Strategy, nn.Module):
         fresh = twin.state_dict()
         return any(not torch.equal(x.cpu(), fresh[name]) for name, x in self.state_dict().items())
 
-    def begin(self, decoder: Any, seed: int = 0) -> None:
+    def initialize(self, decoder: Any, seed: int = 0) -> None:
         """Builds the modules for a decoder, where that lies; looks whether they are trained."""
         width = int(decoder.config.get_text_config().hidden_size)
         self.materialize(width, seed, next(decoder.parameters()).device)
         self._fresh = None if self.trained else self._writes()
 
-    def complaint(self, training: bool) -> str | None:
-        """What to say, once, of its use in a model that is not `training` before it is trained."""
+    def untrained_warning(self, training: bool) -> str | None:
+        """Warning for inference with untrained parameters, once; None in training."""
         learning = torch.is_grad_enabled() and (training or self.training)
         if self._settled or learning or self._fresh != self._writes():
             return None
@@ -144,12 +163,12 @@ class LearnedStrategy(Strategy, nn.Module):
             "(tokenreduce.distill)"
         )
 
-    def accept_untrained(self) -> None:
-        """From now on nobody is told that it is untrained: a baseline, or a test."""
+    def silence_untrained(self) -> None:
+        """Turns off the warning of untrained parameters: for a baseline, or a test."""
         self._settled = True
 
-    def join(self, optimizer: torch.optim.Optimizer, **options: Any) -> None:
-        """Makes the parameters a group of an optimiser that somebody else steps (a `Trainer`).
+    def add_to_optimizer(self, optimizer: torch.optim.Optimizer, **options: Any) -> None:
+        """Adds the parameters as a group to an optimiser that other code steps (a `Trainer`).
 
         Before every step their gradients are averaged over processes, where there are several
         (a process whose batch had no picture counts as zero); after it they are cleared, since a
@@ -173,7 +192,7 @@ class LearnedStrategy(Strategy, nn.Module):
     def save_weights(self, path: str | os.PathLike[str]) -> Path:
         """Writes the parameters in fp32 into a safetensors file, whole or not at all.
 
-        Warns of parameters that are not finite: nobody can load them.
+        Warns of parameters that are not finite: they cannot be loaded.
         """
         from safetensors.torch import save_file
 
@@ -282,9 +301,9 @@ class LearnedScorer(LearnedStrategy):
         return Single(layer=0, keep=0.25)
 
 
-def complaint(strategy: Strategy, training: bool) -> str | None:
-    """What a strategy has to say of its use in a model that is, or is not, `training`."""
-    return strategy.complaint(training) if isinstance(strategy, LearnedStrategy) else None
+def untrained_warning(strategy: Strategy, training: bool) -> str | None:
+    """Warning of a strategy that is used with untrained parameters; None for any other."""
+    return strategy.untrained_warning(training) if isinstance(strategy, LearnedStrategy) else None
 
 
 def gated(

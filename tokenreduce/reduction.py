@@ -90,7 +90,7 @@ class Reduction:
                 assert tower is not None  # `reduce` asked the adapter
                 self.tower = TowerSite(tower, strategy, None, self.seed, self._passed)
             if isinstance(strategy, LearnedStrategy):
-                strategy.begin(self.decoder, self.seed)
+                strategy.initialize(self.decoder, self.seed)
         self._apply()
 
     @property
@@ -124,8 +124,8 @@ class Reduction:
         if self._at_layers is None or self.adapter is None or self.tower is None:
             return
         module = self.adapter.tower_module(self._at_layers.base)
-        spread = self.tower.strategy.tower == "spread"
-        self._bridge = TowerBridge(module, self.tower.tower, spread)
+        expanded = self.tower.strategy.tower == "expanded"
+        self._bridge = TowerBridge(module, self.tower.tower, expanded)
         self._at_layers.bridged(self._bridge)
 
     def _passed(self, merged: Merged) -> None:
@@ -434,7 +434,7 @@ def _reader(model: nn.Module, adapter: str | Adapter | None) -> Adapter:
         reader = adapter_for(model)
     else:
         reader = _instance(adapter, adapters, Adapter)
-        if reason := reader.unfit(model):
+        if reason := reader.unsupported_reason(model):
             raise BadOption(f"the {type(reader).__name__} adapter cannot read this model: {reason}")
     check_model(reader, model)
     return reader

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tokenreduce.errors import BadOption, UnknownName, warn_once
+from tokenreduce.errors import BadOption, Incompatible, UnknownName, warn_once
 
 SPAN = 1 << 16
 """The width and the height of a picture, in the units of `Places.x` and `Places.y`."""
@@ -309,7 +309,7 @@ def _translated(content: Any, gate: Any, earlier: dict[str, Any]) -> tuple[Any, 
     """Content and gate of a plan that is written as in version 0.1."""
     unknown = set(earlier) - set(EARLIER)
     if unknown:
-        raise TypeError(f"Plan has no {min(unknown)!r} (known: {', '.join(PLAN)})")
+        raise Incompatible(f"Plan has no {min(unknown)!r} (known: {', '.join(PLAN)})")
     if isinstance(content, Tensor):  # the groups, by position
         earlier = {"group": content, **earlier}
         content = None

@@ -177,7 +177,7 @@ def test_everything_may_leave() -> None:
 
 
 def test_what_the_tower_merged_is_shown() -> None:
-    strategy = tr.ToMe(r=4, tower="spread")
+    strategy = tr.ToMe(r=4, tower="expanded")
     reduction = reduced(prompt("llava", 2), strategy, None)
     drawn = scenes(reduction, [photo(40, 40), photo(40, 40, 1)])
     assert reduction.tower is not None
@@ -204,7 +204,7 @@ def test_groups_that_the_tower_hands_on_are_shown() -> None:
 def fake(kept: list[list[int]], plans: dict[int, tr.Plan]) -> Any:
     """A reduction as drawing sees it: one picture of 6 tokens in a row."""
     return SimpleNamespace(
-        places=[[tr.Picture.grid(1, 6)]],
+        pictures=[[tr.Picture.grid(1, 6)]],
         kept={i: [torch.tensor(row)] for i, row in enumerate(kept)},
         plans=plans,
         tower=None,

@@ -38,7 +38,7 @@ class Generic(Adapter):
         rows = [Picture.grid(1, len(image)) for image in features]
         return [replace(row, box=torch.zeros_like(row.box)) for row in rows]
 
-    def unfit(self, model: Part) -> str | None:
+    def unsupported_reason(self, model: Part) -> str | None:
         """The first check that fails: how it merges, what its layers get, and what they make."""
         found = _merging(self, model)
         if found is None:

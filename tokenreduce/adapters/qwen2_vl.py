@@ -144,4 +144,4 @@ class Qwen2VL(Adapter):
         vision = base.config.vision_config
         windows = getattr(vision, "window_size", None) is not None
         whole = windows and 0 in vision.fullatt_block_indexes
-        return frozenset() if whole else frozenset({"spread"})
+        return frozenset() if whole else frozenset({"expanded"})

@@ -132,17 +132,17 @@ def picture(visual: int, seed: int = 0, needs: Iterable[str] = ()) -> tr.Picture
 def with_synthetic_tower(reader: Adapter) -> Adapter:
     """The adapter of a family, for prompts whose pictures bring what its tower would say."""
 
-    class Told(type(reader)):  # type: ignore[misc]
+    class WithSyntheticTower(type(reader)):  # type: ignore[misc]
         evidence = frozenset(EVIDENCE)
         families = frozenset[str]()
 
-        def lacks(self, needs: frozenset[str], model: Any) -> frozenset[str]:
+        def missing_evidence(self, needs: frozenset[str], model: Any) -> frozenset[str]:
             return frozenset()
 
-        def unfit(self, model: Any) -> str | None:
+        def unsupported_reason(self, model: Any) -> str | None:
             return None
 
         def tower(self, base: Any) -> None:
             """Not watched: it does not run."""
 
-    return Told()
+    return WithSyntheticTower()

@@ -186,12 +186,12 @@ def _has(base: Part, path: str) -> bool:
 def _added_between(adapter: Adapter, decoder: Part) -> str | None:
     """Why features that the decoder adds between its layers would miss their tokens."""
     kind, name = type(decoder).__name__, type(adapter).__name__
-    for method in adapter.between:
+    for method in adapter.feature_injections:
         if not hasattr(decoder, method):
             return f"{kind} has no {method}, which {name} reads"
     for other in adapters.values():
-        for method in other.between:
-            if hasattr(decoder, method) and method not in adapter.between:
+        for method in other.feature_injections:
+            if hasattr(decoder, method) and method not in adapter.feature_injections:
                 return f"{kind} adds features between its layers ({method}), unknown to {name}"
     return None
 

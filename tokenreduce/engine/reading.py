@@ -138,7 +138,7 @@ class CallReader:
             output = run()
         read = adapter.clips if kind == VIDEO else adapter.pictures
         pictures = read(self.base, call, output)
-        if watch is not None or (bridge is not None and not bridge.spread and passes):
+        if watch is not None or (bridge is not None and not bridge.expanded and passes):
             check_patches(self.base, pictures)
         if watch is not None:
             pictures = measure(pictures, watch)

@@ -18,7 +18,7 @@ from tokenreduce.engine.spec import EngineConfig
 from tokenreduce.engine.tower.bridge import TowerBridge
 from tokenreduce.engine.wiring import Wiring
 from tokenreduce.errors import BadOption, ReductionWarning
-from tokenreduce.learned import complaint
+from tokenreduce.learned import untrained_warning
 from tokenreduce.report import Record, Report, make_report
 from tokenreduce.scheduler import Scheduler, Stop
 from tokenreduce.tower import Part
@@ -151,7 +151,7 @@ class DecoderSite:
     def _remember(self, seq: Sequence, cache: Any) -> None:
         spared, training = self.config.spared(seq.counts), self.roots[0].training
         self.applied = self.applied or seq.reduced or any(spared)  # or was asked not to
-        if seq.reduced and (said := complaint(self.config.strategy, training)):
+        if seq.reduced and (said := untrained_warning(self.config.strategy, training)):
             warnings.warn(said, ReductionWarning, stacklevel=2)
         blank = (0,) * seq.batch
         record = Record(

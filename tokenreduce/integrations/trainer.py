@@ -306,11 +306,11 @@ def _joining(trainer: Trainer, strategy: LearnedStrategy) -> Callable[..., Any]:
     @wraps(make)
     def joined(*args: Any, **kwargs: Any) -> Any:
         made = make(*args, **kwargs)
-        strategy.accept_untrained()  # it is about to be trained: nothing to warn of
+        strategy.silence_untrained()  # it is about to be trained: nothing to warn of
         own = {id(parameter) for parameter in strategy.parameters()}
         groups = trainer.optimizer.param_groups
         if not any(id(parameter) in own for group in groups for parameter in group["params"]):
-            strategy.join(trainer.optimizer)
+            strategy.add_to_optimizer(trainer.optimizer)
         return made
 
     return joined

@@ -28,7 +28,7 @@ from tokenreduce.data.images import in_rgb
 from tokenreduce.errors import BadOption, Incompatible, Missing, ReductionWarning, did_you_mean
 from tokenreduce.evidence import TOWER, kind_of
 from tokenreduce.files import atomic
-from tokenreduce.learned import complaint
+from tokenreduce.learned import untrained_warning
 from tokenreduce.reduction import reduce
 from tokenreduce.schedulers.single import Single
 from tokenreduce.strategy import Strategy, TowerStrategy, strategies
@@ -100,7 +100,7 @@ def embed(
             found.append(kept_rows(model, inputs, chosen, keep, seed=seed))
         except ValueError as error:
             raise BadOption(f"picture {number}: {error}") from error
-    if said := complaint(chosen, False):
+    if said := untrained_warning(chosen, False):
         warnings.warn(said, ReductionWarning, stacklevel=2)
     return found
 

@@ -19,7 +19,7 @@ from tokenreduce.tokens import Plan, Tokens, gather
 
 LEAST = 1e-6
 """Relevance of the least relevant token, so that it may be chosen at all."""
-NOTHING = 1e-8
+EPSILON = 1e-8
 """Share of a token's own kernel value below which nothing of it is left to add."""
 
 PAPER = Paper(
@@ -116,10 +116,10 @@ def greedy(relevance: Tensor, x: Tensor, among: Tensor, n: int) -> Tensor:
             column = (unit @ unit[sample, pick, :, None])[..., 0]
             column = column - (rows[sample, :step, pick][:, None] @ rows[:, :step])[:, 0]
             there = left[sample, pick]
-            adds = there > NOTHING * own[sample, pick]
+            adds = there > EPSILON * own[sample, pick]
             rows[:, step] = column * torch.where(adds, there, 1).rsqrt()[:, None] * adds[:, None]
             left = left - rows[:, step].square()
         step += 1
-        return torch.where(left > NOTHING * own, left, relevance - 4)
+        return torch.where(left > EPSILON * own, left, relevance - 4)
 
     return one_by_one(own, among, n, after)

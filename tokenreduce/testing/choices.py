@@ -362,7 +362,7 @@ def own(strategy: Strategy) -> Strategy:
     if not isinstance(strategy, LearnedStrategy):
         return strategy
     mine = copy.deepcopy(strategy)
-    mine.accept_untrained()
+    mine.silence_untrained()
     return mine
 
 

@@ -35,11 +35,11 @@ class TowerBridge:
     Args:
         module: the tower as its model calls it.
         tower: its facts.
-        spread: whether the language model gets as many tokens as ever.
+        expanded: whether the language model gets as many tokens as without merging.
     """
 
-    def __init__(self, module: nn.Module, tower: Tower, spread: bool) -> None:
-        self.tower, self.spread = tower, spread
+    def __init__(self, module: nn.Module, tower: Tower, expanded: bool) -> None:
+        self.tower, self.expanded = tower, expanded
         self._local = threading.local()
         self._handle: Any = module.register_forward_hook(Hook(self._leave), always_call=True)
 
@@ -63,7 +63,7 @@ class TowerBridge:
 
     def grouped(self, pictures: Sequence[Picture], passes: Sequence[Tensor]) -> list[Picture]:
         """The pictures of one encoder call, each token with its group (sync: once per call)."""
-        if self.spread or not passes:
+        if self.expanded or not passes:
             return list(pictures)
         rows, first = [], 0
         for group in passes:
