@@ -1,8 +1,8 @@
 """How a model family is read: the only code that knows a family's layout.
 
 An adapter states facts: where the decoder layers are, which placeholder ids are visual, where the
-tokens of an image stand in it, and how a layer's queries and keys are made. The defaults hold for
-LLaMA-like decoders behind transformers' usual multimodal merge; a family's file says what differs.
+tokens of an image are in it, and how a layer's queries and keys are made. The defaults hold for
+LLaMA-like decoders after transformers' usual multimodal merge; a family's file says what differs.
 
 Shapes: b samples, l sequence, r query rows, d width, h heads, e head width.
 """
@@ -41,8 +41,8 @@ class Adapter:
     * `positions`: the position rules that are defined for it.
     * `encoders`: methods of the multimodal module that encode pictures, and the kind of picture;
       they are watched for the pictures' geometry.
-    * `reads`: what it reads of the multimodal module beside the decoder, as dotted paths such as
-      `config.spatial_merge_size`; a method's parameter stands behind a colon. Looked for when a
+    * `reads`: what it reads of the multimodal module besides the decoder, as dotted paths such as
+      `config.spatial_merge_size`; a method's parameter follows a colon. Looked for when a
       model is reduced.
     * `feature_injections`: methods of the decoder that add features to visual tokens between two
       of its layers.
@@ -109,7 +109,7 @@ class Adapter:
         return found
 
     def visual_ids(self, config: Any) -> dict[str, int]:
-        """The token id that stands for the visual tokens of each kind in `input_ids`."""
+        """The token id of the placeholders of visual tokens of each kind in `input_ids`."""
         ids = {kind: getattr(config, f"{kind}_token_id", None) for kind in (IMAGE, VIDEO)}
         return {kind: number for kind, number in ids.items() if number is not None}
 
@@ -152,7 +152,7 @@ class Adapter:
         """What the language model may get where tokens are merged inside its vision tower.
 
         `"expanded"`: as many tokens as ever; the tower's layers are in the order that `Tower` says,
-        and who uses what leaves it reads its `hidden_states` or `last_hidden_state`. `"merged"`:
+        and what uses its output reads its `hidden_states` or `last_hidden_state`. `"merged"`:
         every group once; a visual token is made of one patch, which its picture names.
         """
         return frozenset()

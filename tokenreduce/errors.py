@@ -20,7 +20,7 @@ AUTHORS = ("tokenreduce.strategies", "tokenreduce.engine")
 
 
 class ReductionWarning(UserWarning):
-    """A reduction that was asked for did not happen, or nobody can have meant it so."""
+    """A reduction that was asked for did not happen, or cannot have been meant so."""
 
 
 class Refused(Exception):  # what it says is an answer, not a fault
@@ -60,7 +60,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def short(value: Any) -> str:
-    """What stands for a value in a message: never a screen full of it."""
+    """How a value is written in a message: never a screen full of it."""
     try:
         said = repr(value)
     except ValueError:  # more digits than Python writes

@@ -287,7 +287,7 @@ class LearnedScorer(LearnedStrategy):
         """(b, v) scores; higher is kept. Values at invalid tokens do not matter."""
 
     def decide(self, tokens: Tokens, budget: Sequence[int]) -> Plan:
-        """The `budget[i]` best-scored tokens of sample i; where it learns, behind a gate."""
+        """The `budget[i]` best-scored tokens of sample i; where it learns, with a gate."""
         scores = self.score(tokens)
         plan = select(scores, tokens, budget)
         if self.gate == "none" or not scores.requires_grad:
@@ -315,7 +315,7 @@ def gated(
 ) -> Plan:
     """`plan` with a gate through which gradients reach `scores`.
 
-    The soft choice is `soft_top`. Behind a gate that is shut stands the mean of the sample's visual
+    The soft choice is `soft_top`. A gate that is shut lets through the mean of the sample's visual
     tokens, not zero: decoder layers normalise, and would not notice a token that is merely shorter.
     So the gradient says what the loss would become if a token told nothing of its own.
 

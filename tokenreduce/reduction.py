@@ -180,7 +180,7 @@ class Reduction:
 
     @property
     def pictures(self) -> list[list[Picture]]:
-        """Per sample, the pictures of the latest prompt: where each visual token stands."""
+        """Per sample, the pictures of the latest prompt: where each visual token lies."""
         return self._prompt.pictures
 
     @property
@@ -196,11 +196,11 @@ class Reduction:
 
     @property
     def size(self) -> Tensor:
-        """(n, k) how many of its first tokens each of the tower's last stands for (latest pass)."""
+        """(n, k) how many of its first tokens each of the tower's last represents (latest pass)."""
         return self._inside.size
 
     def counts(self, tokens: int) -> tuple[int, ...]:
-        """Tokens behind each layer of a tower that begins with so many; nothing runs."""
+        """Tokens after each layer of a tower that begins with so many; nothing runs."""
         return self._inside.counts(tokens)
 
     @property
@@ -225,7 +225,7 @@ class Reduction:
         """Marks the visual positions of what the model is given inside the block.
 
         Args:
-            mask: (b, l) bool over the full sequence, cached tokens included; tokens behind it
+            mask: (b, l) bool over the full sequence, cached tokens included; tokens after it
                 (generated ones) are text. Beams may repeat its rows.
             pictures: geometry of the marked tokens in reading order; a square per sample if None.
 
@@ -306,7 +306,7 @@ class Reduction:
         )
 
     def save(self, directory: Any) -> Any:
-        """Writes the reduction beside a checkpoint, to be re-applied by `tokenreduce.load`."""
+        """Writes the reduction next to a checkpoint, to be re-applied by `tokenreduce.load`."""
         return checkpoint.save(self.recipe, self.model, directory)
 
 
@@ -344,7 +344,7 @@ def reduce(
             plain vision encoder (CLIP, SigLIP, ViT, DeiT, timm's VisionTransformer), whose layers
             then merge.
         strategy: which tokens stay: a registered name, or an instance; or a `Recipe`, which has
-            all that follows as well. An option that is given beside a recipe wins; None leaves it
+            all that follows as well. An option that is given next to a recipe wins; None leaves it
             as the recipe has it.
         scheduler: where and how many; None means the strategy's own.
         adapter: how the family is read; None finds it by `config.model_type`.
@@ -399,7 +399,7 @@ def load(model: nn.Module, directory: str | PathLike[str]) -> Reduction:
 
     Raises:
         FileNotFoundError: the folder holds no such file, or not the weights that it tells of.
-        ValueError: a broken or newer file, a name that nobody has registered, a model of another
+        ValueError: a broken or newer file, a name that is not registered, a model of another
             family or depth than the reduction was made for, or weights that are not those that
             were saved with it or do not fit the model.
     """
@@ -408,7 +408,7 @@ def load(model: nn.Module, directory: str | PathLike[str]) -> Reduction:
 
 
 def remove(model: nn.Module) -> bool:
-    """Takes off whatever reduction is on `model`, also where nobody holds it any more.
+    """Removes the reductions that are on `model`, also where the objects are no longer held.
 
     Args:
         model: the model that `reduce()` was given, or any module that has it inside.

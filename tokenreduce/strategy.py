@@ -67,7 +67,7 @@ class Strategy(ABC):
     * `formula`: what stays, in one line; `cost`: of choosing k of v tokens.
     * `mixes`: True when kept tokens take in others.
 
-    An attribute docstring under an option says what it does; it becomes the comment beside it in
+    An attribute docstring under an option says what it does; it becomes the comment next to it in
     the option's file, and a row on the method's page.
     """
 
@@ -158,11 +158,11 @@ class TowerStrategy(Strategy):
     @property
     @abstractmethod
     def proportional(self) -> bool:
-        """Whether a token that stands for n patches weighs n times in the tower's attention."""
+        """Whether a token that represents n patches weighs n times in the tower's attention."""
 
     @abstractmethod
     def counts(self, depth: int, tokens: int, fixed: int = 0) -> tuple[int, ...]:
-        """How many tokens are left behind each layer of a tower of `depth` layers.
+        """How many tokens are left after each layer of a tower of `depth` layers.
 
         Args:
             depth: layers of the tower.

@@ -1,7 +1,7 @@
 """Candidates in turn on one prompt: prefill, decoding steps, bytes; the unreduced model among them.
 
-A turn puts the reduction on, reads the prompt, decodes, and takes the reduction off again; the
-order of the candidates moves on by one with every round, so that nobody always follows the same.
+An arm's turn applies the reduction, runs prefill and decoding, and removes the reduction again; the
+order of the arms moves on by one with every round, so that none always follows the same one.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ UNREDUCED = Candidate("unreduced")
 
 @dataclass
 class Arm:
-    """What was read of one candidate."""
+    """The measurements of one candidate."""
 
     candidate: Candidate
     clock: Clock
@@ -58,7 +58,7 @@ class Arm:
 
 
 class Interleaved:
-    """All candidates on one prompt. The first of `arms` is the unreduced model."""
+    """All candidates on one prompt, in interleaved rounds; the first arm is the unreduced model."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Interleaved:
         self._token = {k: x.to(model.device) for k, x in prompt.token(model).items()}
 
     def run(self, rounds: int, memory: bool = True) -> Interleaved:
-        """One turn of everyone that warms up, then `rounds` of them, then the bytes."""
+        """One uncounted round to warm up, then `rounds` of them, then the bytes."""
         self.warm_up()
         for i in self._shown(rounds):
             gc.collect()
@@ -99,7 +99,7 @@ class Interleaved:
         return found
 
     def warm_up(self) -> None:
-        """One turn of everyone that does not count."""
+        """One round that does not count."""
         for arm in self.arms:
             self.run_arm(arm)
             arm.prefill.forget()
@@ -114,7 +114,7 @@ class Interleaved:
                 arm.step.measure(lambda: self._decode(cache))
 
     def measure_memory(self) -> None:
-        """Counts the most that everyone's prefill holds at once; not timed."""
+        """Counts the peak memory of every arm's prefill; not timed."""
         for arm in self.arms:
             with self._applied(arm):
                 arm.peak = peak_bytes(self._prefill, self.model.device)
@@ -147,7 +147,7 @@ class Interleaved:
     # -- what can be said of it ----------------------------------------------------------------
 
     def rows(self) -> list[dict[str, Any]]:
-        """Every candidate beside the unreduced model, as plain data."""
+        """Every candidate compared with the unreduced model, as plain data."""
         return [self._row(arm) for arm in self.arms[1:]]
 
     def _row(self, arm: Arm) -> dict[str, Any]:

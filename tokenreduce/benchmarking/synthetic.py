@@ -52,7 +52,7 @@ class MarkedPrompt:
         return torch.randn(size, generator=generator).to(table.device, table.dtype)
 
     def mask(self, device: torch.device) -> Tensor:
-        """(b, l) True at the visual tokens, which stand a little behind the middle of the text."""
+        """(b, l) True at the visual tokens, which lie a little after the middle of the text."""
         before = self.text * 35 // 64  # LLaVA's system prompt: 35 of 64
         mask = torch.zeros(self.batch, self.length, dtype=torch.bool, device=device)
         mask[:, before : before + self.visual] = True

@@ -125,7 +125,7 @@ def check_plan(strategy: Strategy, plan: Plan, budget: tuple[int, ...], tokens: 
         _assert(
             _ascends(plan, there),
             f"{name} kept at layer {layer} what is no token, one token twice, or tokens in another "
-            f"order than they stand in: `keep` ascends, from 0 to {there.shape[1] - 1}",
+            f"order than they are in: `keep` ascends, from 0 to {there.shape[1] - 1}",
         )
 
 

@@ -211,7 +211,7 @@ class CallReader:
         return prompt.read_prompt(kind, names, told, queue)
 
     def _warn_of_threads(self) -> None:
-        """Says once that a thread runs beside a block of marks that it does not see."""
+        """Says once that a thread runs outside a block of marks that it does not see."""
         if self._warned:
             return
         self._warned = True

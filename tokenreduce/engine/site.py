@@ -168,5 +168,5 @@ class DecoderSite:
         if seq.start and earlier is not None and earlier.of(cache):
             record = earlier.join(record)
         elif not seq.counts and (seq.start or (earlier is not None and earlier.in_use())):
-            return  # text behind a cache that was filled elsewhere, or beside one of pictures
+            return  # text after a cache that was filled elsewhere, or next to one of pictures
         self._record = record

@@ -114,7 +114,7 @@ def non_inferiority(
 
     One-sided. Not finding a difference is no evidence that there is none; this test has the loss
     of `margin` as the hypothesis to be refuted. It is Tango's score test of paired shares (1998,
-    Statistics in Medicine 17), which stands where few or no answers differ, at the number of
+    Statistics in Medicine 17), which holds where few or no answers differ, at the number of
     questions that the pictures amount to (`design_effect`).
 
     Args:

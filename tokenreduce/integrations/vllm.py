@@ -234,7 +234,7 @@ def request(
     The engine must be made with `enable_mm_embeds=True`.
 
     Args:
-        prompt: the text, with `image_token` where each picture stands, once.
+        prompt: the text, with `image_token` where each picture lies, once.
         rows: (k, d) of the picture, or of each picture in the prompt's order.
         image_token: the model's placeholder.
 

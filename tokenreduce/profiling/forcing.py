@@ -1,6 +1,6 @@
 """A model's next-token logits along an answer that is laid down, by way of `generate()`.
 
-`generate()` knows how each family goes on behind a prompt (padding, positions, caches), and a
+`generate()` knows how each family goes on after a prompt (padding, positions, caches), and a
 reduction decides on the prompt alone, as in use. Shapes: b samples, t tokens of an answer, V
 vocabulary.
 """
@@ -49,7 +49,7 @@ def forced_logits(
 ) -> Tensor:
     """(b, t, V) logits before every token of `answers`, t that of the longest.
 
-    Behind the end of a shorter answer they mean nothing.
+    After the end of a shorter answer they mean nothing.
     """
     longest = max(map(len, answers))
     rows = [answer + answer[-1:] * (longest - len(answer)) for answer in answers]

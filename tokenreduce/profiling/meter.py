@@ -122,7 +122,7 @@ class ScheduleEvaluator:
         return np.array([prompt.picture for prompt in self.prompts])
 
     def measure(self, stops: Stops) -> Measurement:
-        """The model under a schedule, beside itself without one."""
+        """The model under a schedule, compared with itself without one."""
         started = time.time()
         rounds = [self._round(stops, number) for number in range(self.draws if stops else 1)]
         rows = {key: np.mean([found[key] for found in rounds], axis=0) for key in rounds[0]}

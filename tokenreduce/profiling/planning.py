@@ -1,6 +1,6 @@
 """The schedules that lose least within a budget, if losses of stops add up.
 
-Dynamic programming over the layers: what is behind a layer depends only on the share that is left,
+Dynamic programming over the layers: what is after a layer depends only on the share that is left,
 on the stops that are used up, and on what was spent.
 """
 
@@ -31,7 +31,7 @@ def candidates(
         prices: what layers cost.
         budget: share of the unreduced FLOPs.
         stops: the most of them.
-        grid: shares that are tried, beside the measured ones: 1/grid, 2/grid, ...
+        grid: shares that are tried, besides the measured ones: 1/grid, 2/grid, ...
 
     Raises:
         ValueError: a budget that even one early stop to the smallest share does not meet.

@@ -52,7 +52,7 @@ class CDPruner(Strategy):
 
     Deviations from the original: with CLIP towers it takes minus the cosine of CLIP's own picture
     and text embeddings, which a stock model does not have; hand it in as `relevance`. It scales
-    relevance over the batch, so that batch mates change the choice, and gives NaN behind the rank.
+    relevance over the batch, so that batch mates change the choice, and gives NaN beyond the rank.
     """
 
     relevance: Callable[[Tokens], Tensor] | None = None
@@ -110,7 +110,7 @@ def greedy(relevance: Tensor, x: Tensor, among: Tensor, n: int) -> Tensor:
     sample = torch.arange(len(x), device=x.device)
 
     def after(pick: Tensor, _: Tensor) -> Tensor:
-        """(b, v) what is left of every token beside the chosen ones."""
+        """(b, v) what is left of every token given the chosen ones."""
         nonlocal left, step
         if step < rows.shape[1]:
             column = (unit @ unit[sample, pick, :, None])[..., 0]

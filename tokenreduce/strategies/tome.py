@@ -102,7 +102,7 @@ class ToMe(TowerStrategy):
         return tuple(int(first + step * i) for i in range(depth))
 
     def counts(self, depth: int, tokens: int, fixed: int = 0) -> tuple[int, ...]:
-        """Tokens behind each layer: never less than half of those that may merge."""
+        """Tokens after each layer: never less than half of those that may merge."""
         left = []
         for asked in self.merges(depth):
             tokens -= min(asked, (tokens - fixed) // 2)
@@ -187,7 +187,7 @@ def match(
     rank = torch.empty_like(order).scatter_(1, order, _arange(order))
     merged = rank < torch.tensor(leaving, device=x.device)[:, None]
 
-    # where every token stands among those that stay: fixed ones, seeking ones, the others, padding
+    # where every token lies among those that stay: fixed ones, seeking ones, the others, padding
     stays = torch.ones_like(valid)
     stays[:, ::2] = ~merged
     standing = place + v * (place % 2)

@@ -150,7 +150,7 @@ def broken_even(config: DictConfig, one: Subject) -> dict[str, Any]:
 def compared(
     config: DictConfig, before: dict[str, Any], numbers: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """This run beside an earlier one; warns where they were not made under the same conditions."""
+    """This run against an earlier one; warns where the conditions were not the same."""
     here = {"machine": result.machine(), "versions": result.versions(), **numbers}
     other = against.differences(before, here)
     if other:

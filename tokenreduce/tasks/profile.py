@@ -6,7 +6,7 @@
     tokenreduce --config-dir outputs/profile/<time> scheduler=profiled
 
 Prints two tables, draws `profile.png`, and writes the schedule as `scheduler/<task.preset>.yaml`
-into its folder. What was measured stands in `cells.jsonl`: with the same folder
+into its folder. What was measured is in `cells.jsonl`: with the same folder
 (`hydra.run.dir=...`) it is not measured again.
 """
 
@@ -144,7 +144,7 @@ def about(config: DictConfig, meter: ScheduleEvaluator) -> dict[str, Any]:
 
 
 def comments(config: DictConfig, numbers: dict[str, Any]) -> list[str]:
-    """What stands above the schedule in its file."""
+    """What is written above the schedule in its file."""
     best, given = numbers["found"], numbers["given"]
     name = config.model.get("id") or "the embedded model"
     return [

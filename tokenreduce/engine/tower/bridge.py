@@ -48,7 +48,7 @@ class TowerBridge:
         self._handle.remove()
 
     def passed(self, merged: Merged) -> None:
-        """Told of every pass, behind the tower's last layer and in its thread."""
+        """Told of every pass, after the tower's last layer and in its thread."""
         self._local.merged = merged
 
     @contextmanager
@@ -82,7 +82,7 @@ class TowerBridge:
             return None
         passes = getattr(self._local, "passes", None)
         if passes is not None:
-            passes.append(merged.behind(self.tower.feature))
+            passes.append(merged.group_after(self.tower.feature))
         if not merged.plans:
             return None
         last = len(self.tower.layers) - 1
@@ -96,7 +96,7 @@ class TowerBridge:
 
 
 def plan(samples: Sequence[Sequence[Picture]], valid: Tensor) -> tuple[Plan, tuple[int, ...]]:
-    """Every group once, where its first token stands; and how many groups a sample has.
+    """Every group once, where its first token lies; and how many groups a sample has.
 
     Args:
         samples: the pictures of each; those of unknown origin have a group for every token.

@@ -28,7 +28,7 @@ def _gemma3(tokenizer: Any, template: str) -> Any:
 
 
 def _paligemma(tokenizer: Any, template: str) -> Any:
-    """The processor puts `<bos>` itself, behind the images; an answer gets token types of 1."""
+    """The processor puts `<bos>` itself, after the images; an answer gets token types of 1."""
     import transformers
     from tokenizers.processors import TemplateProcessing
 
