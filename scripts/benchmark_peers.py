@@ -48,7 +48,7 @@ def model_of(layers: int, width: int) -> Any:
 
 @torch.inference_mode()
 def measure(model: Any, visual: int) -> list[dict[str, Any]]:
-    """Prefill, decoding steps and bytes of every press beside the plain model, in turn."""
+    """Prefill, decoding steps and bytes of every press and of the plain model, in turn."""
     clock, embeds = Clock(model.device), torch.randn(1, visual + TEXT, model.config.hidden_size)
     token = torch.randn(1, 1, model.config.hidden_size)
     makers = {"none": nullcontext}

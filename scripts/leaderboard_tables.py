@@ -45,7 +45,7 @@ def conditions() -> str:
 
 
 def leaderboard() -> str:
-    """Answers right under every schedule, best mean first, beside what random keeps."""
+    """Answers right under every schedule, best mean first, next to what random keeps."""
     names = list(dict.fromkeys(name(row) for row in reduced()))
     board = {one: {schedule(row): row for row in reduced() if name(row) == one} for one in names}
     ordered = sorted(names, key=lambda one: -mean(board[one].values()))
@@ -222,7 +222,7 @@ def linked(one: str) -> str:
 
 
 def board(one: str) -> str:
-    """A strategy's answers right under every schedule, beside the full model's; empty without."""
+    """A strategy's answers right under every schedule, next to the full model's; empty without."""
     rows = {schedule(row): row for row in reduced() if name(row) == one}
     if not rows:
         return ""

@@ -117,7 +117,7 @@ def conformance() -> str:
 
     def cell(family: str, kind: type[tr.Strategy]) -> str:
         model = shared_model(family, FAMILIES[family].attentions[0])
-        missing = tr.adapters[FAMILIES[family].adapter]().lacks(kind().needs, model)
+        missing = tr.adapters[FAMILIES[family].adapter]().missing_evidence(kind().needs, model)
         names, runs = tried[family]
         return f"no {need(min(missing))}" if missing else f"{len(names)} / {runs}"
 

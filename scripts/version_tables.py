@@ -41,7 +41,7 @@ def short() -> str:
 
 
 def releases() -> str:
-    """A row for each minor: what was run beside it, and what held."""
+    """A row for each minor: what was run with it, and what held."""
     return table(
         ("minor", "release", "run with", "laws", "recordings", "largest difference", "main job"),
         (
@@ -104,7 +104,7 @@ def conditions() -> str:
     seconds = [row["seconds"] for row in rows().values()]
     return (
         f"{'; '.join(sorted(grounds))}. A release took {min(seconds)} to {max(seconds)} s by the "
-        "clock, on one thread, beside other work on the machine. Command: "
+        "clock, on one thread, next to other work on the machine. Command: "
         "`python scripts/check_versions.py`."
     )
 

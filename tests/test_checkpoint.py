@@ -350,7 +350,7 @@ def test_a_save_that_breaks_off_leaves_a_reduction_that_loads(learned, monkeypat
     reduction.remove()
     monkeypatch.undo()
     again = load(LLAVA.model(), folder)
-    again.strategy.accept_untrained()
+    again.strategy.silence_untrained()
     assert again.strategy.last.bias.item() == pytest.approx(old + (fails == 3))
     assert again.stops[0].keep == (1.0 if fails == 3 else 0.5)
     again._applied = True

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import tokenreduce as tr
-from tokenreduce import errors
+from tokenreduce import errors, profiling
+from tokenreduce.compatibility import check_compatible
 from tokenreduce.testing.batches import batch
 from tokenreduce.testing.models import FAMILIES
 
@@ -61,3 +62,88 @@ def test_a_group_by_position_and_a_gate_with_its_ground():
 def test_another_name_is_an_error():
     with pytest.raises(TypeError, match="Plan has no 'groups'"):
         tr.Plan(torch.tensor([[0]]), groups=1)
+
+
+def test_a_tower_that_spreads_is_expanded():
+    assert once(lambda: tr.ToMe(tower="spread")).tower == "expanded"
+
+
+def test_the_facts_of_an_adapter_under_their_earlier_names():
+    def define():
+        class Earlier(tr.Adapter):
+            between = ("_add",)
+
+            def lacks(self, needs, model):
+                return needs
+
+            def unfit(self, model):
+                return "its layers are odd"
+
+            def merging(self, base):
+                return frozenset({"spread"})
+
+        return Earlier()
+
+    adapter = once(define)
+    assert adapter.feature_injections == ("_add",)
+    assert adapter.missing_evidence(frozenset({"keys"}), None) == {"keys"}
+    assert adapter.unsupported_reason(None) == "its layers are odd"
+
+
+def test_an_adapter_whose_tower_spreads(monkeypatch):
+    """What an adapter of version 0.1 returns allows what is called `expanded` today."""
+    reader = tr.adapters["llava"]
+    monkeypatch.setattr(reader, "merging", lambda self, base: frozenset({"spread"}))
+    model, tome = FAMILIES["llava"].model(), tr.ToMe(tower="expanded")
+    once(lambda: check_compatible(tome, reader(), model))
+
+
+@pytest.mark.parametrize(
+    ("earlier", "now"),
+    [
+        ("between", "feature_injections"),
+        ("lacks", "missing_evidence"),
+        ("unfit", "unsupported_reason"),
+    ],
+)
+def test_reading_an_adapter_by_an_earlier_name(earlier, now):
+    adapter = tr.Adapter()
+    assert once(lambda: getattr(adapter, earlier)) == getattr(adapter, now)
+    with pytest.raises(AttributeError, match="lack"):
+        _ = adapter.lack
+
+
+def test_a_strategy_that_watches_observes():
+    def define():
+        class Earlier(tr.Random):
+            watches = True
+
+        return Earlier()
+
+    assert once(define).observe_only
+
+
+@pytest.mark.parametrize(
+    ("earlier", "now", "given"),
+    [
+        ("begin", "initialize", (FAMILIES["llama-gqa"].model(),)),
+        ("complaint", "untrained_warning", (False,)),
+        ("accept_untrained", "silence_untrained", ()),
+        ("join", "add_to_optimizer", (torch.optim.SGD([torch.zeros(1)]),)),
+    ],
+)
+def test_a_learned_strategy_by_its_earlier_names(earlier, now, given, monkeypatch):
+    scorer, calls = tr.ScorerMLP(), []
+    monkeypatch.setattr(tr.ScorerMLP, now, lambda self, *args: calls.append(args))
+    once(lambda: getattr(scorer, earlier)(*given))
+    assert calls == [given, given]
+
+
+@pytest.mark.parametrize(
+    ("earlier", "now"),
+    [("Meter", "ScheduleEvaluator"), ("Cell", "Measurement"), ("Prices", "CostTable")],
+)
+def test_the_names_of_profiling(earlier, now):
+    assert once(lambda: getattr(profiling, earlier)) is getattr(profiling, now)
+    with pytest.raises(AttributeError, match="Metre"):
+        _ = profiling.Metre

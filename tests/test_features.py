@@ -60,7 +60,7 @@ assert all(path.is_file() for path in write(folder, rows, level, {}))
 """
 BENCHMARK = """
 from tokenreduce.benchmarking.candidates import candidates, schedules_at
-from tokenreduce.benchmarking.rounds import Race
+from tokenreduce.benchmarking.rounds import Interleaved
 from tokenreduce.benchmarking.subjects import subject
 from tokenreduce.cost import shape_of
 one = subject(ModelSpec(device="cpu"))
@@ -68,7 +68,7 @@ shape = shape_of(one.model.config)
 (prompt, _) = one.prompts([32], 8, [1], 0)
 schedules = schedules_at([0.6], {"name": "single", "layer": 2, "keep": 0.5}, shape, prompt.visual)
 those = candidates({"fastv": tr.FastV(), "random": tr.Random()}, schedules)
-rows = Race(one.model, prompt, those).run(1, memory=False).rows()
+rows = Interleaved(one.model, prompt, those).run(1, memory=False).rows()
 assert [row["strategy"] for row in rows] == ["fastv", "random"]
 assert all(row["asked_share"] == 0.6 and 0.5 < row["kept_share"] <= 0.6 for row in rows)
 """
@@ -76,10 +76,10 @@ PROFILE = """
 from tokenreduce.data.encoding import Encoder
 from tokenreduce.data.items import heldout
 from tokenreduce.presets import load_schedule, write_preset
-from tokenreduce.profiling import Meter, conversation, prompts_of, sensitivity
+from tokenreduce.profiling import ScheduleEvaluator, conversation, prompts_of, sensitivity
 questions = [conversation(item) for item in heldout(0, 2, 1)]
 prompts = prompts_of(questions, Encoder(loaded.processor))
-meter = Meter(loaded.model, loaded.processor, prompts, "stride", "keep")
+meter = ScheduleEvaluator(loaded.model, loaded.processor, prompts, "stride", "keep")
 found = sensitivity(meter.measure, layers=(2,), keeps=(0.5,))
 assert found.layers == (2,)
 path = write_preset(folder, "mine", ((2, 0.5),))

@@ -307,7 +307,11 @@ def test_no_names_import_each_other() -> None:
     [
         ("checkpoint", "def late():\n    from tokenreduce.reduction import reduce", "reduction"),
         ("checkpoint", "import tokenreduce as tr\ndef f(): tr.reduce", "reduction"),
-        ("inference.clock", "from tokenreduce.benchmarking.rounds import Race", "benchmarking"),
+        (
+            "inference.clock",
+            "from tokenreduce.benchmarking.rounds import Interleaved",
+            "benchmarking",
+        ),
         ("files", "import tokenreduce.data.images", "data"),
     ],
 )
@@ -385,7 +389,7 @@ def test_a_second_meaning_is_found(module: str) -> None:
         ("testing/models.py", "import hydra"),
         ("evaluation/runner.py", "from tokenreduce.program.refusals import is_refusal"),
         ("inference/loaded.py", "from omegaconf import DictConfig"),
-        ("inference/clock.py", "from tokenreduce.benchmarking.rounds import Race"),
+        ("inference/clock.py", "from tokenreduce.benchmarking.rounds import Interleaved"),
         ("tasks/evaluate.py", "from tokenreduce.tasks.solve import only_target"),
         ("learning/strategy.py", "from tokenreduce.learning.distill import distill"),
         ("learning/gate.py", "from tokenreduce.reduction import reduce"),
@@ -519,7 +523,7 @@ LONGER = {
     "evaluation/comparing.py _row",
     "geometry.py assign",
     "inference/look.py look",
-    "profiling/meter.py Meter",
+    "profiling/meter.py ScheduleEvaluator",
     "profiling/meter.py __init__",
     "profiling/refining.py refine",
     "profiling/summary.py summary",

@@ -278,7 +278,7 @@ def test_parameters_of_earlier_versions_are_read(tmp_path: Path) -> None:
     reduction.save(tmp_path / "again")
     for file in folder.iterdir():
         assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
-    with pytest.raises(ValueError, match=r"parameters lie beside .*tokenreduce\.load"):
+    with pytest.raises(ValueError, match=r"parameters lie next to it.*tokenreduce\.load"):
         tr.Recipe.parse(json.loads((OLD / "learned" / FILE).read_text()))
 
 

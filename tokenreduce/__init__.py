@@ -169,7 +169,7 @@ class _Package(ModuleType):
     """The package; `tr.strategies` is the registry, although a folder has that name as well.
 
     Python makes a submodule an attribute of its package when it is first imported, wherever that
-    happens. Where a public name is the same, the public name stands.
+    happens. Where a public name is the same, the public name wins.
     """
 
     def __setattr__(self, name: str, value: object) -> None:

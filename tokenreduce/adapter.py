@@ -1,8 +1,8 @@
 """How a model family is read: the only code that knows a family's layout.
 
 An adapter states facts: where the decoder layers are, which placeholder ids are visual, where the
-tokens of an image stand in it, and how a layer's queries and keys are made. The defaults hold for
-LLaMA-like decoders behind transformers' usual multimodal merge; a family's file says what differs.
+tokens of an image are in it, and how a layer's queries and keys are made. The defaults hold for
+LLaMA-like decoders after transformers' usual multimodal merge; a family's file says what differs.
 
 Shapes: b samples, l sequence, r query rows, d width, h heads, e head width.
 """
@@ -16,7 +16,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from tokenreduce.errors import BadOption
+from tokenreduce.errors import BadOption, read_renamed, take_renamed
 from tokenreduce.evidence import DECODER, TOWER, kind_of, layer_of
 from tokenreduce.geometry import WHOLE, Box, Picture
 from tokenreduce.registry import Registry
@@ -24,6 +24,12 @@ from tokenreduce.tower import Part, Rotary, Tower, rotate
 
 IMAGE, VIDEO = "image", "video"
 """The kinds of pictures, each with placeholders of its own."""
+EARLIER = {
+    "between": "feature_injections",
+    "lacks": "missing_evidence",
+    "unfit": "unsupported_reason",
+}
+"""Members of an `Adapter` under their names of version 0.1, which still work with a warning."""
 
 
 class Adapter:
@@ -35,10 +41,11 @@ class Adapter:
     * `positions`: the position rules that are defined for it.
     * `encoders`: methods of the multimodal module that encode pictures, and the kind of picture;
       they are watched for the pictures' geometry.
-    * `reads`: what it reads of the multimodal module beside the decoder, as dotted paths such as
-      `config.spatial_merge_size`; a method's parameter stands behind a colon. Looked for when a
+    * `reads`: what it reads of the multimodal module besides the decoder, as dotted paths such as
+      `config.spatial_merge_size`; a method's parameter follows a colon. Looked for when a
       model is reduced.
-    * `between`: methods of the decoder that add features to its visual tokens between two layers.
+    * `feature_injections`: methods of the decoder that add features to visual tokens between two
+      of its layers.
     * `interleaved`: whether the rotary embedding turns neighbours of a head, not its two halves.
     """
 
@@ -49,10 +56,17 @@ class Adapter:
         {"get_image_features": IMAGE, "get_video_features": VIDEO}
     )
     reads: ClassVar[tuple[str, ...]] = ()
-    between: ClassVar[tuple[str, ...]] = ()
+    feature_injections: ClassVar[tuple[str, ...]] = ()
     interleaved: ClassVar[bool] = False
 
-    def unfit(self, model: Part) -> str | None:
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        take_renamed(cls, EARLIER)
+
+    def __getattr__(self, name: str) -> Any:
+        return read_renamed(self, name, EARLIER)
+
+    def unsupported_reason(self, model: Part) -> str | None:
         """Why it cannot read `model` after all; None for a model of one of its `families`."""
         return None
 
@@ -61,7 +75,7 @@ class Adapter:
         """The evidence among `needs` that it measures on no model."""
         return frozenset(need for need in needs if kind_of(need) not in cls.evidence)
 
-    def lacks(self, needs: frozenset[str], model: Part) -> frozenset[str]:
+    def missing_evidence(self, needs: frozenset[str], model: Part) -> frozenset[str]:
         """The evidence among `needs` that it cannot measure on `model`.
 
         A family may have towers of several kinds, not all of which tell something.
@@ -95,7 +109,7 @@ class Adapter:
         return found
 
     def visual_ids(self, config: Any) -> dict[str, int]:
-        """The token id that stands for the visual tokens of each kind in `input_ids`."""
+        """The token id of the placeholders of visual tokens of each kind in `input_ids`."""
         ids = {kind: getattr(config, f"{kind}_token_id", None) for kind in (IMAGE, VIDEO)}
         return {kind: number for kind, number in ids.items() if number is not None}
 
@@ -137,8 +151,8 @@ class Adapter:
     def merging(self, base: Part) -> frozenset[str]:
         """What the language model may get where tokens are merged inside its vision tower.
 
-        `"spread"`: as many tokens as ever; the tower's layers are in the order that `Tower` says,
-        and who uses what leaves it reads its `hidden_states` or `last_hidden_state`. `"merged"`:
+        `"expanded"`: as many tokens as ever; the tower's layers are in the order that `Tower` says,
+        and what uses its output reads its `hidden_states` or `last_hidden_state`. `"merged"`:
         every group once; a visual token is made of one patch, which its picture names.
         """
         return frozenset()
@@ -244,7 +258,7 @@ def adapter_for(model: Part) -> Adapter:
         if kind in adapter.families:
             return adapter()
     generic = adapters[GENERIC]()
-    reason = generic.unfit(model)
+    reason = generic.unsupported_reason(model)
     if reason is None:
         return generic
     known = sorted(name for adapter in adapters.values() for name in adapter.families)

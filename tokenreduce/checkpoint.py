@@ -1,7 +1,7 @@
-"""A recipe beside a model's checkpoint: a small JSON file, written by `save`, read by `read`.
+"""A recipe next to a model's checkpoint: a small JSON file, written by `save`, read by `read`.
 
 The file names the strategy and the scheduler as the registries know them, with their options, and
-the model that they were made for. The parameters of a learned strategy lie beside it, in a
+the model that they were made for. The parameters of a learned strategy lie next to it, in a
 safetensors file whose digest it tells. Nothing in either is code.
 """
 
@@ -28,7 +28,7 @@ WEIGHTS = "tokenreduce.safetensors"
 NEW_WEIGHTS = f"{WEIGHTS}*.new"
 """Their names until the file that tells of them is there: a kill in between leaves both usable."""
 TRIES = 10
-"""Of a save that others disturb, on a file system where nobody can be kept out."""
+"""Of a save that other processes disturb, on a file system without locks."""
 FORMAT = 2
 """Raised whenever an older version could misread the file; a file has the lowest that fits it."""
 
@@ -50,7 +50,7 @@ class Weighted(Protocol):
 def save(recipe: Recipe, model: nn.Module, directory: str | os.PathLike[str]) -> Path:
     """Writes `tokenreduce.json` into `directory`, which is made if it is not there.
 
-    The parameters of a learned strategy go to `tokenreduce.safetensors` beside it. Several
+    The parameters of a learned strategy go to `tokenreduce.safetensors` next to it. Several
     processes and threads may save into one folder: what it holds is always one whole save, in the
     end that of the last.
 
@@ -63,7 +63,7 @@ def save(recipe: Recipe, model: nn.Module, directory: str | os.PathLike[str]) ->
         the path of `tokenreduce.json`.
 
     Raises:
-        ValueError: as `Recipe.to_dict` (nobody could make the parts again), or a recipe of a plain
+        ValueError: as `Recipe.to_dict` (the parts could not be made again), or a recipe of a plain
             vision encoder, which has no adapter.
         OSError: the folder cannot be written; a file that was there before is as it was.
     """
@@ -138,7 +138,7 @@ def read(model: nn.Module, directory: str | os.PathLike[str]) -> Recipe:
         _check(path, content["model"], model, adapter)
         if isinstance(recipe.strategy, Weighted):
             weights = _saved_weights(path, content)
-            recipe.strategy.begin(adapter.decoder(unwrap(model)), content["seed"])
+            recipe.strategy.initialize(adapter.decoder(unwrap(model)), content["seed"])
             recipe.strategy.load_weights(weights)
     return replace(recipe, adapter=adapter)
 

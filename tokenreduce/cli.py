@@ -55,7 +55,7 @@ def main() -> None:
                 _program()
         except KeyboardInterrupt:
             _interrupted("interrupted before anything ran")
-        except BrokenPipeError:  # whoever read the output has enough of it
+        except BrokenPipeError:  # the reader of the output has closed it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(ending.FAULT)
         except Exception as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tokenreduce.adapter import Adapter
 from tokenreduce.errors import BadOption, Incompatible
 from tokenreduce.recipe import Recipe
-from tokenreduce.strategy import Positions, Strategy, TowerStrategy
+from tokenreduce.strategy import Positions, Strategy, TowerStrategy, tower_output
 from tokenreduce.tower import Part
 
 
@@ -16,7 +16,7 @@ def check_compatible(strategy: Strategy, reader: Adapter, model: Part) -> None:
             f"{type(strategy).__name__} acts on pictures, before the processor: make the model's "
             "inputs of tokenreduce.downsample(processor, images, keep).images (task=generate does)"
         )
-    missing = reader.lacks(strategy.needs, model)
+    missing = reader.missing_evidence(strategy.needs, model)
     if missing:
         raise Incompatible(
             f"{type(strategy).__name__} needs {', '.join(sorted(missing))}, which the "
@@ -26,7 +26,7 @@ def check_compatible(strategy: Strategy, reader: Adapter, model: Part) -> None:
     wanted = strategy.tower if isinstance(strategy, TowerStrategy) else None
     if wanted is None:
         return
-    allowed = reader.merging(reader.base(model))
+    allowed = frozenset(map(tower_output, reader.merging(reader.base(model))))
     if wanted not in allowed:
         known = f"knows {', '.join(sorted(allowed))}" if allowed else "cannot merge in its tower"
         raise BadOption(

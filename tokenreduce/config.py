@@ -52,7 +52,7 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
 
 
 def directory() -> Path:
-    """The folder of configs: inside the package in a wheel, beside it in a checkout.
+    """The folder of configs: inside the package in a wheel, next to it in a checkout.
 
     Raises:
         FileNotFoundError: neither holds a `config.yaml`: the installation is broken.
@@ -92,7 +92,7 @@ def refuse_shipped(group: str, name: str, option: str) -> None:
 
 
 class PluginConfigs(SearchPathPlugin):  # type: ignore[misc]  # hydra has no types
-    """Adds the `conf/` of every plug-in behind ours, in programs whose main config is ours."""
+    """Adds the `conf/` of every plug-in after ours, in programs whose main config is ours."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Append, never prepend: a plug-in adds options, it does not replace ours."""
@@ -152,7 +152,7 @@ def build_scheduler(config: DictConfig) -> Scheduler:
 
 
 def build_recipe(config: DictConfig, scheduler: Scheduler | None = None) -> Recipe:
-    """With what a configuration reduces a model: strategy, scheduler, and the options beside them.
+    """With what a configuration reduces a model: strategy, scheduler, and their options.
 
     The logits are of all positions where it says nothing.
 

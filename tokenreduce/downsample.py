@@ -27,7 +27,7 @@ These go far down: a processor may itself make a large picture smaller, so that 
 limit has fewer tokens.
 """
 OFF = 0.2
-"""A share of the wanted number; whoever misses by more is told."""
+"""A share of the wanted number; a larger miss is reported."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def visual_tokens(processor: Any, image: Any) -> int:
 
 
 def shrunk(small: Report, full: Report) -> Report:
-    """The report on a prompt of smaller pictures, beside that on the same prompt with full ones."""
+    """The report on a prompt of smaller pictures, and that on the same prompt with full ones."""
     counts, before = small.visual_tokens, full.visual_tokens
     stop = {"layer": 0, "keep": sum(counts) / max(sum(before), 1), "kept": counts}
     return replace(

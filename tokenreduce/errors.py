@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import ModuleType
 from typing import Any
 
 from tokenreduce import plugins
@@ -19,7 +20,7 @@ AUTHORS = ("tokenreduce.strategies", "tokenreduce.engine")
 
 
 class ReductionWarning(UserWarning):
-    """A reduction that was asked for did not happen, or nobody can have meant it so."""
+    """A reduction that was asked for did not happen, or cannot have been meant so."""
 
 
 class Refused(Exception):  # what it says is an answer, not a fault
@@ -59,7 +60,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def short(value: Any) -> str:
-    """What stands for a value in a message: never a screen full of it."""
+    """How a value is written in a message: never a screen full of it."""
     try:
         said = repr(value)
     except ValueError:  # more digits than Python writes
@@ -100,6 +101,35 @@ def warn_once(said: str) -> None:
     if said not in _said:
         _said.add(said)
         warnings.warn(said, DeprecationWarning, stacklevel=4)
+
+
+def take_renamed(kind: type, names: Mapping[str, str]) -> None:
+    """Takes the members that a class still defines under earlier names, and warns of each once.
+
+    Args:
+        kind: a class that was just defined.
+        names: of members that its authors override: the earlier name -> the name of today.
+    """
+    for earlier in names.keys() & vars(kind).keys():
+        warn_once(_renamed(earlier, names[earlier]))
+        setattr(kind, names[earlier], vars(kind)[earlier])
+
+
+def read_renamed(owner: Any, name: str, names: Mapping[str, str]) -> Any:
+    """The attribute that `name` is called today, with one warning; for a `__getattr__`.
+
+    Raises:
+        AttributeError: `name` is not among the earlier names.
+    """
+    if name not in names:
+        kind = owner.__name__ if isinstance(owner, ModuleType) else type(owner).__name__
+        raise AttributeError(f"{kind!r} has no attribute {name!r}")
+    warn_once(_renamed(name, names[name]))
+    return getattr(owner, names[name])
+
+
+def _renamed(earlier: str, now: str) -> str:
+    return f"{earlier!r} is called {now!r} from version 0.2 on"
 
 
 _said: set[str] = set()

@@ -121,7 +121,7 @@ _KINDS = (
         "text_behind",
         ("t",),
         "stop",
-        "True at text tokens behind the sample's first visual token",
+        "True at text tokens after the sample's first visual token",
         flags=True,
     ),
     Evidence("normed", ("v", "d"), "stop", "hidden states through the decoder's last norm"),

@@ -19,10 +19,10 @@ STRIDE = 2**22
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A draft beside `path`, which takes its place where the block ends well: never half a file.
+    """A draft next to `path`, which takes its place where the block ends well: never half a file.
 
     What stood there before is untouched until then. Each draft has a name of its own, so that
-    several processes may write one file: the last whole one stands. However the block ends (a full
+    several processes may write one file: the last whole one wins. However the block ends (a full
     disk, Ctrl-C), no draft is left. Its name has another ending than `path`: writers that go by
     endings, as those of pictures do, must be told the format.
     """
@@ -151,7 +151,7 @@ def finite(value: Any) -> Any:
 
 
 def odd_numbers(value: Any, place: str = "") -> Iterator[str]:
-    """The places of floats that are not finite, as dotted paths with what stands there."""
+    """The places of floats that are not finite, as dotted paths with their values."""
     if isinstance(value, float) and not math.isfinite(value):
         yield f"{place} is {value}"
     elif isinstance(value, Mapping):
@@ -179,10 +179,10 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def named(path: Any, what: str) -> Path:
-    """The path that somebody gave for `what`, with `~` for the home folder.
+    """The path that was given for `what`, with `~` for the home folder.
 
     Raises:
-        ValueError: no path, one that no file system can have, or the home of nobody.
+        ValueError: no path, one that no file system can have, or the home of no user.
     """
     if not isinstance(path, str | os.PathLike):
         raise BadOption(f"{what} must be a path, not {path!r}")

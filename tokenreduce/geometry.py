@@ -1,4 +1,4 @@
-"""Where visual tokens stand in the pictures that they describe.
+"""Where visual tokens lie in the pictures that they describe.
 
 A `Picture` says it for one image or video, on the host; `places` lays the pictures of a batch side
 by side as the tensors that strategies read. Shapes: b samples, v visual tokens, n tokens of one
@@ -39,7 +39,7 @@ class Picture:
             `inside` moves them to the original where the processor has cropped or padded it.
         patches: (n, m) the patches that each token is made of, counted over everything that the
             tower was given in one call, class tokens left out; -1 where there are fewer than m.
-            None where nobody knows.
+            None where not known.
         measures: what the vision tower says about the tokens, by name of evidence: (n, …) each.
     """
 
@@ -218,7 +218,7 @@ def by_run(
 
     Args:
         parts: in reading order.
-        visual: which of the sample's tokens are visual; text stands between two runs.
+        visual: which of the sample's tokens are visual; text lies between two runs.
         join: makes one picture of the parts in a run.
 
     Returns:

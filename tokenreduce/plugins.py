@@ -31,7 +31,7 @@ class PluginWarning(UserWarning):
 def load() -> tuple[ModuleType, ...]:
     """Import every installed plug-in once; returns the modules that could be imported.
 
-    A plug-in that fails takes nobody with it: it is skipped, and a `PluginWarning` names it, the
+    A plug-in that fails takes no other with it: it is skipped, and a `PluginWarning` names it, the
     package it came with and the reason.
     """
     loaded = []

@@ -27,7 +27,7 @@ from tokenreduce.strategy import Positions, Strategy, strategies
 
 Logits = Literal["full", "text"]
 FILED = ("format", "tokenreduce", "model")
-"""What a checkpoint's file says besides: of the file, and of the model that it lies beside."""
+"""What a checkpoint's file says besides: of the file, and of the model that it lies next to."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Recipe:
                 of a checkpoint's file, but for the parameters of a learned strategy.
 
         Raises:
-            KeyError: a name that nobody has registered.
+            KeyError: a name that is not registered.
             TypeError: an option that the strategy or the scheduler does not have, or other data.
             ValueError: an option of another kind, an unknown part, or a mapping without a strategy.
         """
@@ -188,7 +188,7 @@ def _parts(data: dict[str, Any]) -> dict[str, Any]:
     """The parts of a recipe; refuses others, and parameters, which are in a file of their own."""
     if "weights" in data:
         raise BadOption(
-            "these are the contents of a file whose parameters lie beside it: "
+            "these are the contents of a file whose parameters lie next to it: "
             "tokenreduce.load(model, folder) reads both"
         )
     known = [field.name for field in fields(Recipe)]

@@ -88,7 +88,7 @@ class Reduction:
                 tower = adapter.tower(adapter.base(core))
                 assert tower is not None  # `reduce` asked the adapter
                 self.tower = TowerSite(tower, strategy, None, self.seed, self._passed)
-            strategy.begin(self.decoder, self.seed)
+            strategy.initialize(self.decoder, self.seed)
         self._apply()
 
     @property
@@ -122,8 +122,8 @@ class Reduction:
         if self._at_layers is None or self.adapter is None or self.tower is None:
             return
         module = self.adapter.tower_module(self._at_layers.base)
-        spread = self.tower.strategy.tower == "spread"
-        self._bridge = TowerBridge(module, self.tower.tower, spread)
+        expanded = self.tower.strategy.tower == "expanded"
+        self._bridge = TowerBridge(module, self.tower.tower, expanded)
         self._at_layers.bridged(self._bridge)
 
     def _passed(self, merged: Merged) -> None:
@@ -178,7 +178,7 @@ class Reduction:
 
     @property
     def pictures(self) -> list[list[Picture]]:
-        """Per sample, the pictures of the latest prompt: where each visual token stands."""
+        """Per sample, the pictures of the latest prompt: where each visual token lies."""
         return self._prompt.pictures
 
     @property
@@ -194,11 +194,11 @@ class Reduction:
 
     @property
     def size(self) -> Tensor:
-        """(n, k) how many of its first tokens each of the tower's last stands for (latest pass)."""
+        """(n, k) how many of its first tokens each of the tower's last represents (latest pass)."""
         return self._inside.size
 
     def counts(self, tokens: int) -> tuple[int, ...]:
-        """Tokens behind each layer of a tower that begins with so many; nothing runs."""
+        """Tokens after each layer of a tower that begins with so many; nothing runs."""
         return self._inside.counts(tokens)
 
     @property
@@ -223,7 +223,7 @@ class Reduction:
         """Marks the visual positions of what the model is given inside the block.
 
         Args:
-            mask: (b, l) bool over the full sequence, cached tokens included; tokens behind it
+            mask: (b, l) bool over the full sequence, cached tokens included; tokens after it
                 (generated ones) are text. Beams may repeat its rows.
             pictures: geometry of the marked tokens in reading order; a square per sample if None.
 
@@ -304,7 +304,7 @@ class Reduction:
         )
 
     def save(self, directory: Any) -> Any:
-        """Writes the reduction beside a checkpoint, to be re-applied by `tokenreduce.load`."""
+        """Writes the reduction next to a checkpoint, to be re-applied by `tokenreduce.load`."""
         return checkpoint.save(self.recipe, self.model, directory)
 
 
@@ -342,7 +342,7 @@ def reduce(
             plain vision encoder (CLIP, SigLIP, ViT, DeiT, timm's VisionTransformer), whose layers
             then merge.
         strategy: which tokens stay: a registered name, or an instance; or a `Recipe`, which has
-            all that follows as well. An option that is given beside a recipe wins; None leaves it
+            all that follows as well. An option that is given next to a recipe wins; None leaves it
             as the recipe has it.
         scheduler: where and how many; None means the strategy's own.
         adapter: how the family is read; None finds it by `config.model_type`.
@@ -397,7 +397,7 @@ def load(model: nn.Module, directory: str | PathLike[str]) -> Reduction:
 
     Raises:
         FileNotFoundError: the folder holds no such file, or not the weights that it tells of.
-        ValueError: a broken or newer file, a name that nobody has registered, a model of another
+        ValueError: a broken or newer file, a name that is not registered, a model of another
             family or depth than the reduction was made for, or weights that are not those that
             were saved with it or do not fit the model.
     """
@@ -406,7 +406,7 @@ def load(model: nn.Module, directory: str | PathLike[str]) -> Reduction:
 
 
 def remove(model: nn.Module) -> bool:
-    """Takes off whatever reduction is on `model`, also where nobody holds it any more.
+    """Removes the reductions that are on `model`, also where the objects are no longer held.
 
     Args:
         model: the model that `reduce()` was given, or any module that has it inside.
@@ -432,7 +432,7 @@ def _reader(model: nn.Module, adapter: str | Adapter | None) -> Adapter:
         reader = adapter_for(model)
     else:
         reader = _instance(adapter, adapters, Adapter)
-        if reason := reader.unfit(model):
+        if reason := reader.unsupported_reason(model):
             raise BadOption(f"the {type(reader).__name__} adapter cannot read this model: {reason}")
     check_model(reader, model)
     return reader

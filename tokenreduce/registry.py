@@ -1,7 +1,7 @@
 """Names of strategies, schedulers, adapters and tasks, and the classes they stand for.
 
 A registry is a read-only mapping from name to class. It says which names are close to a mistyped
-one, which options a class takes, and who owns a name that is asked for twice.
+one, which options a class takes, and which package owns a name that two register.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Registry(Mapping[str, T], Generic[T]):
         def add(entry: T) -> T:
             module = str(getattr(entry, "__module__", ""))
             if self._home is not None and not module.startswith(self._home):
-                self._fill()  # the names that ship are taken before anybody else comes
+                self._fill()  # the names that ship are taken before any other registers
             taken = self._entries.get(name)
             if taken is not None and _owner(taken) != _owner(entry):
                 raise BadOption(
@@ -99,7 +99,7 @@ class Registry(Mapping[str, T], Generic[T]):
     def parse(self, node: str | Mapping[str, Any], where: str = "") -> Any:
         """The instance that is written as a name, or as a mapping of `name` and options.
 
-        Options stand beside the name, as in an option file, or in a mapping of their own under
+        Options are next to the name, as in an option file, or in a mapping of their own under
         `options`, as `to_dict` writes them. Lists are read as tuples. Messages say `where`.
 
         Raises:
@@ -144,7 +144,7 @@ class Registry(Mapping[str, T], Generic[T]):
         return {"name": name, "options": options}
 
     def node(self, entry: object, defaults: bool = True) -> dict[str, Any]:
-        """As `to_dict`, with the options beside the name: how an option file has it."""
+        """As `to_dict`, with the options next to the name: how an option file has it."""
         written = self.to_dict(entry, defaults)
         return {"name": written["name"], **written["options"]}
 

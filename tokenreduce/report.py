@@ -23,7 +23,7 @@ MANY = 4  # samples that a short form lists
 
 @dataclass
 class Record:
-    """What is remembered of a prompt: host counts at once, tensors for whoever asks later.
+    """What is remembered of a prompt: host counts at once, tensors until they are read.
 
     A prompt that comes in chunks, or that adds to a cache, has one part per forward pass.
     """
@@ -42,7 +42,7 @@ class Record:
         return self.cache is not None and self.cache() is cache
 
     def in_use(self) -> bool:
-        """Whether it is about pictures whose cache somebody still holds."""
+        """Whether it is about pictures whose cache is still in use."""
         return any(self.counts) and self.cache is not None and self.cache() is not None
 
     def join(self, later: Record) -> Record:
@@ -87,7 +87,7 @@ class EncoderReport:
     Attributes:
         pictures: rows of the batch; 1 where a tower packs all pictures into one sequence.
         tokens: that the encoder begins with.
-        tokens_per_layer: behind each layer.
+        tokens_per_layer: after each layer.
         flops, flops_full: of the layers, all pictures, with and without the reduction.
         applied: whether tokens were merged.
         blocks: of a packed sequence: pictures, frames or windows, which are kept apart.

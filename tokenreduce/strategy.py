@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor
 
+from tokenreduce.errors import take_renamed, warn_once
 from tokenreduce.paper import Paper
 from tokenreduce.registry import Registry
 from tokenreduce.selection import select
@@ -22,7 +23,18 @@ if TYPE_CHECKING:
     from tokenreduce.scheduler import Scheduler
 
 Positions = Literal["keep", "compact"]
-Handed = Literal["merged", "spread"]
+TowerOutput = Literal["merged", "expanded"]
+"""What the language model gets of groups of tokens that were merged in its vision tower."""
+EARLIER = {"watches": "observe_only"}
+"""Members of a `Strategy` under their names of version 0.1, which still work with a warning."""
+
+
+def tower_output(name: Any) -> Any:
+    """`name`, or what is meant where it is `"spread"`, a name of version 0.1 (warns once)."""
+    if name != "spread":
+        return name
+    warn_once("tower='spread' is called tower='expanded' from version 0.2 on")
+    return "expanded"
 
 
 @dataclass(frozen=True)
@@ -48,19 +60,19 @@ class Strategy(ABC):
     * `positions`: its paper's position rule, used where it is defined for the model.
     * `reduces`: False where every token stays in the model, whatever the budget.
     * `reads_text`: True when the choice depends on the question, so that a cached prefix does too.
-    * `watches`: True when it is asked also where everything stays; its plan is then not used.
+    * `observe_only`: True to have `plan` called even where every token stays; the plan is not used.
     * `site`: where it acts. A method whose whole work is that of `prepare`, before the processor,
       acts on `"pictures"`; inside a model it is refused.
     * `paper`: where the method comes from.
     * `formula`: what stays, in one line; `cost`: of choosing k of v tokens.
     * `mixes`: True when kept tokens take in others.
 
-    An attribute docstring under an option says what it does; it becomes the comment beside it in
+    An attribute docstring under an option says what it does; it becomes the comment next to it in
     the option's file, and a row on the method's page.
     """
 
     reduces: ClassVar[bool] = True
-    watches: ClassVar[bool] = False
+    observe_only: ClassVar[bool] = False
     site: ClassVar[str] = "decoder layer"
     paper: ClassVar[Paper | str] = ""
     formula: ClassVar[str] = ""
@@ -68,6 +80,10 @@ class Strategy(ABC):
     mixes: ClassVar[bool] = False
     training: bool = False
     """Whether it learns although the model may not; for strategies that own parameters."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        take_renamed(cls, EARLIER)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -99,7 +115,7 @@ class Strategy(ABC):
         """
         return Prepared(images)
 
-    def begin(self, decoder: Any, seed: int = 0) -> None:
+    def initialize(self, decoder: Any, seed: int = 0) -> None:
         """What is to be done when a model is reduced with it; nothing without parameters.
 
         Args:
@@ -108,7 +124,7 @@ class Strategy(ABC):
         """
         return
 
-    def complaint(self, training: bool) -> str | None:
+    def untrained_warning(self, training: bool) -> str | None:
         """What a user is to be warned of, once, after a pass; None where there is nothing.
 
         Args:
@@ -151,19 +167,19 @@ class TowerStrategy(Strategy):
     """
 
     site: ClassVar[str] = "vision tower, decoder layer"
-    tower: Handed | None = None
-    """In a vision-language model: None works at decoder layers. `"merged"` and `"spread"` work in
+    tower: TowerOutput | None = None
+    """In a vision-language model: None works at decoder layers. `"merged"` and `"expanded"` work in
     its vision tower; the language model then gets every group once, or at every place of its
     tokens."""
 
     @property
     @abstractmethod
     def proportional(self) -> bool:
-        """Whether a token that stands for n patches weighs n times in the tower's attention."""
+        """Whether a token that represents n patches weighs n times in the tower's attention."""
 
     @abstractmethod
     def counts(self, depth: int, tokens: int, fixed: int = 0) -> tuple[int, ...]:
-        """How many tokens are left behind each layer of a tower of `depth` layers.
+        """How many tokens are left after each layer of a tower of `depth` layers.
 
         Args:
             depth: layers of the tower.

@@ -21,13 +21,13 @@ SPAN = 1 << 16
 
 @dataclass(frozen=True)
 class Places:
-    """Where visual tokens stand in their pictures. Every field is (b, v).
+    """Where visual tokens lie in their pictures. Every field is (b, v).
 
     `row` and `column` count within a tile, `tile` within a frame, `frame` within a picture (0 but
     for videos), `image` numbers the pictures of a sample; `line` numbers the rows of a sample (one
     number for each image, frame, tile and row) from 0. `separator` marks tokens that end a row and
     carry no picture (LLaVA-NeXT's newline). `x` and `y` are a token's centre in its picture, in
-    `SPAN`ths of its width and height; -1 where nobody knows.
+    `SPAN`ths of its width and height; -1 where not known.
     """
 
     image: Tensor
@@ -42,7 +42,7 @@ class Places:
 
     @staticmethod
     def unknown(shape: Tensor) -> Places:
-        """Nothing known of where the tokens of `shape` (b, v) stand: one row of one picture."""
+        """Nothing known of where the tokens of `shape` (b, v) lie: one row of one picture."""
         zero = torch.zeros_like(shape, dtype=torch.long)
         return Places(zero, zero, zero, zero, zero, zero, zero.bool(), zero - 1, zero - 1)
 
@@ -67,14 +67,14 @@ class Tokens:
         hidden: (b, v, d) hidden states at the input of `layer`, in reading order.
         valid: (b, v) False where a sample has fewer tokens than the longest one.
         origin: (b, v) index among the sample's own visual tokens, counted at layer 0.
-        places: where each token stands in its picture.
+        places: where each token lies in its picture.
         counts: valid tokens per sample, known on the host.
         original: the largest number of visual tokens that a sample had at layer 0 (host).
         layer: the decoder layer at whose input the tokens are reduced.
         seed: the reduction's seed; equal for every sample, whatever its batch mates.
         separators: the largest number of separator tokens in a sample at layer 0 (host).
         fixed: how many tokens in front stay alone and never leave (a tower's class tokens).
-        size: (b, v) how many patches each token stands for; None where each is one.
+        size: (b, v) how many patches each token represents; None where each is one.
         ordered: False where a plan's `keep` may be in any order (a tower, whose attention knows no
             order, and where the order of earlier plans is what the method goes on from).
         learning: whether gradients are wanted here: then a plan may have a gate.
@@ -131,7 +131,7 @@ class Merge:
     how: How = "mean"
 
     def into(self, x: Tensor, keep: Tensor) -> Tensor:
-        """(b, v, d) -> (b, k, d); a slot without a group is what stands there, `keep` (b, k)."""
+        """(b, v, d) -> (b, k, d); a slot without a group is the token there, `keep` (b, k)."""
         (b, k), d = keep.shape, x.shape[-1]
         slot = torch.where(self.group < 0, k, self.group)
         weight = torch.ones_like(slot, dtype=x.dtype) if self.weight is None else self.weight
@@ -278,7 +278,7 @@ class Plan:
         return self.valid.sum(dim=1)
 
     def take(self, x: Tensor) -> Tensor:
-        """(b, v, ...) -> (b, k, ...): where the kept tokens stand (positions, masks)."""
+        """(b, v, ...) -> (b, k, ...): what belongs to the kept tokens (positions, masks)."""
         return gather(x, self.keep)
 
     def merge(self, x: Tensor) -> Tensor:

@@ -31,8 +31,8 @@ class Tower:
         feature: the layer whose output the projector gets.
         heads: attention heads.
         classes: class tokens before the patches (distillation and register tokens too).
-        norm: the norm behind the feature layer, where the projector gets what leaves it.
-        readers: modules behind layers that must get every place of a packed sequence.
+        norm: the norm after the feature layer, where the projector gets what leaves it.
+        readers: modules after layers that must get every place of a packed sequence.
         mask: the parameter of a layer's forward that is added to its attention scores.
         takes_mask: whether there is one.
     """
@@ -55,7 +55,7 @@ class Tower:
         return layer.self_attn.q_proj, layer.self_attn.k_proj
 
     def split(self, *projected: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, p, d) queries and keys, from what `projections` gave; one may have values behind."""
+        """(n, p, d) queries and keys, from the output of `projections`; one may hold values too."""
         if len(projected) == 1:
             queries, keys, _ = projected[0].chunk(3, dim=-1)
         else:
@@ -97,7 +97,7 @@ class Tower:
     def mlp(self, layer: Part) -> tuple[Part, ...]:
         """The norm in front of a layer's MLP, and the MLP: one module, or its parts in order.
 
-        The norm gets the sum behind the attention; what the last one gives is added to that sum.
+        The norm gets the sum after the attention; what the last one gives is added to that sum.
         """
         return layer.layer_norm2, layer.mlp
 

@@ -20,7 +20,7 @@ from tokenreduce.config import compose
 from tokenreduce.evaluation.intervals import difference
 from tokenreduce.evaluation.statistics import sign_flip
 from tokenreduce.presets import stops_of
-from tokenreduce.profiling import Prices, schedule_of
+from tokenreduce.profiling import CostTable, schedule_of
 from tokenreduce.program.result import commit
 from tokenreduce.tasks.profile import profile
 
@@ -57,7 +57,7 @@ def profiled(study: Study, strategy: str, positions: str) -> dict[str, Any]:
     return {k: v for k, v in numbers.items() if k not in ("cells", "preset", "picture")}
 
 
-def prices(study: Study) -> Prices:
+def prices(study: Study) -> CostTable:
     """What schedules cost on the test's prompts."""
     counts = []
     for item in study.items:
@@ -67,7 +67,7 @@ def prices(study: Study) -> Prices:
         )
         ids = study.processor.tokenizer(text)["input_ids"]
         counts.append((study.visual, len(ids) - 1))  # one of them stands for the picture
-    return Prices(study.shape, counts)
+    return CostTable(study.shape, counts)
 
 
 def compare(study: Study, strategy: str, positions: str, found: Any) -> dict[str, Any]:

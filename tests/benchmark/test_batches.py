@@ -11,7 +11,7 @@ import pytest
 
 import tokenreduce as tr
 from tests.benchmark.sizes import CLOCK, SMALL, SMOKE, VISUAL, models, prompt
-from tokenreduce.benchmarking.rounds import Candidate, Race
+from tokenreduce.benchmarking.rounds import Candidate, Interleaved
 
 BATCHES = (1, 2, 4, 8, 16)
 COUNT = 144 if SMOKE else VISUAL[0] // 2
@@ -25,12 +25,16 @@ STEPS = 2 if SMOKE else 8
 def test_a_batch(benchmark: Any, batch: int, method: str) -> None:
     model, _ = models(SMALL)
     one = Candidate(method, tr.Recipe.parse(method))
-    race = Race(model, prompt(COUNT, batch), [one], STEPS)
-    plain, reduced = race.lanes
-    race.warm_up()
-    benchmark.pedantic(lambda: race.turn(reduced), setup=lambda: race.turn(plain), rounds=ROUNDS)
-    race.weigh()
-    (row,) = race.rows()
+    run = Interleaved(model, prompt(COUNT, batch), [one], STEPS)
+    plain, reduced = run.arms
+    run.warm_up()
+    benchmark.pedantic(
+        lambda: run.run_arm(reduced),
+        setup=lambda: run.run_arm(plain),
+        rounds=ROUNDS,
+    )
+    run.measure_memory()
+    (row,) = run.rows()
     benchmark.extra_info.update(row | {"model": str(SMALL), "clock": CLOCK.name})
     assert reduced.report is not None
     assert row["kv_bytes"] == reduced.report.kv_bytes < row["kv_bytes_full"]

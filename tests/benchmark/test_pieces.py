@@ -14,7 +14,7 @@ from tokenreduce.benchmarking.allocation import cache_bytes, peak_bytes
 from tokenreduce.benchmarking.breakeven import find
 from tokenreduce.benchmarking.pixels import FAMILIES as KNOWN
 from tokenreduce.benchmarking.pixels import noise
-from tokenreduce.benchmarking.rounds import Candidate, Race, compared
+from tokenreduce.benchmarking.rounds import Candidate, Interleaved, compared
 from tokenreduce.benchmarking.synthetic import MEASURES, MarkedPrompt, picture
 from tokenreduce.evidence import TOWER, at_layer
 from tokenreduce.inference.clock import Clock, Times, interval, paired
@@ -151,11 +151,11 @@ def test_a_picture_of_noise_fits_its_model(name: str) -> None:
 def test_a_race_weighs_what_the_report_says(name: str, method: str) -> None:
     model = FAMILIES[name].model()
     strategy = tr.strategies.build(method)
-    race = Race(
+    run = Interleaved(
         model, MarkedPrompt(40, 16, 2), [Candidate(method, tr.Recipe(strategy))], new_tokens=2
     ).run(3)
-    (row,) = race.rows()
-    report = race.lanes[1].report
+    (row,) = run.rows()
+    report = run.arms[1].report
     assert report is not None
     assert row["tokens_per_layer"] == [tokens[0] for tokens in report.tokens_per_layer]
     assert row["kv_bytes_full"] == report.kv_bytes_full
@@ -163,7 +163,7 @@ def test_a_race_weighs_what_the_report_says(name: str, method: str) -> None:
     assert 0 < row["kept_share"] < 1
     assert row["flops_share"]["causal"] < 1
     assert row["peak_bytes_full"] > row["kv_bytes_full"]
-    assert len(race.lanes[1].step.clock) == len(race.lanes[0].step.clock) == 6
+    assert len(run.arms[1].step.clock) == len(run.arms[0].step.clock) == 6
     assert row["prefill"]["rounds"] == 3
     assert not any(module._forward_pre_hooks for module in model.modules())
 
@@ -183,10 +183,10 @@ def test_everyone_leads_a_round() -> None:
     """The order moves on: nobody always follows the same."""
     model, order = FAMILIES["llama-gqa"].model(), []
     those = [Candidate(name, tr.Recipe.parse(name)) for name in ("random", "stride")]
-    race = Race(model, MarkedPrompt(20, 8), those)
-    plain = race.turn
-    race.turn = lambda lane: (order.append(lane.candidate.name), plain(lane))
-    race.run(3, memory=False)
+    run = Interleaved(model, MarkedPrompt(20, 8), those)
+    plain = run.run_arm
+    run.run_arm = lambda arm: (order.append(arm.candidate.name), plain(arm))
+    run.run(3, memory=False)
     assert order[:3] == ["unreduced", "random", "stride"]  # they warm up
     assert order[3:] == [
         *("unreduced", "random", "stride"),

@@ -53,7 +53,7 @@ class Step(Trial):
         with self.reduction.visual(self.mask):
             self.ours.measure(lambda: self._step("reduced", self.model))
 
-    def weigh(self) -> None:
+    def measure_memory(self) -> None:
         """Counts what a forward pass stores for backward, and the most that a step holds."""
         for name, model in (("reduced", self.model), ("unreduced", self.twin)):
             with self.reduction.visual(self.mask):
@@ -101,7 +101,7 @@ def test_a_training_step(benchmark: Any, case: tuple[Size, int, str, bool]) -> N
         size, visual, tr.strategies.build(name), tr.Pyramid(), logits="text", checkpointed=on
     )
     try:
-        trial.weigh()
+        trial.measure_memory()
         trial.unreduced()  # AdamW makes its moments
         trial.reduced()
         trial.ours.forget()

@@ -42,7 +42,9 @@ def test_laws(family: str, strategy: str, record_property: Callable[[str, object
         pytest.skip(f"absent: {absent}")
     skip_where_the_plain_model_fails(family, model)
     chosen, adapter = tr.strategies.build(strategy), tr.adapters[FAMILIES[family].adapter]()
-    assert not adapter.lacks(chosen.needs, model)  # a refusal would pass as a law of its own
+    assert not adapter.missing_evidence(
+        chosen.needs, model
+    )  # a refusal would pass as a law of its own
     Case(family, "explicit", kind).check(chosen)
 
 

@@ -48,7 +48,9 @@ def generate(model, prompt):
 def fits(name, family):
     """Whether a strategy works on a family."""
     adapter = tr.adapters[family.adapter]()
-    return not adapter.lacks(tr.strategies.build(name).needs, shared_model(family.name, "sdpa"))
+    return not adapter.missing_evidence(
+        tr.strategies.build(name).needs, shared_model(family.name, "sdpa")
+    )
 
 
 def waiting(pairs):

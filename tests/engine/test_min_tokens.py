@@ -25,7 +25,7 @@ MERGING = ["visionzip", "prumerge", "pooling", "tome", "sparsevlm", "pact"]
 def test_law_in_mixed_batches(strategy, family):
     chosen = tr.strategies.build(strategy)
     trial = laws.trial(chosen, family, "explicit")
-    if tr.adapters[FAMILIES[family].adapter]().lacks(chosen.needs, trial.model):
+    if tr.adapters[FAMILIES[family].adapter]().missing_evidence(chosen.needs, trial.model):
         pytest.skip("the family cannot measure what the method needs")
     laws.too_few_tokens_are_left_alone(trial)
 

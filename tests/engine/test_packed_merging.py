@@ -23,7 +23,7 @@ VIDEO = ("qwen2_5_vl-video", "qwen2_vl-mixed", "qwen3_vl-video", "glm4v-video")
 
 
 def trial(family: str, **options: Any) -> Trial:
-    options = {"r": 3, "tower": "spread", "prop_attn": False, **options}
+    options = {"r": 3, "tower": "expanded", "prop_attn": False, **options}
     return Trial(tr.ToMe(**options), Stops(()), FAMILIES[family])
 
 
@@ -221,7 +221,7 @@ def test_without_merges_it_is_the_plain_model_to_the_bit(family: str) -> None:
     one = trial(family)
     plain = one.plain()
     with torch.no_grad():
-        with tr.reduce(one.model, tr.ToMe(r=0, tower="spread", prop_attn=False)):
+        with tr.reduce(one.model, tr.ToMe(r=0, tower="expanded", prop_attn=False)):
             assert torch.equal(one.batch().run(one.model, use_cache=False).logits, plain)
         with one.reduce():
             assert not torch.equal(one.batch().run(one.model, use_cache=False).logits, plain)
@@ -277,11 +277,11 @@ def test_what_cannot_be_is_refused_and_nothing_stays_behind() -> None:
     model = FAMILIES["qwen2_5_vl"].model()
     hooks = [len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.modules()]
     with pytest.raises(ValueError, match="this tower's takes none; choose prop_attn=False"):
-        tr.reduce(model, tr.ToMe(tower="spread"))
-    with pytest.raises(ValueError, match="knows spread; tower=None"):
+        tr.reduce(model, tr.ToMe(tower="expanded"))
+    with pytest.raises(ValueError, match="knows expanded; tower=None"):
         tr.reduce(model, tr.ToMe(tower="merged", prop_attn=False))
     model.config.vision_config.fullatt_block_indexes = [0]
     with pytest.raises(ValueError, match="cannot merge in its tower; tower=None"):
-        tr.reduce(model, tr.ToMe(tower="spread", prop_attn=False))
+        tr.reduce(model, tr.ToMe(tower="expanded", prop_attn=False))
     after = [len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.modules()]
     assert after == hooks

@@ -130,7 +130,7 @@ def test_the_projector_gets_what_is_merged_by_hand(kind: str, prop_attn: bool) -
     # in fp64: attention this sharp carries rounding to the tolerance, by the weights that are drawn
     model, given = llava(kind).double(), inputs()
     given["pixel_values"] = given["pixel_values"].double()
-    tome = tr.ToMe(r=[5, 0, 9, 3], prop_attn=prop_attn, tower="spread")
+    tome = tr.ToMe(r=[5, 0, 9, 3], prop_attn=prop_attn, tower="expanded")
     seen: list[Tensor] = []
     projector = model.model.multi_modal_projector
     handle = projector.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
@@ -183,7 +183,7 @@ def test_the_language_model_gets_every_group_once(kind: str) -> None:
     assert report.to_dict()["tower"]["tokens_per_layer"] == report.tower.tokens_per_layer
 
 
-@pytest.mark.parametrize("tower", ["merged", "spread"])
+@pytest.mark.parametrize("tower", ["merged", "expanded"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_layers_run_on_fewer_tokens(kind: str, tower: Any) -> None:
     model, given, classes = llava(kind), inputs(), int(kind == "clip")
@@ -207,7 +207,7 @@ def test_layers_run_on_fewer_tokens(kind: str, tower: Any) -> None:
     assert language == [full - 2 * 21 if tower == "merged" else full]
 
 
-@pytest.mark.parametrize("tower", ["merged", "spread"])
+@pytest.mark.parametrize("tower", ["merged", "expanded"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_merges_it_is_the_plain_model_to_the_bit(kind: str, tower: Any) -> None:
     model, given = llava(kind), inputs()
@@ -220,7 +220,7 @@ def test_without_merges_it_is_the_plain_model_to_the_bit(kind: str, tower: Any) 
         assert torch.equal(model(**given).logits, plain)
 
 
-@pytest.mark.parametrize("tower", ["merged", "spread"])
+@pytest.mark.parametrize("tower", ["merged", "expanded"])
 def test_decoding_with_a_cache_is_recomputing(tower: Any) -> None:
     model, given = llava("clip"), inputs()
     with torch.no_grad(), tr.reduce(model, tr.ToMe(r=8, tower=tower)):
@@ -244,10 +244,10 @@ def test_decoding_with_a_cache_is_recomputing(tower: Any) -> None:
 
 
 TOWERS = {
-    "paligemma": ("spread", "merged"),
-    "gemma3": ("spread",),
-    "llava_next_video": ("spread",),
-    "llava_onevision": ("spread",),
+    "paligemma": ("expanded", "merged"),
+    "gemma3": ("expanded",),
+    "llava_next_video": ("expanded",),
+    "llava_onevision": ("expanded",),
 }
 """Other families, and what their language models may get."""
 
@@ -255,7 +255,7 @@ TOWERS = {
 @pytest.mark.parametrize("family", TOWERS)
 def test_other_families_towers_run_shorter(family: str) -> None:
     """What leaves is what the tower by itself gives when it is reduced, spread over its groups."""
-    trial = Trial(tr.ToMe(r=2, tower="spread"), Stops(()), FAMILIES[family])
+    trial = Trial(tr.ToMe(r=2, tower="expanded"), Stops(()), FAMILIES[family])
     model, seen = trial.model, []
     tower = model.model.vision_tower
     handle = tower.register_forward_hook(
@@ -287,15 +287,15 @@ def test_other_families_towers_run_shorter(family: str) -> None:
 def test_pooled_patches_cannot_come_once() -> None:
     for family, possible in TOWERS.items():
         if "merged" not in possible:
-            with pytest.raises(ValueError, match="knows spread; tower=None"):
+            with pytest.raises(ValueError, match="knows expanded; tower=None"):
                 tr.reduce(FAMILIES[family].model(), tr.ToMe(tower="merged"))
 
 
-@pytest.mark.parametrize("tower", ["merged", "spread"])
+@pytest.mark.parametrize("tower", ["merged", "expanded"])
 @pytest.mark.parametrize("family", ["llava", "llava_next", "paligemma"])
 def test_laws_hold(family: str, tower: Any) -> None:
     tome = tr.ToMe(r=6, tower=tower)
-    trial = Trial(tome, Stops(()) if tower == "spread" else tome.scheduler(), FAMILIES[family])
+    trial = Trial(tome, Stops(()) if tower == "expanded" else tome.scheduler(), FAMILIES[family])
     model_laws.rows_stand_alone(trial)
     model_laws.decoding_stores_what_is_left(trial)
     state_laws.text_logits_give_the_same_loss(trial)
@@ -323,7 +323,7 @@ def test_newlines_stay_alone_and_the_tiles_padding_is_no_token() -> None:
 
 
 def test_groups_of_several_calls_of_the_tower_are_told_apart() -> None:
-    bridge = TowerBridge(torch.nn.Identity(), Tower([], 0, 1, classes=1), spread=False)
+    bridge = TowerBridge(torch.nn.Identity(), Tower([], 0, 1, classes=1), expanded=False)
     passes = [torch.tensor([[0, 1, 1], [0, 2, 1]]), torch.tensor([[0, 1, 2]])]
     pictures = [Picture.grid(1, 4).of(0), Picture.grid(1, 2).of(4)]
     first, second = (p.measures[GROUP].tolist() for p in bridge.grouped(pictures, passes))
@@ -354,14 +354,14 @@ def test_it_travels_beside_a_checkpoint(tmp_path: Any) -> None:
 
 
 def test_what_cannot_be_is_refused_and_nothing_stays_behind() -> None:
-    with pytest.raises(ValueError, match="no tower 'sprea'; did you mean"):
-        tr.ToMe(tower="sprea")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no tower 'expande'; did you mean"):
+        tr.ToMe(tower="expande")  # type: ignore[arg-type]
     masked = FAMILIES["idefics3"].model()
     with pytest.raises(ValueError, match="cannot merge in its tower; tower=None"):
         tr.reduce(masked, tr.ToMe(tower="merged"))
     model = llava("clip")
     model.config.vision_feature_select_strategy = "full"
-    with pytest.raises(ValueError, match=r"tower='merged' is not possible .* knows spread"):
+    with pytest.raises(ValueError, match=r"tower='merged' is not possible .* knows expanded"):
         tr.reduce(model, tr.ToMe(tower="merged"))
     model.config.vision_feature_select_strategy = "default"
     hooks = [len(part._forward_hooks) for part in model.modules()]

@@ -56,7 +56,7 @@ def _quiet() -> Iterator[None]:
 def strategy(name: str) -> tr.Strategy:
     made: tr.Strategy = tr.strategies.build(name)
     if isinstance(made, tr.LearnedStrategy):
-        made.accept_untrained()
+        made.silence_untrained()
     return made
 
 

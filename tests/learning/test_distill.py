@@ -219,7 +219,7 @@ def solved(gate, seed=1, steps=150):
             answered(model, reduction, riddle)[0].backward()
             optimizer.step()
         model.eval()
-        scorer.accept_untrained()
+        scorer.silence_untrained()
         with torch.no_grad():
             _, right, kept = answered(model, reduction, riddle, 256)
     return float(right), float(kept)

@@ -186,7 +186,7 @@ def test_a_soft_gate_acts_in_training_alone():
     logits = {}
     for gate in ("straight_through", "soft", "none"):
         model, strategy = LLAVA.model(), tr.ScorerMLP(gate=gate)
-        strategy.accept_untrained()
+        strategy.silence_untrained()
         with tr.reduce(model, strategy, SCHEDULE):
             found = [model(**given.inputs).logits]  # gradients are on, nobody trains
             found.append(model.train()(**given.inputs).logits)
@@ -371,7 +371,7 @@ def test_another_width_is_refused_and_leaves_nothing_behind():
 def test_what_is_not_built_has_nothing_to_save_or_to_train(tmp_path):
     for call in (
         lambda s: s.save_weights(tmp_path / "x.safetensors"),
-        lambda s: s.join(torch.optim.SGD([torch.zeros(1)], lr=1.0)),
+        lambda s: s.add_to_optimizer(torch.optim.SGD([torch.zeros(1)], lr=1.0)),
     ):
         with pytest.raises(ValueError, match="has no parameters yet: reduce a model"):
             call(tr.ScorerMLP())
@@ -461,7 +461,7 @@ def test_a_joined_group_is_cleared_after_a_step():
     strategy.materialize(4)
     other = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([other], lr=1.0)
-    strategy.join(optimizer, lr=0.5)
+    strategy.add_to_optimizer(optimizer, lr=0.5)
     before = strategy.direction.detach().clone()
     (strategy.direction.sum() + other.sum()).backward()
     optimizer.step()
@@ -482,7 +482,7 @@ def test_transformers_trainer_trains_it(tmp_path):
     with tr.reduce(model, strategy, tr.Single(1, 0.5)):
         before = strategy.visual.weight.detach().clone()
         trainer.create_optimizer()
-        strategy.join(trainer.optimizer, lr=1e-2)
+        strategy.add_to_optimizer(trainer.optimizer, lr=1e-2)
         trainer.optimizer.register_step_pre_hook(
             lambda *_: steps.append(strategy.visual.weight.grad.norm().item())
         )
@@ -509,7 +509,7 @@ wrapped = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameter
 given = batch(family, (1, 1) if rank else (0, 0))
 with tr.reduce(wrapped, strategy, tr.Single(1, 0.5)):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    strategy.join(optimizer, lr=1.0)
+    strategy.add_to_optimizer(optimizer, lr=1.0)
     wrapped(**given.inputs, labels=given.labels).loss.backward()
     mine = strategy.visual.weight.grad
     mine = torch.zeros_like(strategy.visual.weight) if mine is None else mine.clone()

@@ -22,11 +22,11 @@ from tokenreduce.data.rows import Conversation
 from tokenreduce.embedded import checkpoint_dir
 from tokenreduce.evaluation.divergence import jensen_shannon, kullback_leibler
 from tokenreduce.profiling import (
-    Cell,
     Cells,
-    Meter,
-    Prices,
+    CostTable,
+    Measurement,
     Prompt,
+    ScheduleEvaluator,
     Sensitivity,
     alone,
     candidates,
@@ -39,11 +39,11 @@ from tokenreduce.profiling import (
     topped,
     write_preset,
 )
-from tokenreduce.profiling.forcing import dictated, own_answers
+from tokenreduce.profiling.forcing import forced_logits, greedy_answers
 from tokenreduce.profiling.refining import neighbours
 
 SHAPE = DecoderShape(6, 64, 172, 4, 4, 16, 100)
-PRICES = Prices(SHAPE, [(100, 10)] * 3 + [(49, 7)])
+PRICES = CostTable(SHAPE, [(100, 10)] * 3 + [(49, 7)])
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,8 @@ def prompts(processor: Any) -> list[Prompt]:
 
 
 @pytest.fixture(scope="module")
-def meter(model: Any, processor: Any, prompts: list[Prompt]) -> Meter:
-    return Meter(model, processor, prompts, "pyramid_drop", "keep", batch=4)
+def meter(model: Any, processor: Any, prompts: list[Prompt]) -> ScheduleEvaluator:
+    return ScheduleEvaluator(model, processor, prompts, "pyramid_drop", "keep", batch=4)
 
 
 # -- prompts ---------------------------------------------------------------------------------------
@@ -133,11 +133,11 @@ def test_divergences_by_hand() -> None:
     assert float(jensen_shannon(*apart)) == pytest.approx(1)
 
 
-def test_dictated_logits_are_those_of_one_long_pass(model: Any, meter: Meter) -> None:
+def test_forced_logits_are_those_of_one_long_pass(model: Any, meter: ScheduleEvaluator) -> None:
     """In a padded batch, with answers of different lengths."""
     at = [0, 3, 7]
     answers = [(11, 12, 13), (20,), (15, 16)]
-    logits = dictated(model, meter._inputs(at), answers)
+    logits = forced_logits(model, meter._inputs(at), answers)
     assert logits.shape[:2] == (3, 3)
     for row, (i, answer) in enumerate(zip(at, answers, strict=True)):
         inputs = {
@@ -150,20 +150,22 @@ def test_dictated_logits_are_those_of_one_long_pass(model: Any, meter: Meter) ->
         torch.testing.assert_close(logits[row, : len(answer)], whole, atol=1e-4, rtol=1e-4)
 
 
-def test_own_answers_end_with_what_ends_them(model: Any, meter: Meter, processor: Any) -> None:
-    answers, logits = own_answers(model, meter._inputs([0, 1, 2, 3]), 6)
+def test_greedy_answers_end_with_what_ends_them(
+    model: Any, meter: ScheduleEvaluator, processor: Any
+) -> None:
+    answers, logits = greedy_answers(model, meter._inputs([0, 1, 2, 3]), 6)
     for row, answer in enumerate(answers):
         assert answer[-1] == processor.tokenizer.eos_token_id
         assert answer.count(processor.tokenizer.eos_token_id) == 1
         assert logits[row, : len(answer)].argmax(-1).tolist() == list(answer)
-    cut, _ = own_answers(model, meter._inputs([0, 1, 2, 3]), 1)
+    cut, _ = greedy_answers(model, meter._inputs([0, 1, 2, 3]), 1)
     assert cut == [answer[:1] for answer in answers]
 
 
 # -- the meter -------------------------------------------------------------------------------------
 
 
-def test_the_whole_model_is_not_apart_from_itself(meter: Meter) -> None:
+def test_the_whole_model_is_not_apart_from_itself(meter: ScheduleEvaluator) -> None:
     cell = meter.measure(())
     assert cell.jsd < 1e-7
     assert cell.same == 1
@@ -172,10 +174,14 @@ def test_the_whole_model_is_not_apart_from_itself(meter: Meter) -> None:
     assert 0 <= cell.nll < 0.2
 
 
-def test_a_cell_is_what_generation_says(model: Any, meter: Meter, processor: Any) -> None:
+def test_a_measurement_is_what_generation_says(
+    model: Any, meter: ScheduleEvaluator, processor: Any
+) -> None:
     """Divergence at the first token by hand; right where the greedy answer is the right one."""
     stops = ((1, 0.1),)
-    one = Meter(model, processor, meter.prompts, "pyramid_drop", "keep", tokens=1, batch=3)
+    one = ScheduleEvaluator(
+        model, processor, meter.prompts, "pyramid_drop", "keep", tokens=1, batch=3
+    )
     cell, whole = one.measure(stops), meter.measure(stops)
     apart, rights = [], []
     for prompt in meter.prompts:
@@ -196,8 +202,8 @@ def test_a_cell_is_what_generation_says(model: Any, meter: Meter, processor: Any
     assert 0 < cell.jsd < 1
 
 
-def test_batches_change_nothing(model: Any, meter: Meter, processor: Any) -> None:
-    alone_ = Meter(model, processor, meter.prompts, "pyramid_drop", "keep", batch=1)
+def test_batches_change_nothing(model: Any, meter: ScheduleEvaluator, processor: Any) -> None:
+    alone_ = ScheduleEvaluator(model, processor, meter.prompts, "pyramid_drop", "keep", batch=1)
     mine, theirs = alone_.measure(((2, 0.25),)), meter.measure(((2, 0.25),))
     assert mine.each["jsd"] == pytest.approx(theirs.each["jsd"], abs=2e-5)
     assert mine.right == theirs.right
@@ -209,14 +215,16 @@ def test_a_right_answer_that_the_whole_model_does_not_give_is_asked_for(
 ) -> None:
     """Its likelihood is measured, and it counts as wrong as long as it is not said."""
     odd = [Prompt(p.inputs, (17, 18), p.picture, p.name) for p in prompts[:3]]
-    mixed = Meter(model, processor, [*odd, *prompts[3:5]], "pyramid_drop", "keep")
+    mixed = ScheduleEvaluator(model, processor, [*odd, *prompts[3:5]], "pyramid_drop", "keep")
     cell = mixed.measure(())
     assert cell.same == 1
     assert cell.each["right"] == [0, 0, 0, 1, 1]
     assert cell.nll is not None
     assert cell.nll > 1
     unknown = [Prompt(p.inputs, (), p.picture, p.name) for p in prompts[:3]]
-    blind = Meter(model, processor, unknown, "pyramid_drop", "keep").measure(((1, 0.1),))
+    blind = ScheduleEvaluator(model, processor, unknown, "pyramid_drop", "keep").measure(
+        ((1, 0.1),)
+    )
     assert (blind.right, blind.nll) == (None, None)
     assert "right" not in blind.each
     assert blind.jsd > 0
@@ -225,8 +233,10 @@ def test_a_right_answer_that_the_whole_model_does_not_give_is_asked_for(
 
 
 def test_draws_are_averaged(model: Any, processor: Any, prompts: list[Prompt]) -> None:
-    def of(seed: int, draws: int, batch: int) -> Cell:
-        made = Meter(model, processor, prompts[:4], "random", None, seed, draws, batch=batch)
+    def of(seed: int, draws: int, batch: int) -> Measurement:
+        made = ScheduleEvaluator(
+            model, processor, prompts[:4], "random", None, seed, draws, batch=batch
+        )
         return made.measure(((1, 0.2),))
 
     one, two, both = of(0, 1, 4), of(1, 1, 4), of(0, 2, 4)
@@ -243,12 +253,12 @@ def test_draws_are_averaged(model: Any, processor: Any, prompts: list[Prompt]) -
 def test_spared_prompts_are_as_the_whole_model(
     model: Any, processor: Any, prompts: list[Prompt]
 ) -> None:
-    spared = Meter(model, processor, prompts[:2], "pyramid_drop", min_tokens=145)
+    spared = ScheduleEvaluator(model, processor, prompts[:2], "pyramid_drop", min_tokens=145)
     assert spared.measure(((0, 0.0),)).jsd < 1e-7
     assert spared.prices.share(((0, 0.0),)) == 1
 
 
-def test_prices_are_those_of_the_prompts(meter: Meter) -> None:
+def test_costs_are_those_of_the_prompts(meter: ScheduleEvaluator) -> None:
     texts = {len(p.inputs["input_ids"]) - 144 for p in meter.prompts}
     assert set(meter.prices.counts) == {(144, text) for text in texts}
     assert sum(meter.prices.counts.values()) == len(meter.prompts)
@@ -258,7 +268,7 @@ def test_sums_change_with_weights_and_prompts(
     model: Any, processor: Any, prompts: list[Prompt]
 ) -> None:
     def sums(asked: list[Prompt]) -> dict[str, str]:
-        return Meter(model, processor, asked, "random").fingerprint()
+        return ScheduleEvaluator(model, processor, asked, "random").fingerprint()
 
     before = sums(prompts[:2])
     assert sums(prompts[:2]) == before
@@ -272,19 +282,19 @@ def test_sums_change_with_weights_and_prompts(
         weight.data = kept
 
 
-@pytest.mark.parametrize("strategy", ["none", "downsample", tr.ToMe(tower="spread")])
+@pytest.mark.parametrize("strategy", ["none", "downsample", tr.ToMe(tower="expanded")])
 def test_what_drops_nothing_has_no_profile(
     strategy: Any, model: Any, processor: Any, prompts: list[Prompt]
 ) -> None:
     with pytest.raises(ValueError, match="no stop to profile"):
-        Meter(model, processor, prompts, strategy)
+        ScheduleEvaluator(model, processor, prompts, strategy)
 
 
 # -- prices, cells ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stops", [(), ((0, 0.5),), ((2, 0.5), (4, 0.0)), ((5, 0.3),)])
-def test_prices_are_those_of_the_cost_model(stops: Any) -> None:
+def test_costs_are_those_of_the_cost_model(stops: Any) -> None:
     schedule = schedule_of(stops) if stops else ()
     rows = [cost(SHAPE, schedule, v, t) for v, t in [(100, 10)] * 3 + [(49, 7)]]
     expected = sum(row.macs for row in rows) / sum(row.macs_full for row in rows)
@@ -292,7 +302,7 @@ def test_prices_are_those_of_the_cost_model(stops: Any) -> None:
 
 
 def test_prompts_with_too_few_visual_tokens_keep_them() -> None:
-    spared = Prices(SHAPE, PRICES.counts.elements(), min_tokens=50)
+    spared = CostTable(SHAPE, PRICES.counts.elements(), min_tokens=50)
     stops = ((1, 0.0),)
     rows = [cost(SHAPE, schedule_of(stops), 100, 10)] * 3 + [cost(SHAPE, (), 49, 7)]
     expected = sum(row.macs for row in rows) / sum(row.macs_full for row in rows)
@@ -300,8 +310,8 @@ def test_prompts_with_too_few_visual_tokens_keep_them() -> None:
     assert spared.share(stops) > PRICES.share(stops)
 
 
-def cell(stops: Any, jsd: float) -> Cell:
-    return Cell(stops, jsd, jsd, 1 - jsd, None, None, 0.0)
+def cell(stops: Any, jsd: float) -> Measurement:
+    return Measurement(stops, jsd, jsd, 1 - jsd, None, None, 0.0)
 
 
 def test_cells_are_read_again(tmp_path: Path) -> None:
@@ -329,7 +339,7 @@ def test_cells_of_something_else_are_refused(tmp_path: Path) -> None:
 
 
 def test_measures_are_turned_so_that_less_is_better() -> None:
-    one = Cell((), 0.1, 0.2, 0.9, 0.75, 0.5, 0.0)
+    one = Measurement((), 0.1, 0.2, 0.9, 0.75, 0.5, 0.0)
     losses = [one.loss(name) for name in ("jsd", "kl", "same", "right", "nll")]
     assert losses == pytest.approx([0.1, 0.2, 0.1, 0.25, 0.5])
 
@@ -367,9 +377,9 @@ def test_each_stop_is_charged_for_what_it_takes_away() -> None:
 
 
 def test_sensitivity_counts_from_the_whole_model() -> None:
-    def measure(stops: Any) -> Cell:
+    def measure(stops: Any) -> Measurement:
         right = 0.9 if not stops else 0.9 - stops[0][0] * (1 - stops[0][1]) / 10
-        return Cell(stops, 0, 0, 0, right, None, 0.0)
+        return Measurement(stops, 0, 0, 0, right, None, 0.0)
 
     found = sensitivity(measure, [2, 1], [0.0, 0.5], by="right")
     assert found.layers == (1, 2)
@@ -445,7 +455,7 @@ def test_what_is_measured_decides() -> None:
     """The prediction favours late stops; the truth has a stop at layer 1 for free."""
     asked: list[Any] = []
 
-    def measure(stops: Any) -> Cell:
+    def measure(stops: Any) -> Measurement:
         asked.append(stops)
         free = any(layer == 1 for layer, _ in stops)
         return cell(stops, FALLING.predicted(stops) * (0.1 if free else 1.0) + 0.01)

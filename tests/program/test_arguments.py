@@ -32,7 +32,7 @@ def test_flags_stand_anywhere(given: str, read: str) -> None:
         (["strategy"], "strategy=... chooses one of: cdpruner, "),
         (["cat.png"], 'did you mean image=cat.png prompt="..."?'),
         (["lisst"], "did you mean 'list'?"),
-        (["seed=1", "list"], "'list' stands alone: tokenreduce list"),
+        (["seed=1", "list"], "'list' is a command of its own: tokenreduce list"),
         (["seed", "=", "1"], "'seed' is no option, which are written key=value"),
         (["=1"], "has no name before its '='"),
         (["--doctor"], "no flag '--doctor'; did you mean 'doctor'?"),

@@ -106,7 +106,7 @@ def test_a_wrong_target_is_refused(kind, target, error, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: tr.Curriculum(begin=0.7, end=0.2), "begin=0.7 lies behind end=0.2"),
+        (lambda: tr.Curriculum(begin=0.7, end=0.2), "begin=0.7 comes after end=0.2"),
         (lambda: tr.Curriculum(end=2), "end must be a number between 0 and 1, not 2"),
         (lambda: tr.Curriculum(shape="cosin"), "did you mean 'cosine'"),
         (lambda: tr.Stochastic(least=0.5, most=0.1), "least=0.5 is above most=0.1"),

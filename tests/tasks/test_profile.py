@@ -17,7 +17,7 @@ import tokenreduce as tr
 from tests.quiet import quiet_transformers
 from tokenreduce.config import compose
 from tokenreduce.presets import stops_of
-from tokenreduce.profiling import Cell, Meter, load_schedule
+from tokenreduce.profiling import Measurement, ScheduleEvaluator, load_schedule
 from tokenreduce.profiling.summary import additivity
 from tokenreduce.profiling.table import way
 from tokenreduce.tasks import profile as task
@@ -74,13 +74,13 @@ def test_it_is_not_measured_again(
 ) -> None:
     folder, first = whole
     measured: list[Any] = []
-    before = Meter.measure
+    before = ScheduleEvaluator.measure
 
-    def counted(self: Meter, stops: Any) -> Cell:
+    def counted(self: ScheduleEvaluator, stops: Any) -> Measurement:
         measured.append(stops)
         return before(self, stops)
 
-    monkeypatch.setattr(Meter, "measure", counted)
+    monkeypatch.setattr(ScheduleEvaluator, "measure", counted)
     assert run(folder) == first
     assert measured == []
     lines = (folder / "cells.jsonl").read_text().splitlines(keepends=True)

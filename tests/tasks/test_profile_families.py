@@ -12,7 +12,7 @@ from PIL import Image
 from tests.quiet import quiet_transformers
 from tokenreduce.data.conversations import read_llava
 from tokenreduce.data.encoding import Encoder
-from tokenreduce.profiling import Meter, prompts_of
+from tokenreduce.profiling import ScheduleEvaluator, prompts_of
 from tokenreduce.testing.checkpoints import write
 from tokenreduce.testing.families import KITS
 
@@ -49,7 +49,7 @@ def test_a_family_is_apart_from_itself_only_when_reduced(
         model: Any = AutoModelForImageTextToText.from_pretrained(tmp_path).float().eval()
         prompts = prompts_of(read_llava(rows), Encoder(processor))
         batch = 1 if name in ALONE else len(SIZES)
-        meter = Meter(model, processor, prompts, "pyramid_drop", tokens=3, batch=batch)
+        meter = ScheduleEvaluator(model, processor, prompts, "pyramid_drop", tokens=3, batch=batch)
         whole, less = meter.measure(()), meter.measure(((1, 0.25),))
     assert [p.picture for p in prompts] == [0, 1, 2]
     assert whole.same == 1

@@ -177,7 +177,7 @@ def test_everything_may_leave() -> None:
 
 
 def test_what_the_tower_merged_is_shown() -> None:
-    strategy = tr.ToMe(r=4, tower="spread")
+    strategy = tr.ToMe(r=4, tower="expanded")
     reduction = reduced(prompt("llava", 2), strategy, None)
     drawn = scenes(reduction, [photo(40, 40), photo(40, 40, 1)])
     assert reduction.tower is not None

@@ -43,7 +43,7 @@ class Gemma3(Adapter):
 
     def merging(self, base: Part) -> frozenset[str]:
         """As many tokens as ever: each is the mean of patches that may be of several groups."""
-        return clip_merging(base) & {"spread"}
+        return clip_merging(base) & {"expanded"}
 
     def rotary_kind(self, layer: Part) -> str | None:
         """The layer's type, by which the decoder makes its tables."""

@@ -23,9 +23,9 @@ PARTS = ("q_proj", "k_proj", "head_dim", "scaling")
 
 @adapters.register("generic")
 class Generic(Adapter):
-    """Other families, where checks find an ordinary decoder behind the usual merge of features.
+    """Other families, where checks find an ordinary decoder after the usual merge of features.
 
-    Where the tokens of a picture stand is not known, so that they are one row without boxes, and
+    Where the tokens of a picture lie is not known, so that they are one row without boxes, and
     strategies that need a grid are refused.
     """
 
@@ -38,7 +38,7 @@ class Generic(Adapter):
         rows = [Picture.grid(1, len(image)) for image in features]
         return [replace(row, box=torch.zeros_like(row.box)) for row in rows]
 
-    def unfit(self, model: Part) -> str | None:
+    def unsupported_reason(self, model: Part) -> str | None:
         """The first check that fails: how it merges, what its layers get, and what they make."""
         found = _merging(self, model)
         if found is None:
@@ -58,7 +58,7 @@ def _merging(adapter: Adapter, model: Part) -> str | None:
             "tokens in the sequence to leave out"
         )
     if model.config.is_encoder_decoder or configs[1].is_encoder_decoder:
-        return "it has an encoder beside its decoder"
+        return "it has an encoder besides its decoder"
     try:
         adapter.decoder(model)
     except (AttributeError, ValueError):

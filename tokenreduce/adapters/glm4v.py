@@ -10,7 +10,7 @@ from tokenreduce.adapters.qwen2_vl import Qwen2VL
 
 @adapters.register("glm4v")
 class Glm4v(Qwen2VL):
-    """GLM-4.1V: Qwen2-VL's grids; the frames of a video stand where images would.
+    """GLM-4.1V: Qwen2-VL's grids; the frames of a video take the places of images.
 
     Videos have the placeholders of images, so that a prompt holds either of them (transformers
     refuses both in one call). Rotary embeddings turn neighbouring numbers of a head.

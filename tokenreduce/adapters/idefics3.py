@@ -57,7 +57,7 @@ class Idefics3(Adapter):
         A tile follows `<fake_token_around_image><row_i_col_j>`; a row of tiles ends with a line
         break; the whole image follows `<fake_token_around_image><global-img>`, and a last
         `<fake_token_around_image>` ends the image. Ids of tags are facts of a tokenizer, which the
-        model does not know; where the tags stand is enough.
+        model does not know; where the tags lie is enough.
         """
         rows = None if ids is None else _rows(ids, visual, len(parts))
         if rows is None:

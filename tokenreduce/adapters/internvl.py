@@ -72,7 +72,7 @@ class InternVL(Adapter):
 
     def merging(self, base: Part) -> frozenset[str]:
         """A token is made of a square of patches, whose groups may differ."""
-        return frozenset({"spread"})
+        return frozenset({"expanded"})
 
     def assemble(
         self, parts: Sequence[Picture], ids: Sequence[int] | None, visual: Sequence[bool]

@@ -44,9 +44,9 @@ class Llava(Adapter):
         return pixtral_tower(base) or clip_tower(base)
 
     def merging(self, base: Part) -> frozenset[str]:
-        """All of it; a class token that is handed to the language model only spreads."""
+        """All of it; with a class token in the language model, the expanded output alone."""
         packed = pixtral_tower(base) is not None
-        return frozenset({"spread", "merged"}) if packed else clip_merging(base)
+        return frozenset({"expanded", "merged"}) if packed else clip_merging(base)
 
 
 class PixtralTower(PackedTower):
@@ -130,4 +130,4 @@ def clip_merging(base: Part) -> frozenset[str]:
     if tower is None:
         return frozenset()
     shown = tower.classes and base.config.vision_feature_select_strategy != "default"
-    return frozenset({"spread"} if shown else {"spread", "merged"})
+    return frozenset({"expanded"} if shown else {"expanded", "merged"})

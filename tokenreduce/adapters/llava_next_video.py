@@ -50,7 +50,7 @@ class LlavaNextVideo(Adapter):
 
     def merging(self, base: Part) -> frozenset[str]:
         """As many tokens as ever: those of a video are pooled patches of several groups."""
-        return clip_merging(base) & {"spread"}
+        return clip_merging(base) & {"expanded"}
 
     def view(self, processor: Any, width: int, height: int) -> Box:
         """All of it: the whole image is stretched, and the tiles' padding is cut off again."""

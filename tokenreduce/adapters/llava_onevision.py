@@ -76,7 +76,7 @@ class LlavaOnevision(Adapter):
 
     def merging(self, base: Part) -> frozenset[str]:
         """As many tokens as ever: pictures are scaled down and videos pooled, across groups."""
-        return clip_merging(base) & {"spread"}
+        return clip_merging(base) & {"expanded"}
 
     def view(self, processor: Any, width: int, height: int) -> Box:
         """All of it: boxes are of the original already, whether it was padded or stretched."""

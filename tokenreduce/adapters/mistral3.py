@@ -41,4 +41,4 @@ class Mistral3(Adapter):
 
     def merging(self, base: Part) -> frozenset[str]:
         """A token is made of a square of patches, whose groups may differ."""
-        return frozenset({"spread"})
+        return frozenset({"expanded"})

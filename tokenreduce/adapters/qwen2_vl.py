@@ -87,7 +87,7 @@ class Qwen2VL(Adapter):
         return found
 
     def _order(self, vision: Any, sizes: Any) -> Tensor | None:
-        """(squares,) where each square of patches stands in the tower; None: where it stood."""
+        """(squares,) where each square of patches lies in the tower; None: where it was."""
         if getattr(vision, "window_size", None) is None:
             return None
         side = vision.window_size // vision.spatial_merge_size // vision.patch_size
@@ -126,10 +126,10 @@ class Qwen2VL(Adapter):
         visual = base.visual
         heads = base.config.vision_config.num_heads
         norm = getattr(visual, "post_layernorm", None)  # GLM's, in front of its convolution
-        behind = [visual.merger if norm is None else norm]
+        after = [visual.merger if norm is None else norm]
         between = getattr(visual, "deepstack_merger_list", ())  # Qwen3's
         depth = len(visual.blocks)
-        return FusedTower(visual.blocks, depth - 1, heads, 0, norm, [*between, *behind])
+        return FusedTower(visual.blocks, depth - 1, heads, 0, norm, [*between, *after])
 
     @override
     def tower_module(self, base: Part) -> Part:
@@ -144,4 +144,4 @@ class Qwen2VL(Adapter):
         vision = base.config.vision_config
         windows = getattr(vision, "window_size", None) is not None
         whole = windows and 0 in vision.fullatt_block_indexes
-        return frozenset() if whole else frozenset({"spread"})
+        return frozenset() if whole else frozenset({"expanded"})

@@ -17,4 +17,4 @@ class Qwen3VL(Qwen2VL):
     """
 
     families: ClassVar[frozenset[str]] = frozenset({"qwen3_vl"})
-    between: ClassVar[tuple[str, ...]] = ("_deepstack_process",)
+    feature_injections: ClassVar[tuple[str, ...]] = ("_deepstack_process",)

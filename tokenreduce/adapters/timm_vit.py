@@ -13,7 +13,7 @@ from tokenreduce.tower import Encoder, Part, Tower, encoders
 
 @dataclass(frozen=True)
 class TimmTower(Tower):
-    """One matrix projects queries, keys and values; the norm of keys (or nothing) is behind it."""
+    """One matrix projects queries, keys and values; the norm of keys (or nothing) follows it."""
 
     mask: ClassVar[str] = "attn_mask"
 

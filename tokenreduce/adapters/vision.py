@@ -12,7 +12,7 @@ from tokenreduce.tower import Encoder, Part, Tower, encoders
 
 @encoders.register("clip")
 class ClipVision(Encoder):
-    """CLIP's and SigLIP's vision models, by themselves, with a head, or beside their text model."""
+    """CLIP's and SigLIP's vision models, by themselves, with a head, or with their text model."""
 
     @override
     @staticmethod
@@ -61,7 +61,7 @@ class NestedViTTower(ViTTower):
     takes_mask: ClassVar[bool] = False
 
     def attention(self, layer: Part) -> Part:
-        """The part that has the projections; what mixes the heads stands beside it."""
+        """The part that has the projections; what mixes the heads is next to it."""
         return layer.attention.attention
 
     def projections(self, layer: Part) -> tuple[Part, Part]:
@@ -84,7 +84,7 @@ class ViT(Encoder):
 
     @staticmethod
     def tower(model: Part) -> Tower:
-        """One class token; DeiT has a distillation token behind it."""
+        """One class token; DeiT has a distillation token after it."""
         kind = model.config.model_type
         inner: Part = getattr(model, kind, model)
         nested = not hasattr(inner, "layers")

@@ -1,4 +1,4 @@
-"""A run beside an earlier one: refuses what cannot be compared, flags what has become slower."""
+"""A run against an earlier one: refuses what cannot be compared, flags what has become slower."""
 
 from __future__ import annotations
 

@@ -68,6 +68,6 @@ def cache_bytes(cache: Any) -> int:
 
 
 def storages(tensors: Iterable[Tensor]) -> int:
-    """Bytes behind the tensors, shared ones once, and of a view all that it keeps alive."""
+    """Bytes that the tensors use, shared ones once, and of a view all that it keeps alive."""
     found = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
     return sum(found.values())

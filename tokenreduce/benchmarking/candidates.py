@@ -22,7 +22,7 @@ def candidates(
     """Every strategy under every schedule, by schedule.
 
     Args:
-        strategies: by the names that tables show; the first is the one that others stand beside.
+        strategies: by the names that tables show; all others are compared with the first.
         schedules: kept shares, where they were asked for, and what keeps them.
         positions: the position rule; None is each strategy's own.
         seed: of strategies that draw.

@@ -1,4 +1,4 @@
-"""Recorded times of the methods' original code, to stand beside ours.
+"""Recorded times of the methods' original code, to compare ours with.
 
 `peers.json` says for every number which code it is of, where it was measured, and how. Nothing of
 that code is here.

@@ -21,7 +21,7 @@ SIDE = 24
 def noise(model: Any, text: int, seed: int = 0) -> Inputs | None:
     """Inputs of one sample with one picture; None for a family that is not known here.
 
-    text: tokens beside the picture; seed: of the pixels and words.
+    text: text tokens of the prompt; seed: of the pixels and words.
     """
     config = model.config
     make = FAMILIES.get(config.model_type)

@@ -1,7 +1,7 @@
 """Candidates in turn on one prompt: prefill, decoding steps, bytes; the unreduced model among them.
 
-A turn puts the reduction on, reads the prompt, decodes, and takes the reduction off again; the
-order of the candidates moves on by one with every round, so that nobody always follows the same.
+An arm's turn applies the reduction, runs prefill and decoding, and removes the reduction again; the
+order of the arms moves on by one with every round, so that none always follows the same one.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ UNREDUCED = Candidate("unreduced")
 
 
 @dataclass
-class Lane:
-    """What was read of one candidate."""
+class Arm:
+    """The measurements of one candidate."""
 
     candidate: Candidate
     clock: Clock
@@ -57,8 +57,8 @@ class Lane:
         self.prefill, self.step = Times(self.clock), Times(self.clock)
 
 
-class Race:
-    """All candidates on one prompt. The first of `lanes` is the unreduced model."""
+class Interleaved:
+    """All candidates on one prompt, in interleaved rounds; the first arm is the unreduced model."""
 
     def __init__(
         self,
@@ -71,20 +71,20 @@ class Race:
         self.model, self.prompt, self.new_tokens = model, prompt, new_tokens
         self.progress = progress  # a bar; None: where there is a screen
         self.clock = Clock(model.device)
-        self.lanes = [Lane(one, self.clock) for one in (UNREDUCED, *candidates)]
+        self.arms = [Arm(one, self.clock) for one in (UNREDUCED, *candidates)]
         self._inputs = {k: x.to(model.device) for k, x in prompt.inputs(model).items()}
         self._token = {k: x.to(model.device) for k, x in prompt.token(model).items()}
 
-    def run(self, rounds: int, memory: bool = True) -> Race:
-        """One turn of everyone that warms up, then `rounds` of them, then the bytes."""
+    def run(self, rounds: int, memory: bool = True) -> Interleaved:
+        """One uncounted round to warm up, then `rounds` of them, then the bytes."""
         self.warm_up()
         for i in self._shown(rounds):
             gc.collect()
-            at = i % len(self.lanes)
-            for lane in (*self.lanes[at:], *self.lanes[:at]):
-                self.turn(lane)
+            at = i % len(self.arms)
+            for arm in (*self.arms[at:], *self.arms[:at]):
+                self.run_arm(arm)
         if memory:
-            self.weigh()
+            self.measure_memory()
         return self
 
     def _shown(self, rounds: int) -> Iterable[int]:
@@ -99,30 +99,30 @@ class Race:
         return found
 
     def warm_up(self) -> None:
-        """One turn of everyone that does not count."""
-        for lane in self.lanes:
-            self.turn(lane)
-            lane.prefill.forget()
-            lane.step.forget()
+        """One round that does not count."""
+        for arm in self.arms:
+            self.run_arm(arm)
+            arm.prefill.forget()
+            arm.step.forget()
 
-    def turn(self, lane: Lane) -> None:
+    def run_arm(self, arm: Arm) -> None:
         """A prefill and its decoding steps, with the candidate's reduction on."""
-        with self._applied(lane):
-            cache = cache_of(lane.prefill.measure(self._prefill))
-            lane.cache = cache_bytes(cache)
+        with self._applied(arm):
+            cache = cache_of(arm.prefill.measure(self._prefill))
+            arm.cache = cache_bytes(cache)
             for _ in range(self.new_tokens):
-                lane.step.measure(lambda: self._decode(cache))
+                arm.step.measure(lambda: self._decode(cache))
 
-    def weigh(self) -> None:
-        """Counts the most that everyone's prefill holds at once; not timed."""
-        for lane in self.lanes:
-            with self._applied(lane):
-                lane.peak = peak_bytes(self._prefill, self.model.device)
+    def measure_memory(self) -> None:
+        """Counts the peak memory of every arm's prefill; not timed."""
+        for arm in self.arms:
+            with self._applied(arm):
+                arm.peak = peak_bytes(self._prefill, self.model.device)
 
     @contextmanager
-    def _applied(self, lane: Lane) -> Iterator[None]:
+    def _applied(self, arm: Arm) -> Iterator[None]:
         """The model as this candidate wants it."""
-        recipe = lane.candidate.recipe
+        recipe = arm.candidate.recipe
         if recipe is None:
             yield
             return
@@ -132,8 +132,8 @@ class Race:
             self.prompt.shown(reduction),
         ):
             yield
-            lane.report, lane.positions = reduction.report, reduction.positions
-            lane.reduction = f"{reduction.strategy} at {reduction.scheduler}"
+            arm.report, arm.positions = reduction.report, reduction.positions
+            arm.reduction = f"{reduction.strategy} at {reduction.scheduler}"
 
     @torch.inference_mode()
     def _prefill(self) -> Any:
@@ -147,16 +147,16 @@ class Race:
     # -- what can be said of it ----------------------------------------------------------------
 
     def rows(self) -> list[dict[str, Any]]:
-        """Every candidate beside the unreduced model, as plain data."""
-        return [self._row(lane) for lane in self.lanes[1:]]
+        """Every candidate compared with the unreduced model, as plain data."""
+        return [self._row(arm) for arm in self.arms[1:]]
 
-    def _row(self, lane: Lane) -> dict[str, Any]:
-        base, one, report = self.lanes[0], lane.candidate, lane.report
-        assert report is not None  # every lane but the first has had its turn
+    def _row(self, arm: Arm) -> dict[str, Any]:
+        base, one, report = self.arms[0], arm.candidate, arm.report
+        assert report is not None  # every arm but the first has had its turn
         row: dict[str, Any] = {
             "strategy": one.name,
-            "reduction": lane.reduction,
-            "positions": lane.positions,
+            "reduction": arm.reduction,
+            "positions": arm.positions,
             "asked_share": one.share,
             "kept_share": self._kept(report),
             "stops": [[stop["layer"], stop["keep"]] for stop in report.stops],
@@ -166,15 +166,15 @@ class Race:
             "batch": self.prompt.batch,
             "tokens_per_layer": [tokens[0] for tokens in report.tokens_per_layer],
             "flops_share": self._flops(report),
-            "prefill": compared(lane.prefill, base.prefill),
-            "kv_bytes": lane.cache,
+            "prefill": compared(arm.prefill, base.prefill),
+            "kv_bytes": arm.cache,
             "kv_bytes_full": base.cache,
-            "peak_bytes": lane.peak,
+            "peak_bytes": arm.peak,
             "peak_bytes_full": base.peak,
         }
         if self.new_tokens:
-            row["decode_step"] = compared(lane.step, base.step, self.new_tokens)
-            row["tokens_per_second"] = self._throughput(lane)
+            row["decode_step"] = compared(arm.step, base.step, self.new_tokens)
+            row["tokens_per_second"] = self._throughput(arm)
             row["tokens_per_second_full"] = self._throughput(base)
         return row
 
@@ -191,10 +191,10 @@ class Race:
         full = [report.visual_tokens[0] + self.prompt.text] * len(tokens)
         return {c: flops(shape, tokens, c) / flops(shape, full, c) for c in COUNTED}
 
-    def _throughput(self, lane: Lane) -> float:
+    def _throughput(self, arm: Arm) -> float:
         """New tokens of the batch per second: the first comes with the prefill."""
-        step = statistics.median(lane.step.clock)
-        seconds = statistics.median(lane.prefill.clock) + self.new_tokens * step
+        step = statistics.median(arm.step.clock)
+        seconds = statistics.median(arm.prefill.clock) + self.new_tokens * step
         return float(self.prompt.batch * (1 + self.new_tokens) / seconds)
 
 

@@ -82,7 +82,7 @@ def subject(
         weights: `"stored"` or `"random"`; None takes random ones where only sizes are known.
         image: path of the picture; None is the example that ships.
         question: about it; None asks what it is.
-        text: tokens beside a picture of noise, which a model with random weights is given.
+        text: text tokens next to a picture of noise, which a model with random weights is given.
 
     Raises:
         ValueError: an unknown choice of weights, or what the loading refuses.

@@ -52,7 +52,7 @@ class MarkedPrompt:
         return torch.randn(size, generator=generator).to(table.device, table.dtype)
 
     def mask(self, device: torch.device) -> Tensor:
-        """(b, l) True at the visual tokens, which stand a little behind the middle of the text."""
+        """(b, l) True at the visual tokens, which lie a little after the middle of the text."""
         before = self.text * 35 // 64  # LLaVA's system prompt: 35 of 64
         mask = torch.zeros(self.batch, self.length, dtype=torch.bool, device=device)
         mask[:, before : before + self.visual] = True
@@ -132,17 +132,17 @@ def picture(visual: int, seed: int = 0, needs: Iterable[str] = ()) -> tr.Picture
 def with_synthetic_tower(reader: Adapter) -> Adapter:
     """The adapter of a family, for prompts whose pictures bring what its tower would say."""
 
-    class Told(type(reader)):  # type: ignore[misc]
+    class WithSyntheticTower(type(reader)):  # type: ignore[misc]
         evidence = frozenset(EVIDENCE)
         families = frozenset[str]()
 
-        def lacks(self, needs: frozenset[str], model: Any) -> frozenset[str]:
+        def missing_evidence(self, needs: frozenset[str], model: Any) -> frozenset[str]:
             return frozenset()
 
-        def unfit(self, model: Any) -> str | None:
+        def unsupported_reason(self, model: Any) -> str | None:
             return None
 
         def tower(self, base: Any) -> None:
             """Not watched: it does not run."""
 
-    return Told()
+    return WithSyntheticTower()

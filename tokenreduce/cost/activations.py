@@ -5,7 +5,7 @@ attention that never holds the square of scores (sdpa, flash). With n tokens, wi
 h query and g key/value heads of size e, and b bytes for a number, the tensors alive at once are
 
     prefill  b n max(3 d + 3 m, 2 d + 4 h e + 2 g e) + 2 b n e + 8 n
-             (a layer's input, the sum behind attention, its norm, and gate, activation and product;
+             (a layer's input, the sum after attention, its norm, and gate, activation and product;
              or input, norm, queries, keys, values and three tensors of the rotation; with the
              rotary tables and the position ids), of the layer with most tokens
     stored   b n (4 d + 2 h e + 2 g e + 4 m) + 4 n (2 d + h + 2) of every layer, for backward
@@ -19,7 +19,7 @@ needs more in its turn decides the prefill: n places times max(4 d + 2 m or 3 m,
 
 Not counted: weights, gradients, optimiser, the KV cache (`kv_bytes`), logits (`logits_bytes`),
 masks, allocator and kernel workspace, the vision tower in training, and what single families add
-(norms of queries and keys, second norms behind attention and FFN, dropout).
+(norms of queries and keys, second norms after attention and FFN, dropout).
 """
 
 from __future__ import annotations

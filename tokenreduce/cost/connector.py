@@ -49,7 +49,7 @@ class Projector(Connector):
     Attributes:
         steps: the matrices.
         patches: that one visual token is made of.
-        arranged: whether tiles are joined, unpadded or scaled behind it.
+        arranged: whether tiles are joined, unpadded or scaled after it.
         video_pool: a frame's patches are averaged in squares of this side before the matrices.
     """
 

@@ -21,7 +21,7 @@ from tokenreduce.errors import BadOption
 
 @connectors.register("llava")
 def llava(config: Any, tower: TowerShape, width: int) -> Connector:
-    """LLaVA: two matrices, on the features of one layer or of several beside each other."""
+    """LLaVA: two matrices, on the features of one layer or of several side by side."""
     return two_layers(tower.hidden * _layers(config), width)
 
 
@@ -54,7 +54,7 @@ def llava_next_video(config: Any, tower: TowerShape, width: int) -> Connector:
 
 @connectors.register("perception_lm")
 def perception_lm(config: Any, tower: TowerShape, width: int) -> Connector:
-    """Perception LM: two matrices on every patch, averaged in squares behind them."""
+    """Perception LM: two matrices on every patch, averaged in squares after them."""
     by = int(read(config, "projector_pooling_ratio") or 1)
     return Projector((Step(tower.hidden, width), Step(width, width)), by * by)
 

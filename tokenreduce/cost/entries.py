@@ -29,5 +29,5 @@ def unlike(part: Any, what: str) -> ValueError:
     """What is said of layers that the formulas do not describe."""
     return ValueError(
         f"no formula here describes {read(part, 'model_type')!r}, which has {what}: "
-        "pass a DecoderShape whose sizes come close, and say so beside the numbers"
+        "pass a DecoderShape whose sizes come close, and say so with the numbers"
     )

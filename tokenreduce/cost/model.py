@@ -18,7 +18,7 @@ from tokenreduce.scheduler import Scheduler, Stop
 
 @dataclass(frozen=True)
 class ModelCost:
-    """The cost of one prefill of a whole model under a schedule, beside the unreduced (`_full`).
+    """The cost of one prefill of a whole model under a schedule, and of the unreduced (`_full`).
 
     Attributes:
         tower: MACs of the vision tower.

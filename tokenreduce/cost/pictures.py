@@ -39,7 +39,7 @@ def _grids(
             yield Grid(rows, columns, frames, video)
         return
     side = read(read(config, "vision_config"), "patch_size")
-    if tower.sight == "call":  # padded to one size; how large they are is told beside them
+    if tower.sight == "call":  # padded to one size; how large they are is told next to them
         for height, width in inputs["image_sizes"].tolist():
             yield Grid(height // side, width // side, video=video)
         return

@@ -47,7 +47,7 @@ class DecoderShape:
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of one prefill under a schedule, beside that of the unreduced model (`_full`).
+    """The cost of one prefill under a schedule, and that of the unreduced model (`_full`).
 
     Attributes:
         macs: multiply-accumulates of all decoder layers.
@@ -199,7 +199,7 @@ _PLAIN = (  # noqa: SIM905 - model types whose FFN has no gate
 _ORDINARY = {"full_attention", "sliding_attention", "chunked_attention"}
 _ODD = {
     "is_heterogeneous": "layers of unequal sizes",
-    "is_encoder_decoder": "an encoder beside the decoder",
+    "is_encoder_decoder": "an encoder besides the decoder",
     "kv_lora_rank": "latent attention",
     "cross_attention_layers": "cross-attention to the image",
     "cross_layer_interval": "cross-attention to the image",

@@ -84,7 +84,7 @@ PERCEPTION = {  # width, layers, heads, FFN's share of the width, class tokens; 
 
 @towers.register("timm_wrapper")
 def timm(part: Any) -> TowerShape:
-    """A Perception Encoder of timm, whose `model_args` stand before its defaults.
+    """A Perception Encoder of timm, whose `model_args` come before its defaults.
 
     Raises:
         ValueError: another architecture, or one that pools by attention.

@@ -51,7 +51,7 @@ class TowerShape:
     """The sizes of a vision tower whose layers are all alike.
 
     Attributes:
-        layers: number of layers; all of them run, also those behind the feature layer.
+        layers: number of layers; all of them run, also those after the feature layer.
         hidden: width, d.
         intermediate: width of the FFN, m.
         heads: attention heads, h.
@@ -59,7 +59,7 @@ class TowerShape:
         patch: numbers that a patch is made of (colours, pixels, frames).
         side: patches on a side of the square pictures that it takes, (rows, columns); None where
             it takes any.
-        classes: class tokens beside the patches of a picture.
+        classes: class tokens besides the patches of a picture.
         ffn_matrices: f, 3 for a gated FFN, 2 for a plain one.
         alive: tensors of the FFN's width that are alive at once: 3 where it is gated, or where
             the activation makes one more (CLIP's); read by `activations` alone.

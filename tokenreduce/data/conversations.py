@@ -94,7 +94,7 @@ def read_llava(
     """The conversations of a file in LLaVA's format: one JSON object per line, or one JSON list.
 
     Rows may have `messages` of roles and contents in place of `conversations`, and several
-    `images`. `<image>` in a question becomes an image entry where it stands.
+    `images`. `<image>` in a question becomes an image entry where it lies.
 
     Args:
         path: of the file.

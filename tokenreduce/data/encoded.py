@@ -22,7 +22,7 @@ class EncodedDataset(Dataset[dict[str, Tensor]]):
         conversations: what is encoded.
         encoder: an `Encoder`.
         bad: `"error"` stops at a row that cannot be encoded; `"skip"` gives the next row that can,
-            beginning anew behind the last, so that the length and the order of an epoch stay.
+            beginning anew after the last, so that the length and the order of an epoch stay.
         log: a file that gets a line `{"name": ..., "reason": ..., "detail": ...}` for every row
             that was skipped, once, from whatever process and run; `"row"` is its index.
     """

@@ -50,7 +50,7 @@ def takes_suffix(processor: Any) -> bool:
 class Encoder:
     """Turns a conversation into model inputs and labels.
 
-    Labelled are the tokens of every answer and what the template writes behind it to end the turn
+    Labelled are the tokens of every answer and what the template writes after it to end the turn
     (`<|im_end|>`, `</s>` ...), not the white space after that. With `prompt="plain"` the text is
     LLaVA's of its first stage: the image tokens, then the answer and a line's end.
 
@@ -154,7 +154,7 @@ class Encoder:
     ) -> list[Span]:
         """First and last+1 token of every answer among `ids`, where images have all their tokens.
 
-        The places come from the text with one placeholder per image; images that stand before an
+        The places come from the text with one placeholder per image; images that come before an
         answer move it on by as many tokens as they add.
         """
         text, last = transcript.text, len(pictures)
@@ -187,7 +187,7 @@ class Encoder:
         return len(head), stop
 
     def _measured(self, transcript: Transcript, pictures: list[Image.Image]) -> dict[int, int]:
-        """How many tokens images add before each answer, where images stand between answers.
+        """How many tokens images add before each answer, where images lie between answers.
 
         A token that the text does not have is put before each answer. The difference between its
         places with and without the images' tokens is what they add. Prompts of fewer images would

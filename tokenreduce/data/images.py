@@ -80,13 +80,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Sixteen bits become eight: 65,535 is white.
 
     Raises:
-        ValueError: a mode whose range nobody knows (32 bits).
+        ValueError: a mode whose range is not known (32 bits).
     """
     return _turned(in_rgb(image), image.getexif().get(ORIENTATION))
 
 
 def in_rgb(image: Image.Image) -> Image.Image:
-    """The same as it stands, whatever its EXIF says about up and down."""
+    """The same as it is, whatever its EXIF says about up and down."""
     if image.mode in RANGELESS:
         raise NoRange(
             f"a picture of {RANGELESS[image.mode]} (mode {image.mode!r}) does not say which value "

@@ -69,7 +69,7 @@ class Item:
 
         Raises:
             ValueError: a file that is not there, damaged, too large or of an unknown format;
-                32-bit numbers whose white nobody knows.
+                32-bit numbers whose white is not known.
         """
         if isinstance(self.pixels, Path):
             return load_image(self.pixels)
@@ -232,7 +232,7 @@ def _read_item(row: Any, name: str, folder: Path) -> Item:
 
 
 def _mistyped(row: Mapping[Any, Any], lacking: Sequence[str]) -> str:
-    """For fields that nobody reads, which of those that are missing were meant."""
+    """For fields that are not read, which of those that are missing were meant."""
     found = ""
     for key in map(str, row):
         if key not in FIELDS and (hint := did_you_mean(key, lacking)):

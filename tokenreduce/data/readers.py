@@ -132,7 +132,7 @@ class Shapes(Reader):
     measured: int = 32
 
     def conversations(self, seed: int) -> Data:
-        """Scenes of the training split, and held-out ones beside them."""
+        """Scenes of the training split, and held-out ones with them."""
         held = self._drawn(seed, "heldout", self.measured) if self.measured else None
         return Data(self._drawn(seed, "train", self.size), held)
 

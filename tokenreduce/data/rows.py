@@ -150,8 +150,8 @@ def image_names(row: Any) -> list[Any]:
 def image_path(name: Any, folder: Path, exists: Callable[[str], bool] = os.path.isfile) -> Path:
     """The file that `name` leads to from `folder`.
 
-    Names are followed as they are written: a link inside the folder may lead anywhere, since who
-    owns the folder has put it there; a name that climbs out of it may not.
+    Names are followed as they are written: a link inside the folder may lead anywhere, since the
+    folder's owner has put it there; a name that climbs out of it may not.
 
     Raises:
         Unusable: not a relative path inside of the folder, or no file there.

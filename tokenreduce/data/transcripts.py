@@ -33,7 +33,7 @@ LLAVA = (
 
 @dataclass(frozen=True)
 class Answer:
-    """Where an answer stands: characters of the text, and how many images come before it."""
+    """Where an answer lies: characters of the text, and how many images come before it."""
 
     begin: int
     end: int
@@ -53,7 +53,7 @@ class Writer:
 
     Attributes:
         mark: what stands for an image in the text.
-        end_of_turn: what is written behind an answer, without white space; empty where the
+        end_of_turn: what is written after an answer, without white space; empty where the
             template writes nothing, so that nothing teaches a model to stop.
     """
 

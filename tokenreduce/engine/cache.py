@@ -156,7 +156,7 @@ class ShortDynamicLayer(ShortLayer, DynamicLayer):  # type: ignore[misc]
 
 
 class ShortDynamicSlidingWindowLayer(ShortLayer, DynamicSlidingWindowLayer):  # type: ignore[misc]
-    """The same behind a sliding window."""
+    """The same after a sliding window."""
 
     windowed = True
 

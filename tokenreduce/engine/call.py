@@ -54,7 +54,7 @@ def usable(cache: Any) -> bool:
 def foreign(cache: Any) -> bool:
     """Whether `cache` takes keys and values, but is of no kind that the engine knows.
 
-    Such are the paged cache of continuous batching, and whatever stands in front of a cache.
+    Such are the paged cache of continuous batching, and whatever wraps a cache.
     """
     return cache is not None and not usable(cache)
 

@@ -173,7 +173,7 @@ def _facts(adapter: Adapter, model: Part) -> str | None:
 
 
 def _has(base: Part, path: str) -> bool:
-    """Whether a module has what a dotted path names, and a method the parameter behind a colon."""
+    """Whether a module has what a dotted path names, and a method the parameter after a colon."""
     path, _, parameter = path.partition(":")
     found: Any = base
     for name in path.split("."):
@@ -186,12 +186,12 @@ def _has(base: Part, path: str) -> bool:
 def _added_between(adapter: Adapter, decoder: Part) -> str | None:
     """Why features that the decoder adds between its layers would miss their tokens."""
     kind, name = type(decoder).__name__, type(adapter).__name__
-    for method in adapter.between:
+    for method in adapter.feature_injections:
         if not hasattr(decoder, method):
             return f"{kind} has no {method}, which {name} reads"
     for other in adapters.values():
-        for method in other.between:
-            if hasattr(decoder, method) and method not in adapter.between:
+        for method in other.feature_injections:
+            if hasattr(decoder, method) and method not in adapter.feature_injections:
                 return f"{kind} adds features between its layers ({method}), unknown to {name}"
     return None
 
@@ -371,7 +371,7 @@ def check_pass(config: EngineConfig, seq: Sequence, returned: Any) -> None:
 
     Raises:
         ContractError: a stop that was not reached, a cache that no layer was given, or a cache
-            layer behind a stop that is not a short one.
+            layer after a stop that is not a short one.
     """
     if not config.stops:
         return
@@ -412,7 +412,7 @@ def _check_stored(config: EngineConfig, seq: Sequence) -> None:
         if i >= first and not short:
             raise _lost(
                 config,
-                "the cache of every layer behind a stop is shortened",
+                "the cache of every layer after a stop is shortened",
                 f"layer {i} of the cache is a plain {type(layer).__name__}",
             )
 

@@ -39,7 +39,7 @@ def decide(config: EngineConfig, seq: Sequence, call: LayerCall) -> Stage:
         return _merge_as_the_tower(seq, i, before)
     budget = config.budget(i, seq.counts, layout.counts)
     stays = budget == layout.counts
-    if stays and not config.strategy.watches:
+    if stays and not config.strategy.observe_only:
         return seq.begin(i, layout, _everything(before), None)
     # gradients flow through the layer's own projections, never through those of a score
     learning = torch.is_grad_enabled() and (call.layer.training or config.strategy.training)
@@ -125,7 +125,7 @@ def check_plan(strategy: Strategy, plan: Plan, budget: tuple[int, ...], tokens: 
         _assert(
             _ascends(plan, there),
             f"{name} kept at layer {layer} what is no token, one token twice, or tokens in another "
-            f"order than they stand in: `keep` ascends, from 0 to {there.shape[1] - 1}",
+            f"order than they are in: `keep` ascends, from 0 to {there.shape[1] - 1}",
         )
 
 
@@ -151,7 +151,7 @@ def _will_ask(config: EngineConfig, seq: Sequence, stage: Stage, layer: int) -> 
     if layer not in config.stops or config.grouped:
         return False
     counts = stage.kept.counts
-    return config.strategy.watches or config.budget(layer, seq.counts, counts) != counts
+    return config.strategy.observe_only or config.budget(layer, seq.counts, counts) != counts
 
 
 def _may_reuse(config: EngineConfig, call: LayerCall) -> bool:

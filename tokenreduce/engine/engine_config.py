@@ -41,7 +41,7 @@ class EngineConfig:
     @property
     def grouped(self) -> bool:
         """Whether the plan of layer 0 is what the tower has merged, and no strategy's."""
-        return self.bridge is not None and not self.bridge.spread
+        return self.bridge is not None and not self.bridge.expanded
 
     @property
     def attention(self) -> str:

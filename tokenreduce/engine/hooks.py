@@ -45,7 +45,7 @@ class Hook:
 
 
 class Replaced:
-    """Stands over a method of a module, on one instance.
+    """Replaces a method of a module, on one instance.
 
     Args:
         module: whose method it is.
@@ -76,7 +76,7 @@ class Replaced:
 
 
 class Watched(Replaced):
-    """A method whose calls pass through somebody; not those that another watched method makes.
+    """Intercepts outermost calls of a method; calls made by another intercepted method pass.
 
     Args:
         module: whose method it is.
@@ -116,7 +116,7 @@ def _plain(module: nn.Module, name: str) -> Any:
 
 
 def owners_of(module: nn.Module) -> list[Any]:
-    """Who has put hooks on a module, each with a `remove()`; one entry per hook."""
+    """The owners of the hooks on a module, each with a `remove()`; one entry per hook."""
     hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
     return [hook.owner for hook in hooks if isinstance(hook, Hook) and hook.owner is not None]
 

@@ -31,7 +31,7 @@ class Prompt:
         before_answer: (b, l) False from the sample's first answer on, which no choice may depend
             on; None without labels.
         counts: visual tokens per sample; `texts`: other real tokens per sample (host).
-        places: where the visual tokens stand; `pictures` the same per sample, on the host.
+        places: where the visual tokens lie; `pictures` the same per sample, on the host.
         separators: the largest number of separator tokens in a sample (host).
         restarts: whether the positions of a row fall, as those of packed prompts do (host).
         text_first: whether every sample begins with a real text token (host).
@@ -107,7 +107,7 @@ def placeholders(adapter: Adapter, base: nn.Module, call: ModelCall) -> Tensor |
 def chunk(mask: Tensor, batch: int, start: int, length: int) -> Tensor | None:
     """The part of a caller's mask (b, l_all) that a pass covers, or None where nothing is visual.
 
-    Beams repeat every row; tokens behind the mask (generated ones) are text.
+    Beams repeat every row; tokens after the mask (generated ones) are text.
     """
     if batch != mask.shape[0]:
         if batch % mask.shape[0]:
@@ -137,13 +137,13 @@ def before_answers(labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Given:
-    """What a call has told of its tokens, beside which of them are visual.
+    """What a call has told of its tokens, besides which of them are visual.
 
     Attributes:
         real: (b, l) False at padding; None when there is none.
         labels: (b, l) or None; every token right before an answer is a query token.
         drafts: without labels the query token is the last real one before so many last positions,
-            where that is behind the pictures; else the last real one.
+            where that is after the pictures; else the last real one.
         ids: (b, l) token ids, where the model was given any.
         positions: (b, l) or (axes, b, l) position ids, where the caller gave any.
         mask: the attention mask as it was given; one of four axes says which tokens see which.
@@ -313,7 +313,7 @@ def _queries(
     # padding may follow the answers as well as precede them: drafts are the last positions
     last = torch.where(position < length - drafts, present, -1).amax(dim=1, keepdim=True)
     shown = torch.where(visual, position, -1).amax(dim=1, keepdim=True)
-    # logits are wanted from before the pictures on: that tells of no answer behind them
+    # logits are wanted from before the pictures on: that tells of no answer after them
     last = torch.where(last < shown, end, last).clamp(min=0)
     if starts is None:
         return last, torch.ones_like(last, dtype=torch.bool)

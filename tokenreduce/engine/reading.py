@@ -139,7 +139,7 @@ class CallReader:
             output = run()
         read = adapter.clips if kind == VIDEO else adapter.pictures
         pictures = read(self.base, call, output)
-        if watch is not None or (bridge is not None and not bridge.spread and passes):
+        if watch is not None or (bridge is not None and not bridge.expanded and passes):
             check_patches(self.base, pictures)
         if watch is not None:
             pictures = measure(pictures, watch)
@@ -214,7 +214,7 @@ class CallReader:
         return prompt.read_prompt(kind, names, told, queue)
 
     def _warn_of_threads(self) -> None:
-        """Says once that a thread runs beside a block of marks that it does not see."""
+        """Says once that a thread runs outside a block of marks that it does not see."""
         if self._warned:
             return
         self._warned = True

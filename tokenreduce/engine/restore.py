@@ -41,7 +41,7 @@ def _pick(hidden: Tensor, source: Tensor, nothing: Tensor | None) -> Tensor:
 
 
 def _fill(seq: Sequence, stage: Stage) -> tuple[Tensor, Tensor | None]:
-    """(b, l) the token that stands for each position, and where there is none before it."""
+    """(b, l) the token that represents each position, and where there is none before it."""
     order = (stage.order - seq.start).contiguous()
     if stage.kept.valid is not None:
         order = order.masked_fill(~stage.kept.valid, -1)
@@ -60,7 +60,7 @@ def restore_output(seq: Sequence, output: Any, rows: Tensor | None) -> Any:
     states = states_of(output)
     if states is not None and seq.reduced:
         # entry j is the output of layer j - 1; entry 0 the input of layer 0, after its stop.
-        # Lengths say nothing: beside a long text-only sample, shortened rows stay as wide
+        # Lengths say nothing: next to a long text-only sample, shortened rows stay as wide
         stages = [seq.stage(max(j - 1, 0)) for j in range(len(states) - 1)] + [last]
         whole = [
             None if state is None else restore(seq, stage, state)

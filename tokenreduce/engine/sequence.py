@@ -239,7 +239,7 @@ class Step:
             merged = self.plan.merge(visual)
             slots = self.before.visual.gather(1, self.plan.keep)
             if self.plan.valid is not None:
-                # filler slots write to a spare row behind the sequence
+                # filler slots write to a spare row after the sequence
                 slots = torch.where(self.plan.valid, slots, hidden.shape[1])
                 hidden = torch.cat([hidden, hidden[:, :1]], dim=1)
             index = slots[..., None].expand(*slots.shape, hidden.shape[-1])

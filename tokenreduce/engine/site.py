@@ -150,7 +150,7 @@ class DecoderSite:
     def _remember(self, seq: Sequence, cache: Any) -> None:
         spared, training = self.config.spared(seq.counts), self.roots[0].training
         self.applied = self.applied or seq.reduced or any(spared)  # or was asked not to
-        if seq.reduced and (said := self.config.strategy.complaint(training)):
+        if seq.reduced and (said := self.config.strategy.untrained_warning(training)):
             warnings.warn(said, ReductionWarning, stacklevel=2)
         blank = (0,) * seq.batch
         record = Record(
@@ -167,5 +167,5 @@ class DecoderSite:
         if seq.start and earlier is not None and earlier.of(cache):
             record = earlier.join(record)
         elif not seq.counts and (seq.start or (earlier is not None and earlier.in_use())):
-            return  # text behind a cache that was filled elsewhere, or beside one of pictures
+            return  # text after a cache that was filled elsewhere, or next to one of pictures
         self._record = record

@@ -94,7 +94,7 @@ class Wiring:
         for name, kind in adapter.encoders.items():
             if hasattr(base, name):
                 self.handles.append(Watched(base, name, partial(self.reader.of_encoder, kind)))
-        for name in adapter.between:
+        for name in adapter.feature_injections:
             self.handles.append(Replaced(decoder, name, self._between))
 
     def remove(self) -> bool:

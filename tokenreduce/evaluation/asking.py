@@ -119,7 +119,7 @@ def _chances(
 
 
 def _facts(reduction: tr.Reduction, before: Sequence[int] | None) -> list[dict[str, Any]]:
-    """Of every prompt: visual tokens, what every stop kept, and what it costs beside the full."""
+    """Of every prompt: visual tokens, what every stop kept, and what it costs against the full."""
     report, kept = reduction.report, reduction.kept
     shape = shape_of(reduction.decoder.config)
     value = next(p for p in reduction.decoder.parameters() if p.is_floating_point())

@@ -21,7 +21,7 @@ from tokenreduce.inference.measure import prefill, prefill_times
 
 
 def times(loaded: Loaded, condition: Condition, items: Sequence[Item], runs: int) -> dict[str, Any]:
-    """Prefill times of single prompts beside the unreduced model's, in turn: ms, and their ratio.
+    """Prefill times of single prompts and of the unreduced model, in turn: ms, and their ratio.
 
     The ratio is the median over prompts and rounds of one time over its neighbour's.
     """

@@ -28,13 +28,13 @@ DECIDE = (
     *("tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.*", "merges.txt", "*.model", "*.py"),
 )
-"""Files beside the weights that the answers depend on: sizes, words, pictures, template."""
+"""Files next to the weights that the answers depend on: sizes, words, pictures, template."""
 
 
 def folder_of(root: Path, loaded: Loaded) -> Path:
     """The part of that folder which belongs to a model.
 
-    A local checkpoint's has a digest of where it lies behind its name: many are called alike.
+    A local checkpoint's has a digest of where it lies after its name: many are called alike.
     """
     name = "tiny" if loaded.embedded else _absolute(loaded.source)
     if os.path.isabs(name):

@@ -23,10 +23,10 @@ from tokenreduce.evaluation import divergence
 from tokenreduce.evaluation.intervals import Right, clustered, resampled
 
 Values = np.ndarray[Any, Any]
-NOTHING = 1e-10
-"""Probability that stands for zero in a logarithm, and the like."""
-DOUBT = 1
-"""Pictures that are taken to change as a whole, beside those that were seen to change.
+EPSILON = 1e-10
+"""Probability that replaces zero in a logarithm, and the like."""
+PRIOR_CLUSTERS = 1
+"""Pseudo-count of pictures that change as a whole; shrinks the intra-class correlation to 1.
 
 The test of non-inferiority then errs in at most about `alpha` of all samples whether answers about
 a picture change together or not (tests/evaluation/test_statistics.py), without losing much power.
@@ -81,7 +81,7 @@ def kullback_leibler(p: Values, q: Values) -> Values:
 
     NaN where either has a probability that is no number.
     """
-    return divergence.kullback_leibler(_logs(p), _logs(q, NOTHING)).numpy()
+    return divergence.kullback_leibler(_logs(p), _logs(q, EPSILON)).numpy()
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -114,7 +114,7 @@ def non_inferiority(
 
     One-sided. Not finding a difference is no evidence that there is none; this test has the loss
     of `margin` as the hypothesis to be refuted. It is Tango's score test of paired shares (1998,
-    Statistics in Medicine 17), which stands where few or no answers differ, at the number of
+    Statistics in Medicine 17), which holds where few or no answers differ, at the number of
     questions that the pictures amount to (`design_effect`).
 
     Args:
@@ -140,9 +140,9 @@ def non_inferiority(
     z = float(norm.ppf(1 - alpha))
     middle = (won - lost) / size
     lower = -1.0
-    if middle > -1 and _score(won, lost, size, -1 + NOTHING)[0] > z:
-        edge = middle - NOTHING
-        lower = brentq(lambda x: _score(won, lost, size, x)[0] - z, -1 + NOTHING, edge)
+    if middle > -1 and _score(won, lost, size, -1 + EPSILON)[0] > z:
+        edge = middle - EPSILON
+        lower = brentq(lambda x: _score(won, lost, size, x)[0] - z, -1 + EPSILON, edge)
     score, spread = _score(won, lost, size, -margin)
     return {
         "margin": margin,
@@ -158,7 +158,7 @@ def _score(won: float, lost: float, n: float, difference: float) -> tuple[float,
     b = -won - lost + (2 * n - won + lost) * difference
     c = -lost * difference * (1 - difference)
     share = (sqrt(max(b * b - 4 * a * c, 0.0)) - b) / (2 * a)
-    spread = sqrt(max(n * (2 * share + difference * (1 - difference)), NOTHING))
+    spread = sqrt(max(n * (2 * share + difference * (1 - difference)), EPSILON))
     return (won - lost - n * difference) / spread, spread
 
 
@@ -167,8 +167,8 @@ def design_effect(change: Values, cluster: Values) -> float:
 
     1 + (m - 1) r with m questions about a picture and r the correlation of changes within
     pictures (analysis of variance; Donner and Klar 2000, chapter 1). Where few pictures have any
-    change r is hardly known, so it is drawn towards 1: as if `DOUBT` more pictures had been seen
-    that change as a whole.
+    change r is hardly known, so it is shrunk towards 1: as if `PRIOR_CLUSTERS` more pictures had
+    been seen that change as a whole.
     """
     names, at = np.unique(cluster, return_inverse=True)
     sizes = np.bincount(at).astype(float)
@@ -182,7 +182,7 @@ def design_effect(change: Values, cluster: Values) -> float:
     total = between + (m - 1) * within
     r = min(max((between - within) / total, 0.0), 1.0) if total else 1.0
     seen = int((np.bincount(at, weights=np.abs(change)) > 0).sum())
-    r = (seen * r + DOUBT) / (seen + DOUBT)
+    r = (seen * r + PRIOR_CLUSTERS) / (seen + PRIOR_CLUSTERS)
     return 1 + (m - 1) * r
 
 
@@ -192,7 +192,7 @@ def planned_power(n: int, margin: float, changing: float, alpha: float = 0.05) -
     changing: the share of questions whose answers become right or wrong; half each.
     """
     check_margin(margin)
-    return float(norm.sf(norm.ppf(1 - alpha) - margin * sqrt(n / max(changing, NOTHING))))
+    return float(norm.sf(norm.ppf(1 - alpha) - margin * sqrt(n / max(changing, EPSILON))))
 
 
 def needed(margin: float, changing: float, alpha: float = 0.05, power: float = 0.8) -> int:
@@ -233,7 +233,7 @@ def paired_t(values: Values, cluster: Values, two_sided: bool = True) -> float:
     sides = 2 if two_sided else 1
     if middle == 0 or (not two_sided and middle < 0 and spread == 0):
         return 1.0 if two_sided or spread == 0 else 0.5
-    score = abs(middle) / max(spread, NOTHING) if two_sided else middle / max(spread, NOTHING)
+    score = abs(middle) / max(spread, EPSILON) if two_sided else middle / max(spread, EPSILON)
     p = float(student.sf(score, groups - 1)) * sides
     return min(max(p, sides * 0.5**groups), 1.0)
 

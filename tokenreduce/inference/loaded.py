@@ -156,7 +156,7 @@ def read_sizes(spec: ModelSpec) -> tuple[Any, str]:
 
 
 def _check_depth(sizes: Any, place: str) -> None:
-    """Refuses a number of layers that would take minutes to write out, wherever it stands."""
+    """Refuses a number of layers that would take minutes to write out, wherever it is given."""
     for key, value in sizes.items() if isinstance(sizes, Mapping) else ():
         if key == "num_hidden_layers" and isinstance(value, int) and value > MOST:
             raise BadOption(f"{place}.{key}={short(value)}: no model has more than {MOST:,}")

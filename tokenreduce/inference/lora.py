@@ -41,7 +41,7 @@ def base_of(source: str, model: ModelSpec) -> Base | None:
 
     Raises:
         ValueError: a broken file, or no such model; no weights in safetensors; or code from the
-            hub is allowed, of which nobody pinned the base model's revision.
+            hub is allowed, of which the base model's revision is not pinned.
     """
     folder = Path(source)
     if not holds_adapters(folder):

@@ -42,7 +42,7 @@ def prefill_times(
 
 
 def ratio(times: Sequence[float], base: Sequence[float]) -> float:
-    """The median of one series of times over the median of another: what stands beside both."""
+    """The median of one series of times over the median of another: shown with both."""
     return statistics.median(times) / statistics.median(base)
 
 

@@ -1,4 +1,4 @@
-"""Names of weights in checkpoints that are written here: those that everybody reads.
+"""Names of weights in checkpoints that are written here: those that every reader knows.
 
 transformers 5 writes back the names that it has read. A model that was never read gets those of its
 modules, and its CLIP or SigLIP tower none with `vision_model.`, which published checkpoints have:

@@ -1,1 +1,1 @@
-"""Doors to other libraries; each is imported by name, by those who use it."""
+"""Integrations with other libraries; each is imported by name where it is used."""

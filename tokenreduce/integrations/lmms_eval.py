@@ -122,7 +122,7 @@ class Watch:
         visual_in, visual_out: visual tokens in front of the first layer and in the last.
         flops, flops_full: of the decoder's prefill.
         reduced: samples that lost tokens; pictured: those that had any.
-        errors: that `generate` raised, and whoever called it may have swallowed.
+        errors: that `generate` raised, and its caller may have swallowed.
     """
 
     prompts: int = 0
@@ -252,7 +252,7 @@ class Reduced:
 
 
 def _log(watch: Watch) -> None:
-    """To lmms-eval's results, and a line for whoever looks on."""
+    """To lmms-eval's results, and a line on the screen."""
     from lmms_eval.models.model_utils.gen_metrics import get_logged_metrics_history
 
     numbers, logged = watch.numbers(), get_logged_metrics_history()

@@ -52,7 +52,7 @@ def read_settings(given: str | Mapping[str, Any]) -> Settings:
 
     Raises:
         FileNotFoundError: no such file.
-        KeyError, TypeError: a name that nobody has registered, an option that is not there.
+        KeyError, TypeError: a name that is not registered, an option that is not there.
         ValueError: what is there cannot be read, or holds something else.
     """
     if isinstance(given, Mapping):

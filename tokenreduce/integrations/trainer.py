@@ -6,9 +6,9 @@
     trainer.train()
 
 The first line alone trains with reduced tokens. `follow` adds what only a trainer knows: schedulers
-see how far training is, what the reduction does goes to the logs, every checkpoint has the
-reduction beside it for `tokenreduce.load`, the reduction knows the labels that a trainer keeps from
-the model to compute a loss of its own, and the frozen model that a preference is measured against
+see how far training is, what the reduction does goes to the logs, the reduction is saved
+with every checkpoint for `tokenreduce.load`, it gets the labels that a trainer keeps from the model
+to compute a loss of its own, and the frozen model that a preference is measured against
 (TRL's `DPOTrainer`) is reduced alike.
 """
 
@@ -163,7 +163,7 @@ class ReductionCallback(TrainerCallback):  # type: ignore[misc]  # transformers'
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Writes the reduction beside the checkpoint."""
+        """Writes the reduction into the checkpoint's folder."""
         self._passed()
         if state.is_world_process_zero:
             self.reduction.save(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
@@ -235,7 +235,7 @@ def follow(trainer: Trainer, reduction: Reduction) -> ReductionCallback:
 
 
 def _compares(trainer: Trainer) -> list[str]:
-    """What of a trainer lays labels beside logits, outside the model."""
+    """What of a trainer compares labels with logits, outside the model."""
     found = {
         "label_smoothing_factor": trainer.label_smoother,
         "compute_loss_func": trainer.compute_loss_func,
@@ -306,11 +306,11 @@ def _joining(trainer: Trainer, strategy: LearnedStrategy) -> Callable[..., Any]:
     @wraps(make)
     def joined(*args: Any, **kwargs: Any) -> Any:
         made = make(*args, **kwargs)
-        strategy.accept_untrained()  # it is about to be trained: nothing to warn of
+        strategy.silence_untrained()  # it is about to be trained: nothing to warn of
         own = {id(parameter) for parameter in strategy.parameters()}
         groups = trainer.optimizer.param_groups
         if not any(id(parameter) in own for group in groups for parameter in group["params"]):
-            strategy.join(trainer.optimizer)
+            strategy.add_to_optimizer(trainer.optimizer)
         return made
 
     return joined

@@ -99,7 +99,7 @@ def embed(
             found.append(kept_rows(model, inputs, chosen, keep, seed=seed))
         except ValueError as error:
             raise BadOption(f"picture {number}: {error}") from error
-    if said := chosen.complaint(training=False):
+    if said := chosen.untrained_warning(training=False):
         warnings.warn(said, ReductionWarning, stacklevel=2)
     return found
 
@@ -233,7 +233,7 @@ def request(
     The engine must be made with `enable_mm_embeds=True`.
 
     Args:
-        prompt: the text, with `image_token` where each picture stands, once.
+        prompt: the text, with `image_token` where each picture lies, once.
         rows: (k, d) of the picture, or of each picture in the prompt's order.
         image_token: the model's placeholder.
 

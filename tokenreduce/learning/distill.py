@@ -165,7 +165,7 @@ class Watch(Strategy):
     scores: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     target: Tensor | None = None
 
-    watches: ClassVar[bool] = True
+    observe_only: ClassVar[bool] = True
 
     @property
     def needs(self) -> frozenset[str]:
@@ -234,7 +234,7 @@ def _watching(
     watch = Watch(strategy, teacher)
     with reduce(model, watch, Looking(schedule, layer), adapter=adapter, seed=seed) as reduction:
         depth = len(reduction.decoder.layers)
-        strategy.begin(reduction.decoder, seed)
+        strategy.initialize(reduction.decoder, seed)
         watch.at = frozenset(stop.layer for stop in schedule.stops(depth))
         watch.layer = layer_at(layer, depth)
         mode = model.training

@@ -22,13 +22,28 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from tokenreduce.errors import BadOption, Incompatible, Missing, ReductionWarning, did_you_mean
+from tokenreduce.errors import (
+    BadOption,
+    Incompatible,
+    Missing,
+    ReductionWarning,
+    did_you_mean,
+    read_renamed,
+)
 from tokenreduce.files import atomic
 from tokenreduce.learning.gate import GateKind, gated
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.selection import select
 from tokenreduce.strategy import Strategy
 from tokenreduce.tokens import Plan, Tokens
+
+EARLIER = {
+    "accept_untrained": "silence_untrained",
+    "begin": "initialize",
+    "complaint": "untrained_warning",
+    "join": "add_to_optimizer",
+}
+"""Methods of a `LearnedStrategy` under names of version 0.1, which still work with a warning."""
 
 
 class LearnedStrategy(Strategy, nn.Module):
@@ -61,6 +76,11 @@ class LearnedStrategy(Strategy, nn.Module):
         self._fresh: tuple[int, ...] | None = None  # writes, while untrained
         self._settled = False
         self.eval()
+
+    def __getattr__(self, name: str) -> Any:
+        if name in EARLIER:
+            return read_renamed(self, name, EARLIER)
+        return super().__getattr__(name)
 
     @abstractmethod
     def build(self, width: int) -> None:
@@ -120,14 +140,14 @@ class LearnedStrategy(Strategy, nn.Module):
         fresh = twin.state_dict()
         return any(not torch.equal(x.cpu(), fresh[name]) for name, x in self.state_dict().items())
 
-    def begin(self, decoder: Any, seed: int = 0) -> None:
+    def initialize(self, decoder: Any, seed: int = 0) -> None:
         """Builds the modules for a decoder, where that lies; looks whether they are trained."""
         width = int(decoder.config.get_text_config().hidden_size)
         self.materialize(width, seed, next(decoder.parameters()).device)
         self._fresh = None if self.trained else self._writes()
 
-    def complaint(self, training: bool) -> str | None:
-        """What to say, once, of its use in a model that is not `training` before it is trained."""
+    def untrained_warning(self, training: bool) -> str | None:
+        """Warning for inference with untrained parameters, once; None in training."""
         learning = torch.is_grad_enabled() and (training or self.training)
         if self._settled or learning or self._fresh != self._writes():
             return None
@@ -138,12 +158,12 @@ class LearnedStrategy(Strategy, nn.Module):
             "(tokenreduce.distill)"
         )
 
-    def accept_untrained(self) -> None:
-        """From now on nobody is told that it is untrained: a baseline, or a test."""
+    def silence_untrained(self) -> None:
+        """Turns off the warning of untrained parameters: for a baseline, or a test."""
         self._settled = True
 
-    def join(self, optimizer: torch.optim.Optimizer, **options: Any) -> None:
-        """Makes the parameters a group of an optimiser that somebody else steps (a `Trainer`).
+    def add_to_optimizer(self, optimizer: torch.optim.Optimizer, **options: Any) -> None:
+        """Adds the parameters as a group to an optimiser that other code steps (a `Trainer`).
 
         Before every step their gradients are averaged over processes, where there are several
         (a process whose batch had no picture counts as zero); after it they are cleared, since a
@@ -167,7 +187,7 @@ class LearnedStrategy(Strategy, nn.Module):
     def save_weights(self, path: str | os.PathLike[str]) -> Path:
         """Writes the parameters in fp32 into a safetensors file, whole or not at all.
 
-        Warns of parameters that are not finite: nobody can load them.
+        Warns of parameters that are not finite: they cannot be loaded.
         """
         from safetensors.torch import save_file
 
@@ -262,7 +282,7 @@ class LearnedScorer(LearnedStrategy):
         """(b, v) scores; higher is kept. Values at invalid tokens do not matter."""
 
     def decide(self, tokens: Tokens, budget: Sequence[int]) -> Plan:
-        """The `budget[i]` best-scored tokens of sample i; where it learns, behind a gate."""
+        """The `budget[i]` best-scored tokens of sample i; where it learns, with a gate."""
         scores = self.score(tokens)
         plan = select(scores, tokens, budget)
         if self.gate == "none" or not scores.requires_grad:

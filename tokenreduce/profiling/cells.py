@@ -18,7 +18,7 @@ BETTER_HIGH = ("same", "right")
 
 
 @dataclass(frozen=True)
-class Cell:
+class Measurement:
     """Means over prompts, for the model whose tokens are reduced at `stops`.
 
     Attributes:
@@ -67,7 +67,7 @@ class Cells:
 
     def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
         self.path = path
-        self._cells: dict[Stops, Cell] = {}
+        self._cells: dict[Stops, Measurement] = {}
         about = json.loads(json.dumps(about))  # as the file will give it back
         rows = list(read_lines(path))
         if rows:
@@ -80,23 +80,23 @@ class Cells:
                 )
             for row in rows[1:]:
                 row["stops"] = tuple((int(layer), float(keep)) for layer, keep in row["stops"])
-                self._cells[row["stops"]] = Cell(**row)
+                self._cells[row["stops"]] = Measurement(**row)
             return
         append_lines(path, [about])
 
     def __contains__(self, stops: Stops) -> bool:
         return stops in self._cells
 
-    def __getitem__(self, stops: Stops) -> Cell:
+    def __getitem__(self, stops: Stops) -> Measurement:
         return self._cells[stops]
 
-    def __iter__(self) -> Iterator[Cell]:
+    def __iter__(self) -> Iterator[Measurement]:
         return iter(self._cells.values())
 
     def __len__(self) -> int:
         return len(self._cells)
 
-    def add(self, cell: Cell) -> Cell:
+    def add(self, cell: Measurement) -> Measurement:
         """Notes a cell, in the file too; returns it."""
         append_lines(self.path, [asdict(cell)])
         self._cells[cell.stops] = cell

@@ -1,6 +1,6 @@
 """A model's next-token logits along an answer that is laid down, by way of `generate()`.
 
-`generate()` knows how each family goes on behind a prompt (padding, positions, caches), and a
+`generate()` knows how each family goes on after a prompt (padding, positions, caches), and a
 reduction decides on the prompt alone, as in use. Shapes: b samples, t tokens of an answer, V
 vocabulary.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 
-class Dictated(LogitsProcessor):  # type: ignore[misc]  # transformers' types are loose
+class ForcedTokens(LogitsProcessor):  # type: ignore[misc]  # transformers' types are loose
     """Leaves one choice at every step: the next token of `ids` (b, t)."""
 
     def __init__(self, ids: Tensor, start: int) -> None:
@@ -28,7 +28,7 @@ class Dictated(LogitsProcessor):  # type: ignore[misc]  # transformers' types ar
         return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
 
 
-def own_answers(
+def greedy_answers(
     model: Any, inputs: Mapping[str, Tensor], limit: int
 ) -> tuple[list[tuple[int, ...]], Tensor]:
     """The model's greedy answers, at most `limit` tokens each, and (b, t, V) their logits.
@@ -44,22 +44,24 @@ def own_answers(
     return answers, torch.stack(made.logits, dim=1)
 
 
-def dictated(
+def forced_logits(
     model: Any, inputs: Mapping[str, Tensor], answers: Sequence[tuple[int, ...]]
 ) -> Tensor:
     """(b, t, V) logits before every token of `answers`, t that of the longest.
 
-    Behind the end of a shorter answer they mean nothing.
+    After the end of a shorter answer they mean nothing.
     """
     longest = max(map(len, answers))
     rows = [answer + answer[-1:] * (longest - len(answer)) for answer in answers]
     ids = torch.tensor(rows, device=inputs["input_ids"].device)
     start = inputs["input_ids"].shape[1]
-    logits = _generate(model, inputs, longest, Dictated(ids, start)).logits
+    logits = _generate(model, inputs, longest, ForcedTokens(ids, start)).logits
     return torch.stack(logits, dim=1)
 
 
-def _generate(model: Any, inputs: Mapping[str, Tensor], limit: int, rule: Dictated | None) -> Any:
+def _generate(
+    model: Any, inputs: Mapping[str, Tensor], limit: int, rule: ForcedTokens | None
+) -> Any:
     processors = LogitsProcessorList([] if rule is None else [rule])
     with torch.inference_mode():
         return model.generate(

@@ -23,9 +23,9 @@ from tokenreduce.data.batching import Collator
 from tokenreduce.errors import BadOption
 from tokenreduce.evaluation.divergence import jensen_shannon, kullback_leibler
 from tokenreduce.presets import schedule_of
-from tokenreduce.profiling.cells import Cell
-from tokenreduce.profiling.forcing import dictated, own_answers
-from tokenreduce.profiling.prices import Prices, Stops
+from tokenreduce.profiling.cells import Measurement
+from tokenreduce.profiling.forcing import forced_logits, greedy_answers
+from tokenreduce.profiling.prices import CostTable, Stops
 from tokenreduce.profiling.prompts import Prompt
 from tokenreduce.reduction import reduce
 from tokenreduce.schedulers import Single
@@ -44,7 +44,7 @@ class _Reference:
     logs: Tensor
 
 
-class Meter:
+class ScheduleEvaluator:
     """Measures schedules of one strategy on one model.
 
     The whole model's log-probabilities stay in the machine's memory: prompts x tokens x vocabulary
@@ -103,7 +103,7 @@ class Meter:
             )
 
     @cached_property
-    def prices(self) -> Prices:
+    def prices(self) -> CostTable:
         """What schedules cost on these prompts."""
         counts: list[tuple[int, int]] = []
         model = unwrap(self.model)
@@ -114,15 +114,15 @@ class Meter:
                 report = reduction.report
             counts += zip(report.visual_tokens, report.text_tokens, strict=True)
         config = adapter_for(model).decoder(model).config
-        return Prices(config, counts, self.convention, self.min_tokens)
+        return CostTable(config, counts, self.convention, self.min_tokens)
 
     @property
     def pictures(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """(n,) which picture each prompt is about."""
         return np.array([prompt.picture for prompt in self.prompts])
 
-    def measure(self, stops: Stops) -> Cell:
-        """The model under a schedule, beside itself without one."""
+    def measure(self, stops: Stops) -> Measurement:
+        """The model under a schedule, compared with itself without one."""
         started = time.time()
         rounds = [self._round(stops, number) for number in range(self.draws if stops else 1)]
         rows = {key: np.mean([found[key] for found in rounds], axis=0) for key in rounds[0]}
@@ -138,7 +138,7 @@ class Meter:
         }
         if any(np.isnan(rows["right"])):
             each.pop("right", None)
-        return Cell(
+        return Measurement(
             stops=stops,
             jsd=mean("jsd") or 0.0,
             kl=mean("kl") or 0.0,
@@ -203,14 +203,14 @@ class Meter:
         how: Any = {"positions": self.positions, "seed": seed, "min_tokens": self.min_tokens}
         reduced = reduce(self.model, self.strategy, schedule_of(stops), **how) if stops else None
         with reduced or nullcontext():
-            logits = dictated(self.model, self._inputs(at), answers)
+            logits = forced_logits(self.model, self._inputs(at), answers)
         return logits.float().log_softmax(dim=-1)
 
     @cached_property
     def _references(self) -> list[_Reference]:
         found = []
         for at in self._batches(range(len(self.prompts))):
-            answers, logits = own_answers(self.model, self._inputs(at), self.tokens)
+            answers, logits = greedy_answers(self.model, self._inputs(at), self.tokens)
             found.append(_Reference(at, answers, logits.float().log_softmax(dim=-1).cpu()))
         return found
 

@@ -1,6 +1,6 @@
 """The schedules that lose least within a budget, if losses of stops add up.
 
-Dynamic programming over the layers: what is behind a layer depends only on the share that is left,
+Dynamic programming over the layers: what is after a layer depends only on the share that is left,
 on the stops that are used up, and on what was spent.
 """
 
@@ -10,7 +10,7 @@ from math import floor
 
 from tokenreduce.checks import integer
 from tokenreduce.errors import BadOption
-from tokenreduce.profiling.prices import Prices, Stops
+from tokenreduce.profiling.prices import CostTable, Stops
 from tokenreduce.profiling.sensitivity import Sensitivity
 
 Path = tuple[int, float, Stops]
@@ -22,7 +22,7 @@ DIGITS = 4
 
 
 def candidates(
-    found: Sensitivity, prices: Prices, budget: float, stops: int = 4, grid: int = 24
+    found: Sensitivity, prices: CostTable, budget: float, stops: int = 4, grid: int = 24
 ) -> list[tuple[float, Stops]]:
     """Schedules within a budget, by predicted loss: the best for each last share and number.
 
@@ -31,7 +31,7 @@ def candidates(
         prices: what layers cost.
         budget: share of the unreduced FLOPs.
         stops: the most of them.
-        grid: shares that are tried, beside the measured ones: 1/grid, 2/grid, ...
+        grid: shares that are tried, besides the measured ones: 1/grid, 2/grid, ...
 
     Raises:
         ValueError: a budget that even one early stop to the smallest share does not meet.
@@ -67,7 +67,7 @@ def candidates(
     return sorted((found.predicted(way), way) for way in made)
 
 
-def topped(stops: Stops, found: Sensitivity, prices: Prices, budget: float) -> Stops:
+def topped(stops: Stops, found: Sensitivity, prices: CostTable, budget: float) -> Stops:
     """The same stops with larger shares, where the budget has room.
 
     The stop whose larger share promises most comes first. Shares end after four digits, sooner
@@ -83,7 +83,7 @@ def topped(stops: Stops, found: Sensitivity, prices: Prices, budget: float) -> S
     return _distinct(_short(way, prices))
 
 
-def _raised(way: Stops, i: int, prices: Prices, budget: float) -> Stops:
+def _raised(way: Stops, i: int, prices: CostTable, budget: float) -> Stops:
     """Stop `i` with the largest share that the budget and the stop before it allow."""
     layer, keep = way[i]
     most = way[i - 1][1] if i else 1.0
@@ -95,7 +95,7 @@ def _raised(way: Stops, i: int, prices: Prices, budget: float) -> Stops:
     return (*way[:i], (layer, low / 10**DIGITS), *way[i + 1 :])
 
 
-def _short(way: Stops, prices: Prices) -> Stops:
+def _short(way: Stops, prices: CostTable) -> Stops:
     """Every share with as few digits as give the same counts of tokens."""
     most = 1.0
     for i, (layer, keep) in enumerate(way):
@@ -126,7 +126,7 @@ def _frontier(rows: list[Path], limit: float) -> list[Path]:
     return list(dict.fromkeys(kept.values()))
 
 
-def _check(found: Sensitivity, prices: Prices, budget: float) -> None:
+def _check(found: Sensitivity, prices: CostTable, budget: float) -> None:
     least = prices.share(((found.layers[0], found.keeps[0]),))
     if not 0 < budget < 1:
         raise BadOption(f"budget must lie between 0 and 1 of the unreduced FLOPs, not {budget!r}")

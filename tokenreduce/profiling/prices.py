@@ -14,7 +14,7 @@ Stops = tuple[tuple[int, float], ...]
 """Layers and shares of a schedule, in order."""
 
 
-class Prices:
+class CostTable:
     """The cost of any schedule over prompts of known lengths, text included.
 
     Choosing the tokens is not counted, as nowhere in `tokenreduce.cost`: it grows with the number

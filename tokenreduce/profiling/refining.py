@@ -8,23 +8,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from tokenreduce.errors import BadOption
-from tokenreduce.profiling.cells import Cell
+from tokenreduce.profiling.cells import Measurement
 from tokenreduce.profiling.planning import topped
-from tokenreduce.profiling.prices import Prices, Stops
+from tokenreduce.profiling.prices import CostTable, Stops
 from tokenreduce.profiling.sensitivity import Sensitivity
 
 
 def refine(
-    measure: Callable[[Stops], Cell],
+    measure: Callable[[Stops], Measurement],
     starts: Iterable[Stops],
     found: Sensitivity,
-    prices: Prices,
+    prices: CostTable,
     budget: float,
     by: str = "jsd",
     stops: int = 4,
     trials: int = 12,
     step: float = 1 / 24,
-) -> list[Cell]:
+) -> list[Measurement]:
     """The measured schedules within the budget, the best first.
 
     All of `starts` are measured; then neighbours of the best so far, the most promising first,
@@ -45,7 +45,7 @@ def refine(
     if not tried:
         raise BadOption(f"none of the schedules to start from costs at most {budget:.4g}")
 
-    def loss(cell: Cell) -> tuple[float, float]:
+    def loss(cell: Measurement) -> tuple[float, float]:
         return cell.loss(by), prices.share(cell.stops)
 
     # losses are predicted at measured layers alone: another schedule competes without neighbours
@@ -64,7 +64,7 @@ def refine(
 
 
 def neighbours(
-    way: Stops, found: Sensitivity, prices: Prices, budget: float, stops: int, step: float
+    way: Stops, found: Sensitivity, prices: CostTable, budget: float, stops: int, step: float
 ) -> Iterator[Stops]:
     """Schedules one change away, within the budget and with as much of it as they can use."""
     for changed in _changed(way, found, stops, step):

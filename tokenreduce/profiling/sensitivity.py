@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from tokenreduce.checks import share
 from tokenreduce.errors import BadOption
-from tokenreduce.profiling.cells import Cell
+from tokenreduce.profiling.cells import Measurement
 from tokenreduce.profiling.prices import Stops
 
 
@@ -58,7 +58,7 @@ class Sensitivity:
 
 
 def sensitivity(
-    measure: Callable[[Stops], Cell],
+    measure: Callable[[Stops], Measurement],
     layers: Iterable[int],
     keeps: Sequence[float],
     by: str = "jsd",
@@ -66,7 +66,7 @@ def sensitivity(
     """Measures one stop at every layer with every share.
 
     Args:
-        measure: of a schedule; `Meter.measure`, or one that remembers.
+        measure: of a schedule; `ScheduleEvaluator.measure`, or one that remembers.
         layers: where.
         keeps: shares below 1.
         by: which of a cell's measures is the loss; it counts from the whole model's.

@@ -10,17 +10,17 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from tokenreduce.evaluation.intervals import clustered
-from tokenreduce.profiling.cells import Cell, Cells
-from tokenreduce.profiling.meter import Meter
-from tokenreduce.profiling.prices import Prices, Stops
+from tokenreduce.profiling.cells import Cells, Measurement
+from tokenreduce.profiling.meter import ScheduleEvaluator
+from tokenreduce.profiling.prices import CostTable, Stops
 from tokenreduce.profiling.sensitivity import Sensitivity
 
 
 def summary(
-    meter: Meter,
+    meter: ScheduleEvaluator,
     cells: Cells,
     found: Sensitivity,
-    ranked: Sequence[Cell],
+    ranked: Sequence[Measurement],
     theirs: Stops,
     budget: float,
     by: str,
@@ -39,7 +39,7 @@ def summary(
     prices = meter.prices
     whole = cells[()]
 
-    def row(cell: Cell) -> dict[str, Any]:
+    def row(cell: Measurement) -> dict[str, Any]:
         known = all(layer in found.layers and k >= found.keeps[0] for layer, k in cell.stops)
         return {
             **_plain(cell, meter),
@@ -92,7 +92,7 @@ def additivity(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     }
 
 
-def _plain(cell: Cell, meter: Meter) -> dict[str, Any]:
+def _plain(cell: Measurement, meter: ScheduleEvaluator) -> dict[str, Any]:
     """A cell without what each prompt gave; intervals, drawn over pictures, in its place."""
     row = {key: value for key, value in asdict(cell).items() if key != "each"}
     for key, values in cell.each.items():
@@ -101,6 +101,6 @@ def _plain(cell: Cell, meter: Meter) -> dict[str, Any]:
     return row
 
 
-def _mean(prices: Prices, which: int) -> float:
+def _mean(prices: CostTable, which: int) -> float:
     total = sum(key[which] * number for key, number in prices.counts.items())
     return round(total / sum(prices.counts.values()), 2)

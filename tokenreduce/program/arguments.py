@@ -48,7 +48,7 @@ def as_text(argument: str) -> str:
 
 
 def flags_first(arguments: Sequence[str]) -> list[str]:
-    """The arguments with every flag in front: `-m` may stand between overrides.
+    """The arguments with every flag in front: `-m` may come between overrides.
 
     Raises:
         Refused: a flag that is not known or lacks its value, or a word that is no `key=value`.
@@ -98,7 +98,7 @@ def no_override(word: str) -> str | None:
     if chosen:
         return f"{start}; did you mean {' or '.join(map(repr, chosen[:3]))}?"
     if word in COMMANDS:
-        return f"{word!r} stands alone: tokenreduce {word}"
+        return f"{word!r} is a command of its own: tokenreduce {word}"
     if word.lower().endswith(PICTURES):
         return f'{start}; did you mean image={word} prompt="..."?'
     names = [name for _, name, _ in option_files()]

@@ -21,7 +21,7 @@ Row = tuple[str, str]
 
 
 def show() -> None:
-    """Prints the findings, one per row; what somebody should look at begins with `!`."""
+    """Prints the findings, one per row; what needs attention begins with `!`."""
     width = min(WIDTH, shutil.get_terminal_size().columns)
     for title, rows in (
         ("versions", _versions()),

@@ -19,7 +19,7 @@ ABOUT_FILES = HydraException | OmegaConfBaseException | yaml.YAMLError
 def is_refusal(error: BaseException) -> bool:
     """Whether `error` speaks about the user's input, as we, a method's author or Hydra say it.
 
-    A full disk and a folder that may not be written are nobody's fault in the program.
+    A full disk and a folder that may not be written are no fault of the program.
     """
     about = isinstance(error, ABOUT_FILES) or is_refused(error, also=("hydra",))
     return about or ending.of_the_disk(error) is not None

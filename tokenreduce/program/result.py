@@ -27,8 +27,8 @@ MANY = 6
 def write(config: DictConfig, output: Path, numbers: dict[str, Any], seconds: float) -> Path:
     """Write `output/result.json` and return its path.
 
-    The config holds values, not which file they came from: the choices are recorded beside it.
-    What the environment gave stands there by its name alone. A number that is none (NaN, infinity)
+    The config holds values, not which file they came from: the choices are recorded next to it.
+    What the environment gave is given by its name alone. A number that is none (NaN, infinity)
     is written as null, with a warning that names it.
     """
     record = {
@@ -44,7 +44,7 @@ def write(config: DictConfig, output: Path, numbers: dict[str, Any], seconds: fl
     if odd := list(odd_numbers(numbers)):
         more = f" (and {len(odd) - 3} more)" if len(odd) > 3 else ""
         warnings.warn(
-            f"no numbers came out, and stand as null in {path}: {', '.join(odd[:3])}{more}; "
+            f"no numbers came out, and are written as null in {path}: {', '.join(odd[:3])}{more}; "
             "the model may compute with too little precision or have broken weights",
             stacklevel=2,
         )

@@ -25,7 +25,7 @@ class Curriculum(Scheduler):
     (progress 1) it is the target.
 
     Raises:
-        ValueError: `begin` behind `end`, a value outside 0 to 1, an unknown shape.
+        ValueError: `begin` after `end`, a value outside 0 to 1, an unknown shape.
     """
 
     target: Scheduler | Mapping[str, Any] | str = TARGET
@@ -41,7 +41,7 @@ class Curriculum(Scheduler):
         object.__setattr__(self, "target", named(self.target))
         if share(self.begin, "begin") > share(self.end, "end"):
             raise BadOption(
-                f"begin={self.begin!r} lies behind end={self.end!r}: shares fall between them"
+                f"begin={self.begin!r} comes after end={self.end!r}: shares fall between them"
             )
         if self.shape not in get_args(Shape):
             known = get_args(Shape)

@@ -22,7 +22,7 @@ from tokenreduce.scheduler import (
 @schedulers.register("explicit")
 @dataclass(frozen=True)
 class Explicit(Scheduler):
-    """Reduces at each of `layers` to the share of the original tokens beside it in `keeps`.
+    """Reduces at each of `layers` to the share of the original tokens next to it in `keeps`.
 
     Entries of `layers` are layers, or shares of the depth below 1. Lists are as good as tuples. Of
     several shares of the depth that are one layer of a shallow decoder, the last counts.

@@ -1,4 +1,4 @@
-"""Rules that a target is solved with where nobody has named one, and tokens that vanish."""
+"""Rules that a target is solved with where none is named, and tokens that vanish."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def families(
 def vanishing(scheduler: Scheduler, depth: int, visual: int) -> Stop | None:
     """The first stop that leaves fewer than `FEW` of the tokens; None where all leave more.
 
-    A schedule that is meant to drop every token (`keep=0`) is no such case for whoever asks it.
+    A schedule that is meant to drop every token (`keep=0`) is no such case where it was asked for.
     """
     few: Sequence[Stop] = [
         stop for stop in scheduler.stops(depth) if stop.count(visual) < max(1, FEW * visual)

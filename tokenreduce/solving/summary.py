@@ -32,8 +32,8 @@ def summary(
 ) -> dict[str, Any]:
     """A schedule and what it costs, as plain data.
 
-    The vision tower is left out where its sizes are not known, or where nobody says which pictures
-    it is given.
+    The vision tower is left out where its sizes are not known, or where its pictures are
+    not given.
 
     Args:
         sizes: a transformers configuration.

@@ -24,7 +24,7 @@ def stops(answer: Mapping[str, Any]) -> Table:
 
 
 def costs(answer: Mapping[str, Any], convention: str) -> Table:
-    """The unreduced model beside the reduced one."""
+    """The unreduced model and the reduced one."""
     numbers = ("full model", "reduced", "share")
     note = _note(answer, convention)
     made = table("cost of a prefill", ("", *numbers), right=numbers, caption=note)

@@ -19,7 +19,7 @@ from tokenreduce.tokens import Plan, Tokens, gather
 
 LEAST = 1e-6
 """Relevance of the least relevant token, so that it may be chosen at all."""
-NOTHING = 1e-8
+EPSILON = 1e-8
 """Share of a token's own kernel value below which nothing of it is left to add."""
 
 PAPER = Paper(
@@ -52,7 +52,7 @@ class CDPruner(Strategy):
 
     Deviations from the original: with CLIP towers it takes minus the cosine of CLIP's own picture
     and text embeddings, which a stock model does not have; hand it in as `relevance`. It scales
-    relevance over the batch, so that batch mates change the choice, and gives NaN behind the rank.
+    relevance over the batch, so that batch mates change the choice, and gives NaN beyond the rank.
     """
 
     relevance: Callable[[Tokens], Tensor] | None = None
@@ -110,16 +110,16 @@ def greedy(relevance: Tensor, x: Tensor, among: Tensor, n: int) -> Tensor:
     sample = torch.arange(len(x), device=x.device)
 
     def after(pick: Tensor, _: Tensor) -> Tensor:
-        """(b, v) what is left of every token beside the chosen ones."""
+        """(b, v) what is left of every token given the chosen ones."""
         nonlocal left, step
         if step < rows.shape[1]:
             column = (unit @ unit[sample, pick, :, None])[..., 0]
             column = column - (rows[sample, :step, pick][:, None] @ rows[:, :step])[:, 0]
             there = left[sample, pick]
-            adds = there > NOTHING * own[sample, pick]
+            adds = there > EPSILON * own[sample, pick]
             rows[:, step] = column * torch.where(adds, there, 1).rsqrt()[:, None] * adds[:, None]
             left = left - rows[:, step].square()
         step += 1
-        return torch.where(left > NOTHING * own, left, relevance - 4)
+        return torch.where(left > EPSILON * own, left, relevance - 4)
 
     return one_by_one(own, among, n, after)

@@ -37,12 +37,12 @@ class DART(Strategy):
     """Keep a few pivots, and the tokens that duplicate them least.
 
     Pivots are the tokens with the largest keys (L1 over all heads, one layer earlier):
-    `image_pivots` of the picture, which stay, and `text_pivots` of the text behind it. In turn each
+    `image_pivots` of the picture, which stay, and `text_pivots` of the text after it. In turn each
     takes the tokens of lowest cosine similarity to it, after the decoder's last norm, from those
     still free.
 
     The original lets every pivot take the same whole number of tokens, and so keeps less than it
-    was asked for. Here the budget is exact: what is left of it beside the picture's pivots is split
+    was asked for. Here the budget is exact: what is left of it after the picture's pivots is split
     evenly among all pivots, those whose turn comes first taking one more. The pivots of a sample
     are shared by its pictures.
 
@@ -53,7 +53,7 @@ class DART(Strategy):
     image_pivots: int = 4
     """Pivots among the visual tokens; they stay."""
     text_pivots: int = 4
-    """Pivots among the text behind the picture."""
+    """Pivots among the text after the picture."""
 
     needs: ClassVar[frozenset[str]] = frozenset(
         {"keys_before", "text_keys_before", "normed", "text_normed", "text_behind"}

@@ -29,7 +29,7 @@ PAPER = Paper(
 @strategies.register("fitprune")
 @dataclass
 class FitPrune(Scorer):
-    """Drop, behind almost every layer, what text and picture alike attend to least.
+    """Drop, after almost every layer, what text and picture alike attend to least.
 
     The score is the attention that a token got from the text times what it got from the visual
     tokens, each of the largest head, in the layer before the stop. (The original drops between a
@@ -64,4 +64,4 @@ DROPPED = (
     14, 33, 89, 36, 36, 20, 55, 21, 18, 4, 7, 5, 2, 5, 7, 4,
     26, 5, 11, 24, 4, 18, 2, 1, 0, 0, 1, 0, 1, 0, 0, 0,
 )  # fmt: skip
-"""Tokens dropped behind each of 32 layers, of 576: what their calibration gives at 60 %."""
+"""Tokens dropped after each of 32 layers, of 576: what their calibration gives at 60 %."""

@@ -131,7 +131,7 @@ def _neighbours(tokens: Tokens, anchor: Tensor) -> Tensor:
 
 
 def _by_index(tokens: Tokens, anchor: Tensor) -> Tensor:
-    """(b, v) the tokens one index and one width before and behind an anchor, held within 0..n-1."""
+    """(b, v) the tokens one index and one width before and after an anchor, held within 0..n-1."""
     width = tokens.places.column.amax(dim=1, keepdim=True) + 1
     last = _column(tokens.counts, anchor) - 1
     index = torch.arange(anchor.shape[1], device=anchor.device)

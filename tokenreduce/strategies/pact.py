@@ -42,7 +42,7 @@ class PACT(Strategy):
        cluster becomes the mean of its tokens, in the place of its centre.
 
     In the paper the cutoff decides how many clusters there are. Here the budget does: where it ends
-    first, the densest centres stand; where centres run out, the tokens farthest from them follow.
+    first, the densest centres stay; where centres run out, the tokens farthest from them follow.
     Keys are those of the stop's own layer; separators are tokens like any other, and pictures of a
     sample share its budget. The paper also adds the logarithm of a cluster's size to attention,
     which plans cannot say.
@@ -120,7 +120,7 @@ class PACT(Strategy):
         def after(pick: Tensor, _: Tensor) -> Tensor:
             nonlocal nearest
             nearest = torch.minimum(nearest, _far(alike.to(pick[:, None])[..., 0]))
-            # no distance is above 2: who is covered comes behind all who are not
+            # no distance is above 2: the covered come after all that are not
             return torch.where(nearest > self.cutoff, 4 + density, nearest)
 
         return one_by_one(4 + density, among, n, after)

@@ -75,12 +75,12 @@ def _windows(tokens: Tokens, limit: Tensor) -> Tensor:
     first = tile * (tokens.valid.shape[1] + 1)
     for _ in range(2):
         band = _runs(first + row * bands // rows, valid)
-        # separators: one to a band, where the budget leaves a patch beside them
+        # separators: one to a band, where the budget leaves a patch next to them
         signed = (_sizes(band, sign) > 0).long()
         per_tile = _sizes(_first_of(band, tile), None, weight=signed).gather(1, tile)
         kept_signs = per_tile < share
         left = share - torch.where(kept_signs, per_tile, 0)
-        # too few patches to fill the budget beside these separators: every row is a band
+        # too few patches to fill the budget next to these separators: every row is a band
         unfilled = left > patches
         bands = torch.where(unfilled, rows, bands)
 

@@ -45,7 +45,7 @@ class PruMerge(Strategy):
     The budget counts the one more token, and is one for a sample, whatever its number of pictures.
 
     Deviations from the original: its count follows from outliers of the weights, here the budget
-    does. The sum of the rest stands where the best weighted of them stood (there, behind all
+    does. The sum of the rest lies where the best weighted of them was (there, after all
     others), and tokens stay in reading order (there, by weight). Tokens are merged as the language
     model gets them (there, before the projector). Evenly spaced tokens that stay anyway are
     replaced by the next best (there, they stay twice).

@@ -32,7 +32,7 @@ class ScorerMLP(LearnedScorer):
     gate: GateKind = "straight_through"
     """In training: straight_through | soft (fades tokens) | none (no gradient)."""
     temperature: float = 1.0
-    """Of the soft choice behind the gate."""
+    """Of the soft choice in the gate."""
 
     formula: ClassVar[str] = "top k of w · gelu(V norm(token) + Q mean(question))"
     cost: ClassVar[str] = "O(v d w) for a network w wide"

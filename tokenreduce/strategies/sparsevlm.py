@@ -37,7 +37,7 @@ PAPER = Paper(
 class SparseVLM(Strategy):
     """Keep what the words that are about the picture attend to; recycle the best of the rest.
 
-    Text raters are the text tokens behind the picture whose embeddings match it above average.
+    Text raters are the text tokens after the picture whose embeddings match it above average.
     Their attention, one layer earlier, ranks the visual tokens. Version 1 (the paper) merges the
     best 30 % of what it drops into one token for every ten, by density-peak clustering. Version 2
     (SparseVLM+) drops only, reads the 14 heads that look at the picture most, and divides attention
@@ -45,8 +45,8 @@ class SparseVLM(Strategy):
     divisor turns negative beyond 1,707 tokens with heads 128 wide (725 with 64), and the ranking
     with it.
 
-    The budget counts merged tokens. A merged token stands in the place of its cluster's centre (the
-    original puts them behind the kept ones). A sample without text behind its first visual token is
+    The budget counts merged tokens. A merged token takes the place of its cluster's centre (the
+    original puts them after the kept ones). A sample without text after its first visual token is
     rated by its last token. Pictures of a sample share its budget.
 
     Raises:
@@ -123,7 +123,7 @@ class SparseVLM(Strategy):
         return k - merged, clusters(n - k + merged)[0], merged
 
     def scheduler(self) -> Scheduler:
-        """The authors' for 192 of 576 tokens on average: behind layers 2, 6 and 15 of 32."""
+        """The authors' for 192 of 576 tokens on average: after layers 2, 6 and 15 of 32."""
         left = (309, 204, 113) if self.version == 1 else (300, 200, 118)
         return Explicit((3 / 32, 7 / 32, 1 / 2), tuple(n / 576 for n in left))
 
@@ -139,17 +139,17 @@ _EVIDENCE = frozenset(
 def text_raters(tokens: Tokens) -> tuple[Tensor, Tensor]:
     """(b, t) which text tokens rate the visual ones, and how well each matches the picture.
 
-    A visual token's match is a softmax over the text behind the picture; averaged over the visual
+    A visual token's match is a softmax over the text after the picture; averaged over the visual
     tokens of layer 0, it is held against its mean. Where all match alike, all of them rate.
     """
-    behind, there = tokens["text_behind"], tokens["embedding_valid"]
+    after, there = tokens["text_behind"], tokens["embedding_valid"]
     product = tokens["embedding"].float() @ tokens["text_embedding"].float().transpose(1, 2)
-    product = product.masked_fill(~behind[:, None], float("-inf"))
+    product = product.masked_fill(~after[:, None], float("-inf"))
     match = product.softmax(dim=-1).nan_to_num(nan=0.0).masked_fill(~there[..., None], 0.0)
     score = match.sum(dim=1) / there.sum(dim=1, keepdim=True).clamp(min=1)
-    mean = score.sum(dim=1, keepdim=True) / behind.sum(dim=1, keepdim=True).clamp(min=1)
-    raters = behind & (score > mean)
-    return torch.where(raters.any(dim=1, keepdim=True), raters, behind), score
+    mean = score.sum(dim=1, keepdim=True) / after.sum(dim=1, keepdim=True).clamp(min=1)
+    raters = after & (score > mean)
+    return torch.where(raters.any(dim=1, keepdim=True), raters, after), score
 
 
 def clusters(dropped: int) -> tuple[int, int]:
@@ -174,7 +174,7 @@ def _recycled(score: Tensor, tokens: Tokens, numbers: list[tuple[int, int, int]]
     index = order.gather(1, (kept + turn).clamp(max=v - 1))
     there = turn < recycled
     centre, cluster = density_peaks(gather(tokens.hidden, index), there, merged)
-    spare = torch.where(there, index, v)  # filler writes behind the tokens
+    spare = torch.where(there, index, v)  # filler writes after the tokens
     mask = _put(mask, spare, centre)
 
     slot = mask.long().cumsum(dim=1) - 1

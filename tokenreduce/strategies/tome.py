@@ -16,7 +16,7 @@ from tokenreduce.paper import Paper
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
 from tokenreduce.selection import blocks
-from tokenreduce.strategy import Handed, TowerStrategy, strategies
+from tokenreduce.strategy import TowerOutput, TowerStrategy, strategies, tower_output
 from tokenreduce.tokens import Merge, Plan, Tokens
 
 PAPER = Paper(
@@ -65,18 +65,19 @@ class ToMe(TowerStrategy):
     """
     prop_attn: bool = True
     """Attention in proportion to size, in a vision tower (Qwen, GLM, InternVL: false)."""
-    tower: Handed | None = None
-    """null: at decoder layers; merged | spread: in the vision tower, where r decides.
+    tower: TowerOutput | None = None
+    """null: at decoder layers; merged | expanded: in the vision tower, where r decides.
 
     At decoder layers the schedule decides how many leave, and attention stays as it is. In the
-    tower no schedule is asked: `"merged"` hands every group to the language model once, `"spread"`
-    at every place of its tokens.
+    tower no schedule is read: under `"merged"` the language model gets every group once, under
+    `"expanded"` at every position of its tokens.
     """
 
     def __post_init__(self) -> None:
-        if self.tower not in (None, *get_args(Handed)):
-            hint = did_you_mean(str(self.tower), get_args(Handed))
-            raise ValueError(f"no tower {self.tower!r}{hint} (known: None, merged, spread)")
+        self.tower = tower_output(self.tower)
+        if self.tower not in (None, *get_args(TowerOutput)):
+            hint = did_you_mean(str(self.tower), get_args(TowerOutput))
+            raise ValueError(f"no tower {self.tower!r}{hint} (known: None, merged, expanded)")
         if isinstance(self.r, Integral):
             integer(self.r, "r", least=0)
         else:
@@ -101,7 +102,7 @@ class ToMe(TowerStrategy):
         return tuple(int(first + step * i) for i in range(depth))
 
     def counts(self, depth: int, tokens: int, fixed: int = 0) -> tuple[int, ...]:
-        """Tokens behind each layer: never less than half of those that may merge."""
+        """Tokens after each layer: never less than half of those that may merge."""
         left = []
         for asked in self.merges(depth):
             tokens -= min(asked, (tokens - fixed) // 2)
@@ -186,7 +187,7 @@ def match(
     rank = torch.empty_like(order).scatter_(1, order, _arange(order))
     merged = rank < torch.tensor(leaving, device=x.device)[:, None]
 
-    # where every token stands among those that stay: fixed ones, seeking ones, the others, padding
+    # where every token lies among those that stay: fixed ones, seeking ones, the others, padding
     stays = torch.ones_like(valid)
     stays[:, ::2] = ~merged
     standing = place + v * (place % 2)

@@ -42,8 +42,8 @@ class VisionZip(Strategy):
     whatever its number of pictures.
 
     Deviations from the original: the class token's own feature is not among the tokens of a stock
-    model, so that the dominant ones are patches alone; contextual tokens stand where their targets
-    stood (there, behind all others); tokens are merged as the language model gets them (there,
+    model, so that the dominant ones are patches alone; contextual tokens lie where their targets
+    stood (there, after all others); tokens are merged as the language model gets them (there,
     before the projector).
 
     Raises:

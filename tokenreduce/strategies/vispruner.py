@@ -43,7 +43,7 @@ class VisPruner(Strategy):
     """Keep important tokens and, of the others, those that are least alike.
 
     Important are the tokens that the vision tower's class token attends to most: the share
-    `important` of the budget. The others stand in a queue, most attended first. Round by round
+    `important` of the budget. The others form a queue, most attended first. Round by round
     every second of them is held against those between, by the cosine of the tower's features, and
     the eight most alike to one of these leave; the queue goes on with those that were held, most
     alike first, and then the others. The question plays no part, and the tokens of all pictures of
@@ -88,7 +88,7 @@ class VisPruner(Strategy):
         if tokens.separated:  # a share of the budget is theirs
             total = torch.tensor(tokens.counts, device=order.device)[:, None]
             limit = limit * picture.sum(dim=1, keepdim=True) // total.clamp(min=1)
-        # behind the important ones, in the order of attention; what is no picture stands last
+        # after the important ones, in the order of attention; what is no picture lies last
         index = torch.arange(order.shape[1], device=order.device) + first
         queue = order.gather(1, index % order.shape[1])
         size = (picture.sum(dim=1, keepdim=True) - first).clamp(min=0)

@@ -26,7 +26,7 @@ from tokenreduce.benchmarking import table as tables
 from tokenreduce.benchmarking.breakeven import find
 from tokenreduce.benchmarking.candidates import candidates, schedules_at
 from tokenreduce.benchmarking.peers import peer
-from tokenreduce.benchmarking.rounds import Candidate, Race
+from tokenreduce.benchmarking.rounds import Candidate, Interleaved
 from tokenreduce.benchmarking.subjects import Subject, subject
 from tokenreduce.benchmarking.synthetic import MarkedPrompt
 from tokenreduce.checks import integer, integers
@@ -54,8 +54,8 @@ def benchmark(config: DictConfig, output: Path) -> dict[str, Any]:
     entered = [entered_by(config, shape, prompt.visual) for prompt in prompts]
     rows: list[dict[str, Any]] = []
     for prompt, those in zip(prompts, entered, strict=True):
-        race = Race(one.model, prompt, those, int(task.new_tokens), task.progress)
-        rows += race.run(int(task.rounds)).rows()
+        run = Interleaved(one.model, prompt, those, int(task.new_tokens), task.progress)
+        rows += run.run(int(task.rounds)).rows()
     for row in rows:
         row["original"] = peer(one.identity, row)
     clock = Clock(one.model.device).name
@@ -125,9 +125,9 @@ def broken_even(config: DictConfig, one: Subject) -> dict[str, Any]:
     def measure(visual: int) -> dict[str, Any]:
         prompt = MarkedPrompt(visual, int(config.task.text), 1, int(config.seed))
         chosen = entered_by(config, shape, visual)[:1]
-        race = Race(one.model, prompt, chosen, progress=config.task.progress)
-        race.run(int(config.task.rounds), memory=False)
-        row = measured[visual] = race.rows()[0]
+        run = Interleaved(one.model, prompt, chosen, progress=config.task.progress)
+        run.run(int(config.task.rounds), memory=False)
+        row = measured[visual] = run.rows()[0]
         return {
             "ratio": row["prefill"]["ratio"]["median_of_pairs"],
             "interval": row["prefill"]["interval"],
@@ -150,7 +150,7 @@ def broken_even(config: DictConfig, one: Subject) -> dict[str, Any]:
 def compared(
     config: DictConfig, before: dict[str, Any], numbers: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """This run beside an earlier one; warns where they were not made under the same conditions."""
+    """This run against an earlier one; warns where the conditions were not the same."""
     here = {"machine": result.machine(), "versions": result.versions(), **numbers}
     other = against.differences(before, here)
     if other:

@@ -6,7 +6,7 @@
     tokenreduce --config-dir outputs/profile/<time> scheduler=profiled
 
 Prints two tables, draws `profile.png`, and writes the schedule as `scheduler/<task.preset>.yaml`
-into its folder. What was measured stands in `cells.jsonl`: with the same folder
+into its folder. What was measured is in `cells.jsonl`: with the same folder
 (`hydra.run.dir=...`) it is not measured again.
 """
 
@@ -37,10 +37,10 @@ from tokenreduce.errors import BadOption
 from tokenreduce.inference.loaded import load
 from tokenreduce.presets import check_name, stops_of
 from tokenreduce.profiling import (
-    Cell,
     Cells,
-    Meter,
+    Measurement,
     Prompt,
+    ScheduleEvaluator,
     Stops,
     candidates,
     options,
@@ -69,7 +69,7 @@ def profile(config: DictConfig, output: Path) -> dict[str, Any]:
     check_name(str(task.preset), "task.preset")
     refuse_shipped("scheduler", str(task.preset), "task.preset")
     loaded = load(model_spec(config))
-    meter = Meter(
+    meter = ScheduleEvaluator(
         loaded.model,
         loaded.processor,
         asked(config, loaded.processor),
@@ -135,7 +135,7 @@ def asked(config: DictConfig, processor: Any) -> list[Prompt]:
     return prompts_of(reader.prompts(limit, int(config.seed)), encoder, limit, reader.bad)
 
 
-def about(config: DictConfig, meter: Meter) -> dict[str, Any]:
+def about(config: DictConfig, meter: ScheduleEvaluator) -> dict[str, Any]:
     """What a cell depends on."""
     names = ("model", "data", "strategy", "positions", "seed", "min_tokens")
     parts = public(OmegaConf.masked_copy(config, list(names)), apart=True)
@@ -144,7 +144,7 @@ def about(config: DictConfig, meter: Meter) -> dict[str, Any]:
 
 
 def comments(config: DictConfig, numbers: dict[str, Any]) -> list[str]:
-    """What stands above the schedule in its file."""
+    """What is written above the schedule in its file."""
     best, given = numbers["found"], numbers["given"]
     name = config.model.get("id") or "the embedded model"
     return [
@@ -156,13 +156,15 @@ def comments(config: DictConfig, numbers: dict[str, Any]) -> list[str]:
 
 
 @contextmanager
-def _counted(cells: Cells, meter: Meter, total: int, shown: bool | None) -> Iterator[Any]:
+def _counted(
+    cells: Cells, meter: ScheduleEvaluator, total: int, shown: bool | None
+) -> Iterator[Any]:
     """A `measure` that remembers, under a bar."""
     off = not (sys.stderr.isatty() if shown is None else shown)
     done: set[Stops] = set()
     with tqdm(total=total, disable=off, unit="cell", desc="profile") as bar:
 
-        def measure(stops: Stops) -> Cell:
+        def measure(stops: Stops) -> Measurement:
             cell = cells[stops] if stops in cells else cells.add(meter.measure(stops))
             if stops not in done:
                 done.add(stops)

@@ -203,7 +203,7 @@ def by_time(
     config: DictConfig, goal: float, rule: str, options: dict[str, Any]
 ) -> tuple[timing.Found, Any, int, int]:
     """Measures shares on this device; returns what was found, sizes, visual and text tokens."""
-    from tokenreduce.benchmarking.rounds import Candidate, Race
+    from tokenreduce.benchmarking.rounds import Candidate, Interleaved
     from tokenreduce.benchmarking.subjects import subject
     from tokenreduce.inference.clock import Clock
 
@@ -222,8 +222,8 @@ def by_time(
             Candidate(str(share), replace(recipe, scheduler=build(share)), share)
             for share in shares
         ]
-        race = Race(one.model, prompt, those).run(int(config.task.rounds), memory=False)
-        rows = [row["prefill"] for row in race.rows()]
+        run = Interleaved(one.model, prompt, those).run(int(config.task.rounds), memory=False)
+        rows = [row["prefill"] for row in run.rows()]
         first.append(rows[0]["unreduced"]["median_ms"])
         # against the unreduced model of the same rounds: a machine may slow down in between
         return [first[0] * row["ratio"]["median_of_pairs"] for row in rows]

@@ -107,7 +107,7 @@ class Case:
 
         tried = self.trial(strategy)
         adapter = tokenreduce.adapters[FAMILIES[self.family].adapter]()
-        missing = adapter.lacks(strategy.needs, tried.model)
+        missing = adapter.missing_evidence(strategy.needs, tried.model)
         if missing:
             refused(tried, TypeError, min(missing))
             return

@@ -4,7 +4,7 @@
     processor = AutoProcessor.from_pretrained(folder)
     model = AutoModelForImageTextToText.from_pretrained(folder)
 
-Weights are random, classes are the real ones of transformers. What a family needs beside its model
+Weights are random, classes are the real ones of transformers. What a family needs besides its model
 is a `Kit` in `tokenreduce.testing.families`.
 """
 

@@ -26,7 +26,7 @@ WIDTH, HEADS = 8, 3
 LENGTHS = {"h": HEADS, "d": WIDTH, "l": 11, "e": 4, "t": 6}
 Measured = Mapping[str, Callable[[], Tensor]]
 FILLER = 50.0
-"""What stands at padding."""
+"""The value at padding."""
 SHARES = ("attention", "received", "class_match")
 """Words in the names of evidence that is a share, hence positive."""
 
@@ -118,7 +118,7 @@ def _measured(samples: Sequence[Sample], name: str, dims: tuple[str, ...], v: in
 
 
 def _stacked(samples: Sequence[Sample], name: str, dims: tuple[str, ...], v: int) -> Tensor:
-    """(b, *dims) every sample's numbers; what stands at padding is large and means nothing."""
+    """(b, *dims) every sample's numbers; the numbers at padding are large and means nothing."""
     rows = []
     for sample in samples:
         own = [len(sample) if dim in "vo" else LENGTHS.get(dim, 5) for dim in dims]
@@ -250,7 +250,7 @@ def _twice(strategy: Strategy, tokens: Tokens, budget: Sequence[int]) -> list[Pl
     """The plans of two stops, the second for half of the first."""
     first = strategy.plan(tokens, budget)
     if not any(budget):
-        return [first]  # nobody is asked about no tokens
+        return [first]  # without tokens no evidence is asked for
     later = after(tokens, first, budget)
     return [first, strategy.plan(later, [n // 2 for n in budget])]
 
@@ -363,7 +363,7 @@ def own(strategy: Strategy) -> Strategy:
     if not isinstance(strategy, LearnedStrategy):
         return strategy
     mine = copy.deepcopy(strategy)
-    mine.accept_untrained()
+    mine.silence_untrained()
     return mine
 
 

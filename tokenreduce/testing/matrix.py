@@ -162,7 +162,7 @@ def main() -> list[Family]:
 
 
 def place(strategy: str) -> int:
-    """Where a strategy stands in the rotation.
+    """Where a strategy lies in the rotation.
 
     Those that ship follow each other in the order of the registry, first those that fewer families
     can serve. Any other, such as one of a plug-in, has the checksum of its name: the same cases on

@@ -45,7 +45,7 @@ def keeping_all_is_the_plain_model(trial: Trial) -> None:
 
 
 def dropping_is_masking(trial: Trial) -> None:
-    """Law 2: what is dropped at layer k is what nobody sees from layer k on; positions stay.
+    """Law 2: what is dropped at layer k is what no query sees from layer k on; positions stay.
 
     A dropped position gets the output of the last token that is left before it.
     """
@@ -76,7 +76,7 @@ def a_gate_of_ones_changes_nothing(trial: Trial) -> None:
 
 
 def _opened(plan: Plan, v: int) -> Plan:
-    """The plan with a gate that lets everything through, and a token of `v` behind it."""
+    """The plan with a gate that lets everything through, and a token of `v` after it."""
     fallback = torch.zeros(len(plan.keep), v)
     fallback[:, :1] = 1.0
     return replace(plan, gate=Gate(torch.ones(plan.keep.shape), fallback))
@@ -153,13 +153,13 @@ def rows_stand_alone(trial: Trial) -> None:
             has = alone.counts[0] > 0
             for done in sides:
                 mine = done.logits[i, done.batch.real[i]]
-                behind = _behind(alone, reduction)
-                close(f"law 4: sample {i} alone", trial, mine, logits, behind, OTHER_SHAPES)
+                at = _positions_of(alone, reduction)
+                close(f"law 4: sample {i} alone", trial, mine, logits, at, OTHER_SHAPES)
                 if has:
                     _same_choice(trial, i, done, reduction.kept)
 
 
-def _behind(alone: Batch, reduction: Any) -> Tensor:
+def _positions_of(alone: Batch, reduction: Any) -> Tensor:
     """(l,) where a token is left at or before the position; elsewhere there is no output."""
     kept = reduction.kept if alone.counts[0] else {}
     present = oracle.left(alone.visual, alone.real, kept)[0]
@@ -190,7 +190,7 @@ def too_few_tokens_are_left_alone(trial: Trial) -> None:
     for i, n in enumerate(given.counts):
         left, real = n < most, given.real[i]
         expected = (trial.plain("right") if left else done.logits)[i, real]
-        law = f"min_tokens: sample {i} of {n} visual tokens beside one of {most}"
+        law = f"min_tokens: sample {i} of {n} visual tokens next to one of {most}"
         close(law, trial, logits[i, real], expected, tolerance=OTHER_SHAPES)
         for layer, samples in done.kept.items():
             whole = torch.arange(n) if left else samples[i]

@@ -43,7 +43,7 @@ def masked(model: Any, visual: Tensor, kept: Kept) -> Iterator[None]:
 
     Law 2 in words: every query in the layers at and after a stop has the tokens that left at the
     stop masked. Positions stay. Works for a whole sequence and for decoding with a cache; tokens
-    behind `visual` (b, l) are text.
+    after `visual` (b, l) are text.
 
     Args:
         model: an untouched model, with attention "sdpa" or "eager".

@@ -173,9 +173,9 @@ def answers_change_no_choice(trial: Trial) -> None:
 
 def _last_answer(given: Batch) -> Tensor:
     """(b, l) True at the answer that ends each sample."""
-    behind = given.real & (given.labels == IGNORED)
-    position = torch.arange(behind.shape[1]).expand_as(behind)
-    last = torch.where(behind, position, -1).amax(dim=1, keepdim=True)
+    masked = given.real & (given.labels == IGNORED)
+    position = torch.arange(masked.shape[1]).expand_as(masked)
+    last = torch.where(masked, position, -1).amax(dim=1, keepdim=True)
     return given.real & (position > last)
 
 
@@ -288,7 +288,7 @@ def _steps(model: Any, given: Batch, reduction: Any) -> Iterator[Tensor]:
     with torch.no_grad():
         out = given.run(model, reduction, use_cache=True)
     mask, options = given.inputs["attention_mask"], {}
-    # M-RoPE: the model remembers one prompt alone, so that who interleaves two counts by himself
+    # M-RoPE: the model remembers one prompt alone, so that interleaved callers count themselves
     ahead = model.base_model.rope_deltas if given.family.own_positions else None
     while True:
         yield out.logits[:, -1]

@@ -77,7 +77,7 @@ def adapted(model: nn.Module, peft: Mapping[str, Any], revision: str | None = No
 def check_peft(peft: Mapping[str, Any], source: str) -> None:
     """Refuses adapters on top of adapters, or of no size, before anything is loaded.
 
-    They would be saved beside the name of the model under both, without what was trained first.
+    They would be saved next to the name of the model under both, without what was trained first.
 
     Raises:
         ValueError: `source` holds adapters, and `peft` names new ones; or numbers that are none

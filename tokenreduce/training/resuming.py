@@ -175,8 +175,8 @@ def export(trainer: Trainer, processor: Any, best: Path | None, folder: Path) ->
     Every process calls it: parts of a sharded model come from all of them.
 
     Args:
-        trainer: behind its training.
-        processor: written beside the weights.
+        trainer: after its training.
+        processor: written next to the weights.
         best: the checkpoint whose weights are taken.
         folder: replaced as a whole when the new one is complete.
     """

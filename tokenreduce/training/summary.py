@@ -24,7 +24,7 @@ LOGGED = ("kept_share", "flops_share", "tokens_per_second")
 
 
 def save_beside(reduction: tr.Reduction, best: Path | None, folder: Path) -> None:
-    """Writes the reduction beside exported weights; a learned one as it was when they were best."""
+    """Writes the reduction with exported weights; a learned one as it was when they were best."""
     reduction.save(folder)
     if best is not None:
         for name in (FILE, WEIGHTS):
@@ -98,7 +98,7 @@ def averaged(history: Sequence[Mapping[str, Any]], name: str) -> float | None:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Bytes of the GPU that were taken at most, or of this process; None where nobody counts."""
+    """Bytes of the GPU that were taken at most, or of this process; None where none are counted."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":

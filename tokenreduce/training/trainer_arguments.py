@@ -84,7 +84,7 @@ def arguments(
     if not measured:
         given["eval_steps"] = None
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # a tower's layers behind the one that is read get no gradient, nor does it from text alone
+        # a tower's layers after the one that is read get no gradient, nor does it from text alone
         given.setdefault("ddp_find_unused_parameters", True)
     try:
         found = TrainingArguments(

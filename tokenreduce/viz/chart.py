@@ -13,7 +13,7 @@ LABELS = 16  # below the bars that have room
 class Bar:
     """One decoder layer: how high its bars are, in per cent, and what to say of it.
 
-    `stage` is the layer of the stop that it is behind; -1 in front of all of them.
+    `stage` is the layer of the stop that it is after; -1 in front of all of them.
     """
 
     label: str
@@ -26,7 +26,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Chart:
-    """The bars of all layers, lines at round numbers, and one sentence for who cannot see it."""
+    """The bars of all layers, lines at round numbers, and one sentence in place of the picture."""
 
     bars: list[Bar]
     lines: list[tuple[float, str]]

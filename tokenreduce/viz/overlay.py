@@ -71,7 +71,7 @@ def overlay(
         boxes: (n, 4) left, top, right, bottom of every token, 0 to 1 of the picture; empty boxes
             (tokens that carry no picture) draw nothing.
         kept: the tokens that stay.
-        group: as in `Stage`; tokens of a group are bright, wherever the group now stands.
+        group: as in `Stage`; tokens of a group are bright, wherever the group now lies.
     """
     return _under(image, veil(boxes, kept, group, image.size))
 
@@ -119,7 +119,7 @@ def glow(boxes: Boxes, ranked: Sequence[float], size: tuple[int, int]) -> Image.
 
 
 def dotted(drawn: Image.Image, boxes: Boxes, stage: Stage) -> Image.Image:
-    """A veil with a dot on every kept token that contains others: the place where it stands."""
+    """A veil with a dot on every kept token that contains others: the place where it lies."""
     many, draw = Counter(stage.group), ImageDraw.Draw(drawn)
     for i in stage.kept:
         if stage.group is not None and many[stage.group[i]] > 1:
@@ -173,7 +173,7 @@ def strip(
 ) -> Image.Image:
     """One captioned panel per stage, in reading order, at most six in a row.
 
-    With `heated`, the scores by which each stage was chosen stand below it.
+    With `heated`, the scores by which each stage was chosen are drawn below it.
     """
     shown = fitted(image, SIDE)
     size = shown.size

@@ -46,7 +46,7 @@ class Look:
         expected: the right answer where it is known.
         right: whether each of the answers is; None compares them with `expected`, word for word.
         probability: how likely each of the two models says an answer: model -> answer -> number.
-        prefill_ms: times of the prefill, `"full"` and `"reduced"`; empty where nobody measured.
+        prefill_ms: times of the prefill, `"full"` and `"reduced"`; empty where not measured.
         prefill_ratio: reduced over full, of the medians of these times; None where none were taken.
         kept: `{layer: indices}` among all visual tokens of the question.
     """
@@ -260,7 +260,7 @@ def _costs(look: Look) -> list[tuple[str, str, str, float]]:
 
 
 def _answers(look: Look) -> list[dict[str, Any]]:
-    """Rows of the table of answers: who said what, and how likely either model says it."""
+    """Rows of the table of answers: each model's answer, and how likely either model gives it."""
     return [
         {
             "who": who,

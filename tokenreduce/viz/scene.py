@@ -34,7 +34,7 @@ GAP = 4  # pixels between frames
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture, where its visual tokens stand in it, and what is left of them at every stage.
+    """One picture, where its visual tokens lie in it, and what is left of them at every stage.
 
     Attributes:
         name: of the picture: its file, or its number.
@@ -160,7 +160,7 @@ def _whole(found: Sequence[Picture], reduction: Reduction, sample: int) -> list[
         elif plan is not None and plan.score is not None:
             values = plan.score[sample].float().cpu().numpy()[: len(origins)]
             score = np.where(separator, np.nan, np.append(values, np.nan)[here])
-        here = np.append(step, -1)[here]  # who is gone, at -1, stays so
+        here = np.append(step, -1)[here]  # a token that is gone, at -1, stays so
         merged = len(kept) and np.bincount(here[here >= 0], minlength=1).max() > 1
         origins = kept
         group = here.tolist() if merged else None
@@ -172,7 +172,7 @@ def _whole(found: Sequence[Picture], reduction: Reduction, sample: int) -> list[
 def _in_tower(found: Sequence[Picture], reduction: Reduction) -> Stage | None:
     """What the vision tower has merged, where the language model still gets every token.
 
-    None where it has not, or where nobody knows which patches of its latest pass tokens are of.
+    None where it has not, or where it is not known which patches of its latest pass tokens are of.
     """
     inside = reduction.tower
     patches = [p.patches[:, 0] for p in found if p.patches is not None]

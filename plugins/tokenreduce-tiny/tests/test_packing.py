@@ -1,4 +1,4 @@
-"""Many questions behind one image: each is answered as if it stood alone."""
+"""Many questions about one image: each is answered as if it stood alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the model is taught on: rendered scenes of any level, and three lessons beside nine types.
+"""What the model is taught on: rendered scenes of any level, and three lessons next to nine types.
 
 `colour_of` and `shape_of` need two things that no other type needs: to find a thing by its glyph,
 and to tell its colour or shape. Each lesson needs one of the two. No test asks them.
@@ -110,7 +110,7 @@ class Lessons(Reader):
     measured: int = 32
 
     def conversations(self, seed: int) -> Data:
-        """Scenes of the training split, and held-out ones beside them."""
+        """Scenes of the training split, and held-out ones with them."""
         held = self._rows(seed, "heldout", self.measured) if self.measured else None
         return Data(self._rows(seed, "train", self.size), held)
 

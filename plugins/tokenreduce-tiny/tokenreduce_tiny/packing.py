@@ -1,4 +1,4 @@
-"""Packs many questions behind one image, so that the image is read once for all of them.
+"""Packs many questions about one image, so that the image is read once for all of them.
 
 The row of a batch is: image prefix, question 1, answer 1, question 2, answer 2, ... A
 block-diagonal causal mask shows each question only the prefix and itself, and its positions start

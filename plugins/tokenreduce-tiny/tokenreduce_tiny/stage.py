@@ -29,7 +29,7 @@ from tokenreduce_tiny.optim import build_optimizer, build_schedule
 
 Tensors = dict[str, torch.Tensor]
 Compose = Callable[[Sequence[int], str, float], Tensors]
-MEMO = "progress.json"  # beside the Trainer's files; written last, so it marks a whole checkpoint
+MEMO = "progress.json"  # next to the Trainer's files; written last, so it marks a whole checkpoint
 
 
 @dataclass
@@ -92,7 +92,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
 
 
 class Record(TrainerCallback):  # type: ignore[misc]
-    """Writes the log, measures held-out accuracy, keeps the curriculum beside each checkpoint."""
+    """Writes the log, measures held-out accuracy, keeps the curriculum next to each checkpoint."""
 
     def __init__(self, stage: Stage, config: DictConfig, log: Path) -> None:
         self.stage = stage
@@ -141,7 +141,7 @@ class Record(TrainerCallback):  # type: ignore[misc]
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Put the curriculum beside the weights; the checkpoint is whole from here on."""
+        """Put the curriculum next to the weights; the checkpoint is whole from here on."""
         if state.is_world_process_zero:
             folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
             memo = {"curriculum": self.stage.curriculum.state(), "seconds": self._seconds()}

@@ -35,11 +35,11 @@ class TowerBridge:
     Args:
         module: the tower as its model calls it.
         tower: its facts.
-        spread: whether the language model gets as many tokens as ever.
+        expanded: whether the language model gets as many tokens as without merging.
     """
 
-    def __init__(self, module: nn.Module, tower: Tower, spread: bool) -> None:
-        self.tower, self.spread = tower, spread
+    def __init__(self, module: nn.Module, tower: Tower, expanded: bool) -> None:
+        self.tower, self.expanded = tower, expanded
         self._local = threading.local()
         self._handle: Any = module.register_forward_hook(Hook(self._leave), always_call=True)
 
@@ -48,7 +48,7 @@ class TowerBridge:
         self._handle.remove()
 
     def passed(self, merged: Merged) -> None:
-        """Told of every pass, behind the tower's last layer and in its thread."""
+        """Told of every pass, after the tower's last layer and in its thread."""
         self._local.merged = merged
 
     @contextmanager
@@ -63,7 +63,7 @@ class TowerBridge:
 
     def grouped(self, pictures: Sequence[Picture], passes: Sequence[Tensor]) -> list[Picture]:
         """The pictures of one encoder call, each token with its group (sync: once per call)."""
-        if self.spread or not passes:
+        if self.expanded or not passes:
             return list(pictures)
         rows, first = [], 0
         for group in passes:
@@ -82,7 +82,7 @@ class TowerBridge:
             return None
         passes = getattr(self._local, "passes", None)
         if passes is not None:
-            passes.append(merged.behind(self.tower.feature))
+            passes.append(merged.group_after(self.tower.feature))
         if not merged.plans:
             return None
         last = len(self.tower.layers) - 1
@@ -96,7 +96,7 @@ class TowerBridge:
 
 
 def plan(samples: Sequence[Sequence[Picture]], valid: Tensor) -> tuple[Plan, tuple[int, ...]]:
-    """Every group once, where its first token stands; and how many groups a sample has.
+    """Every group once, where its first token lies; and how many groups a sample has.
 
     Args:
         samples: the pictures of each; those of unknown origin have a group for every token.

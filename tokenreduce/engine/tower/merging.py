@@ -1,7 +1,7 @@
 """How a vision tower runs shorter: hooks that merge tokens between a layer's attention and MLP.
 
 A layer keeps its own sums. The norm in front of its MLP is given the merged tokens, so the MLP runs
-on those; its output is spread over the groups, so that the layer's sum fits; behind the layer the
+on those; its output is spread over the groups, so that the layer's sum fits; after the layer the
 groups are merged. Merging is linear, and what was spread is equal within a group: the result is
 that of merging between attention and MLP.
 
@@ -35,10 +35,10 @@ class Merged:
     Never changed: a layer that checkpointing runs again finds what it found the first time.
 
     Attributes:
-        counts: tokens behind each layer (host).
+        counts: tokens after each layer (host).
         group: (n, o) the token that each original one is in by now.
-        size: (n, p) how many original ones each token stands for.
-        first: (n, p) an original one that stands for each.
+        size: (n, p) how many original ones each token represents.
+        first: (n, p) an original one that represents each.
         plans: of the layers so far.
     """
 
@@ -61,8 +61,8 @@ class Merged:
         """Tokens that the tower began with."""
         return self.group.shape[1]
 
-    def behind(self, layer: int) -> Tensor:
-        """(n, o) the token behind `layer` that each original one is in."""
+    def group_after(self, layer: int) -> Tensor:
+        """(n, o) the token after `layer` that each original one is in."""
         o = self.began
         group = torch.arange(o, device=self.group.device).expand_as(self.group)
         for i in sorted(self.plans):
@@ -72,7 +72,7 @@ class Merged:
         return group
 
     def after(self, layer: int, plan: Plan) -> Self:
-        """What is merged behind `layer`."""
+        """What is merged after `layer`."""
         assert plan.group is not None  # `Merging` checks it
         size = self.size.new_zeros(plan.keep.shape).scatter_add(1, plan.group, self.size)
         return replace(
@@ -85,7 +85,7 @@ class Merged:
 
     def spread(self, x: Tensor, layer: int) -> Tensor:
         """What left `layer` (-1: what entered the first), every token as its group became."""
-        return gather(x, self.behind(layer)) if layer >= 0 else x
+        return gather(x, self.group_after(layer)) if layer >= 0 else x
 
     def pairs(self, layer: int) -> tuple[int, int]:
         """Queries times keys of a picture in `layer`: as it was, and had nothing been merged."""
@@ -99,8 +99,8 @@ class Merging:
     Args:
         tower: the facts of the tower.
         strategy: which tokens merge.
-        counts: tokens behind each layer, from how many there are.
-        remember: told about every pass, behind the last layer.
+        counts: tokens after each layer, from how many there are.
+        remember: told about every pass, after the last layer.
         seed: for strategies that draw.
 
     Raises:
@@ -144,7 +144,7 @@ class Merging:
                 tower.key_module(layer).register_forward_hook(Hook(partial(self._keys, i), self)),
                 norm.register_forward_pre_hook(Hook(partial(self._merge, i), self)),
                 mlp.register_forward_hook(Hook(partial(self._spread, i), self)),
-                # in front of those who record hidden states
+                # in front of the hooks that record hidden states
                 layer.register_forward_hook(
                     Hook(partial(self._leave, i), self), always_call=True, prepend=True
                 ),
@@ -268,7 +268,7 @@ class Merging:
         return x
 
     def _carry(self, i: int, x: Tensor, merged: Merged) -> None:
-        """Hands on what was merged, to the next layer or to who asked."""
+        """Passes on what was merged, to the next layer or to `remember`."""
         if i == len(self.tower.layers) - 1:
             self.remember(merged)
         elif merged.plans:

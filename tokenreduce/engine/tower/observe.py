@@ -178,7 +178,7 @@ def watched(tower: Tower | None, needs: frozenset[str]) -> Iterator[Watch | None
 
 
 def check_patches(model: nn.Module, pictures: Iterable[Picture]) -> None:
-    """Refuses evidence of the vision tower about tokens of which nobody knows the patches.
+    """Refuses evidence of the vision tower about tokens whose patches are not known.
 
     Raises:
         ContractError: an encoder whose output has not the layout that the adapter knows.

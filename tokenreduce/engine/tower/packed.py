@@ -28,7 +28,7 @@ class PackedMerged(Merged):
     """What was merged on the way to one layer; the whole sequence is one row.
 
     Attributes:
-        blocks: tokens of every block as the tower begins, and behind each layer (host).
+        blocks: tokens of every block as the tower begins, and after each layer (host).
         seen: per layer so far, the cumulated lengths that it was given; None: the blocks.
     """
 
@@ -51,12 +51,12 @@ class PackedMerged(Merged):
         return _pairs(self.bounds(layer, whole).diff().tolist()), _pairs(whole.diff().tolist())
 
     def spread(self, x: Tensor, layer: int) -> Tensor:
-        """(…, p, d) -> (…, o, d); what was made of it behind the layers is not of tokens."""
+        """(…, p, d) -> (…, o, d); what was made of it after the layers is not of tokens."""
         return whole(x)
 
 
 class PackedMerging(Merging):
-    """Puts the hooks on a packed tower, and on those who read what leaves its layers."""
+    """Puts the hooks on a packed tower, and on the modules that read the output of its layers."""
 
     tower: PackedTower
 
@@ -93,9 +93,9 @@ class PackedMerging(Merging):
                 "attn_implementation='sdpa' or 'eager'"
             )
         counts = cache(self.counts)  # thousands of windows are of few sizes
-        behind = [tuple(counts(n)[i] for n in lengths) for i in range(len(self.tower.layers))]
-        totals = tuple(map(sum, behind))
-        blocks = [tuple(lengths), *behind]
+        after = [tuple(counts(n)[i] for n in lengths) for i in range(len(self.tower.layers))]
+        totals = tuple(map(sum, after))
+        blocks = [tuple(lengths), *after]
         return PackedMerged.nothing(totals, 1, x.shape[-2], x.device, blocks=blocks, seen={})
 
     def _plan(self, x: Tensor, here: LayerState, keys: Tensor) -> Plan:

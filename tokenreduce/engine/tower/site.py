@@ -85,7 +85,7 @@ class TowerSite:
         return self.counts(many)[-1] < many
 
     def counts(self, tokens: int) -> tuple[int, ...]:
-        """Tokens behind each layer, for an encoder that begins with so many; nothing runs.
+        """Tokens after each layer, for an encoder that begins with so many; nothing runs.
 
         The strategy's own counts, or those of the scheduler: shares of the patches.
         """
@@ -112,7 +112,7 @@ class TowerSite:
 
     @property
     def size(self) -> Tensor:
-        """(n, k) how many original tokens each of the last layer's stands for (latest pass)."""
+        """(n, k) how many original tokens each of the last layer's represents (latest pass)."""
         return self._passed().size
 
     @property
@@ -122,7 +122,7 @@ class TowerSite:
 
     @property
     def report(self) -> EncoderReport:
-        """Tokens behind every layer, and FLOPs, of the latest pass."""
+        """Tokens after every layer, and FLOPs, of the latest pass."""
         merged = self._passed()
         n, o = merged.group.shape
         short, whole = (

@@ -64,7 +64,7 @@ class Family:
         marks: inputs that follow from `input_ids` (token types), by name.
         main: the one recipe per adapter that every schedule is tried on; the others are variants.
         bare: a decoder without a vision tower, whose visual positions the caller marks.
-        own_positions: whether the model counts positions in its own way (M-RoPE), so that nobody
+        own_positions: whether the model counts positions in its own way (M-RoPE), so that no caller
             else should.
         attentions: the attention implementations that the family has.
         pictures_first: whether a sample's pictures come before all of its text.

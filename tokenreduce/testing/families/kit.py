@@ -1,4 +1,4 @@
-"""What a tiny checkpoint needs beside its model, for a user to load it from a folder."""
+"""What a tiny checkpoint needs besides its model, for a user to load it from a folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Kit:
 
     Attributes:
         family: the recipe of the model, a name of `models.FAMILIES`.
-        tokens: the family's special tokens by id, beside `PLAIN`.
+        tokens: the family's special tokens by id, besides `PLAIN`.
         marks: what the chat template writes for a part of a message, by the part's type.
         processor: made from a tokenizer and a chat template: the family's own class.
         names: further attributes of the tokenizer, such as `image_token`.
