@@ -96,11 +96,11 @@ def in_one_line(error: BaseException) -> str:
     return " ".join(text.split())
 
 
-def warn_once(said: str) -> None:
+def warn_once(message: str) -> None:
     """Warns of a name that is deprecated, once in a process."""
-    if said not in _said:
-        _said.add(said)
-        warnings.warn(said, DeprecationWarning, stacklevel=4)
+    if message not in _said:
+        _said.add(message)
+        warnings.warn(message, DeprecationWarning, stacklevel=4)
 
 
 def take_renamed(kind: type, names: Mapping[str, str]) -> None:

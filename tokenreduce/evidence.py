@@ -26,7 +26,7 @@ class Evidence:
         dims: of the tensor, after b; empty where it is no tensor (`Tokens.places`).
         source: what it is measured on: the layer of the `"stop"`, the layer `"before"`, the
             `"input"` of layer 0, the vision `"tower"`, or the `"picture"`.
-        says: what it is, for people.
+        meaning: what it is, for people.
         queries: whether every token's query is read, and not those of a few rows.
         flags: whether it is a mask, and no measure.
         layer: of the tower, where the name says none: the `"first"`, the `"last"`, or the one whose
@@ -36,14 +36,14 @@ class Evidence:
     name: str
     dims: tuple[str, ...]
     source: Source
-    says: str
+    meaning: str
     queries: bool = False
     flags: bool = False
     layer: Literal["first", "feature", "last"] | None = None
 
     def __str__(self) -> str:
         shape = f"(b, {', '.join(self.dims)}) " if self.dims else ""
-        return f"{shape}{self.says}"
+        return f"{shape}{self.meaning}"
 
 
 _KINDS = (

@@ -141,7 +141,7 @@ def test_a_run_without_a_screen_says_where_it_is(
 ) -> None:
     bars, draw = Bars(of=3), Condition(tr.Recipe(tr.Random(), tr.Single(), "keep", seed=4))
     answers = {NULL.key: {"0": {}, "1": {}}, draw.key: {"0": {}}}
-    bars.found([NULL, draw], lambda key: answers[key], tmp_path)
+    bars.resumed([NULL, draw], lambda key: answers[key], tmp_path)
     for condition in (NULL, draw):
         with bars.bar(condition, 4, 1):
             pass

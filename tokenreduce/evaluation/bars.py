@@ -27,22 +27,22 @@ class Bars:
     begun: int = 0
 
     @contextmanager
-    def bar(self, condition: Condition, total: int, found: int) -> Iterator[Any]:
-        """A bar over the questions of a condition; `found` are answered already."""
+    def bar(self, condition: Condition, total: int, answered: int) -> Iterator[Any]:
+        """A bar over the questions of a condition; so many are `answered` already."""
         from tqdm.auto import tqdm
 
         self.begun += 1
         name = f"{self.begun}/{max(self.of, self.begun)} {named(condition)}"
         screen = sys.stderr.isatty()
-        if self.shown is not False and not screen and found < total:
-            print(f"tokenreduce: {name}: {counted(total - found, 'question')}", file=sys.stderr)
+        if self.shown is not False and not screen and answered < total:
+            print(f"tokenreduce: {name}: {counted(total - answered, 'question')}", file=sys.stderr)
         hidden = not (screen if self.shown is None else self.shown)
         with tqdm(
-            total=total, initial=found, desc=name, unit="question", disable=hidden, leave=False
+            total=total, initial=answered, desc=name, unit="question", disable=hidden, leave=False
         ) as bar:
             yield bar
 
-    def found(
+    def resumed(
         self, conditions: Sequence[Condition], answers: Callable[[str], Any], at: Path
     ) -> None:
         """Says how many answers an earlier run has left in a folder."""

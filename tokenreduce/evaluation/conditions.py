@@ -79,7 +79,7 @@ class Condition:
         recipe = self.recipe.in_model()
         return lambda: tr.reduce(loaded.model, recipe)
 
-    def asked(self, items: Sequence[Item]) -> list[Item]:
+    def questions(self, items: Sequence[Item]) -> list[Item]:
         """The questions as this condition puts them; those that it cannot change are left out."""
         if self.change is None:
             return list(items)

@@ -56,7 +56,7 @@ class Runner:
         Raises:
             ValueError: what is needed is refused, in every process.
         """
-        items = condition.asked(self.items)
+        items = condition.questions(self.items)
         reason = self._try(condition, items)
         if reason is None:
             with self._alone(condition.key):

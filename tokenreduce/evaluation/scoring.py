@@ -19,22 +19,22 @@ WITHIN = re.compile(r"[.,](?!\d)|-(?!\d)")
 OTHERS = str.maketrans("", "", "".join(set(string.punctuation) - set(".,-")))
 
 
-def exact(said: str, right: str) -> bool:
+def exact(answer: str, right: str) -> bool:
     """Word for word."""
-    return said == right
+    return answer == right
 
 
-def normalised(said: str, right: str) -> bool:
+def normalised(answer: str, right: str) -> bool:
     """Without regard to case, articles, punctuation and white space, as VQA's scorers do."""
-    return _plain(said) == _plain(right)
+    return _plain(answer) == _plain(right)
 
 
-def relaxed(said: str, right: str) -> bool:
+def relaxed(answer: str, right: str) -> bool:
     """As `normalised`, but numbers may be off by 5 % (ChartQA, arXiv 2203.10244, section 5.1)."""
     try:
-        a, b = (float(text.strip().rstrip("%").replace(",", "")) for text in (said, right))
+        a, b = (float(text.strip().rstrip("%").replace(",", "")) for text in (answer, right))
     except ValueError:
-        return normalised(said, right)
+        return normalised(answer, right)
     return abs(a - b) <= TOLERANCE * abs(b)
 
 
@@ -46,14 +46,14 @@ MATCHES: Mapping[str, Callable[[str, str], bool]] = {
 """The rules, by name."""
 
 
-def is_right(item: Item, said: str, match: str = "exact") -> bool:
+def is_right(item: Item, answer: str, match: str = "exact") -> bool:
     """Whether an answer is one of the right ones under a rule of `MATCHES`.
 
     Raises:
         ValueError: an unknown rule.
     """
     same = MATCHES[one_of(match, MATCHES, "rule for right answers")]
-    return any(same(said, right) for right in item.right_answers)
+    return any(same(answer, right) for right in item.right_answers)
 
 
 def first_tokens(tokenizer: Any, answers: Sequence[str]) -> dict[str, list[int]]:
@@ -83,6 +83,6 @@ def _plain(text: str) -> str:
     return " ".join(ARTICLES.sub(" ", text).split()) or text.strip()  # "A" may be an option
 
 
-def right(items: Sequence[Item], said: Sequence[str]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def right(items: Sequence[Item], answers: Sequence[str]) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """(n,) whether every answer is the right one, word for word."""
-    return np.array([a == item.answer for item, a in zip(items, said, strict=True)], dtype=bool)
+    return np.array([a == item.answer for item, a in zip(items, answers, strict=True)], dtype=bool)

@@ -22,13 +22,13 @@ DIGITS = 4
 
 
 def candidates(
-    found: Sensitivity, prices: CostTable, budget: float, stops: int = 4, grid: int = 24
+    losses: Sensitivity, costs: CostTable, budget: float, stops: int = 4, grid: int = 24
 ) -> list[tuple[float, Stops]]:
     """Schedules within a budget, by predicted loss: the best for each last share and number.
 
     Args:
-        found: what one stop costs.
-        prices: what layers cost.
+        losses: what one stop costs.
+        costs: what layers cost.
         budget: share of the unreduced FLOPs.
         stops: the most of them.
         grid: shares that are tried, besides the measured ones: 1/grid, 2/grid, ...
@@ -38,23 +38,23 @@ def candidates(
     """
     integer(stops, "stops", least=1)
     integer(grid, "grid", least=1)
-    limit = budget * prices.full
-    _check(found, prices, budget)
-    least = found.keeps[0]
+    limit = budget * costs.full
+    _check(losses, costs, budget)
+    least = losses.keeps[0]
     levels = sorted(
-        {k for k in (i / grid for i in range(grid)) if k >= least} | set(found.keeps), reverse=True
+        {k for k in (i / grid for i in range(grid)) if k >= least} | set(losses.keeps), reverse=True
     )
     paths: dict[tuple[float, int], list[Path]] = {(1.0, 0): [(0, 0.0, ())]}
-    for layer in range(prices.depth):
+    for layer in range(costs.depth):
         after: dict[tuple[float, int], list[Path]] = {}
-        left = (prices.depth - layer - 1) * prices.layer(least)
+        left = (costs.depth - layer - 1) * costs.layer(least)
         for (keep, used), rows in paths.items():
             nexts = [(keep, used, 0.0)]
-            if layer in found.layers and used < stops:
+            if layer in losses.layers and used < stops:
                 steps = (k for k in levels if k < keep)
-                nexts += [(k, used + 1, found.step(layer, keep, k)) for k in steps]
+                nexts += [(k, used + 1, losses.step(layer, keep, k)) for k in steps]
             for k, number, lost in nexts:
-                price, group = prices.layer(k), after.setdefault((k, number), [])
+                price, group = costs.layer(k), after.setdefault((k, number), [])
                 way = () if k == keep else ((layer, k),)
                 group += [
                     (spent + price, loss + lost, past + way)
@@ -63,11 +63,11 @@ def candidates(
                 ]
         paths = {key: _frontier(rows, limit) for key, rows in after.items() if rows}
     best = [min(rows, key=lambda row: (row[1], row[0])) for rows in paths.values()]
-    made = {topped(past, found, prices, budget) for _, _, past in best}
-    return sorted((found.predicted(way), way) for way in made)
+    made = {topped(past, losses, costs, budget) for _, _, past in best}
+    return sorted((losses.predicted(way), way) for way in made)
 
 
-def topped(stops: Stops, found: Sensitivity, prices: CostTable, budget: float) -> Stops:
+def topped(stops: Stops, losses: Sensitivity, costs: CostTable, budget: float) -> Stops:
     """The same stops with larger shares, where the budget has room.
 
     The stop whose larger share promises most comes first. Shares end after four digits, sooner
@@ -75,15 +75,15 @@ def topped(stops: Stops, found: Sensitivity, prices: CostTable, budget: float) -
     """
     way = tuple((layer, floor(k * 10**DIGITS + 1e-6) / 10**DIGITS) for layer, k in stops)
     for _ in range(len(way)):
-        more = [_raised(way, i, prices, budget) for i in range(len(way))]
-        better = min(more, key=found.predicted)
+        more = [_raised(way, i, costs, budget) for i in range(len(way))]
+        better = min(more, key=losses.predicted)
         if better == way:
             break
         way = better
-    return _distinct(_short(way, prices))
+    return _distinct(_short(way, costs))
 
 
-def _raised(way: Stops, i: int, prices: CostTable, budget: float) -> Stops:
+def _raised(way: Stops, i: int, costs: CostTable, budget: float) -> Stops:
     """Stop `i` with the largest share that the budget and the stop before it allow."""
     layer, keep = way[i]
     most = way[i - 1][1] if i else 1.0
@@ -91,17 +91,17 @@ def _raised(way: Stops, i: int, prices: CostTable, budget: float) -> Stops:
     while low < high:
         middle = (low + high + 1) // 2
         there = (*way[:i], (layer, middle / 10**DIGITS), *way[i + 1 :])
-        low, high = (middle, high) if prices.share(there) <= budget else (low, middle - 1)
+        low, high = (middle, high) if costs.share(there) <= budget else (low, middle - 1)
     return (*way[:i], (layer, low / 10**DIGITS), *way[i + 1 :])
 
 
-def _short(way: Stops, prices: CostTable) -> Stops:
+def _short(way: Stops, costs: CostTable) -> Stops:
     """Every share with as few digits as give the same counts of tokens."""
     most = 1.0
     for i, (layer, keep) in enumerate(way):
-        price = prices.layer(keep)
+        price = costs.layer(keep)
         same = (round(keep, digits) for digits in range(DIGITS))
-        short = next((k for k in same if prices.layer(k) == price), keep)
+        short = next((k for k in same if costs.layer(k) == price), keep)
         most = min(most, short)
         way = (*way[:i], (layer, most), *way[i + 1 :])
     return way
@@ -126,13 +126,13 @@ def _frontier(rows: list[Path], limit: float) -> list[Path]:
     return list(dict.fromkeys(kept.values()))
 
 
-def _check(found: Sensitivity, prices: CostTable, budget: float) -> None:
-    least = prices.share(((found.layers[0], found.keeps[0]),))
+def _check(losses: Sensitivity, costs: CostTable, budget: float) -> None:
+    least = costs.share(((losses.layers[0], losses.keeps[0]),))
     if not 0 < budget < 1:
         raise BadOption(f"budget must lie between 0 and 1 of the unreduced FLOPs, not {budget!r}")
     if least > budget:
         raise BadOption(
             f"infeasible: the minimum is {least:.4g} of the unreduced FLOPs with one stop to "
-            f"{found.keeps[0]:g} at layer {found.layers[0]}, and {budget:.4g} is asked for: "
+            f"{losses.keeps[0]:g} at layer {losses.layers[0]}, and {budget:.4g} is asked for: "
             "profile earlier layers or smaller shares, or raise the budget"
         )

@@ -17,8 +17,8 @@ from tokenreduce.profiling.sensitivity import Sensitivity
 def refine(
     measure: Callable[[Stops], Measurement],
     starts: Iterable[Stops],
-    found: Sensitivity,
-    prices: CostTable,
+    losses: Sensitivity,
+    costs: CostTable,
     budget: float,
     by: str = "jsd",
     stops: int = 4,
@@ -33,53 +33,53 @@ def refine(
     Args:
         measure: of a schedule.
         starts: schedules.
-        found: what one stop costs.
-        prices: what layers cost.
+        losses: what one stop costs.
+        costs: what layers cost.
         budget: share of the unreduced FLOPs.
         by: the measure that decides.
         stops: the most of them.
         trials: neighbours that are measured.
         step: by which a neighbour's share differs.
     """
-    tried = {way: measure(way) for way in starts if prices.share(way) <= budget}
+    tried = {way: measure(way) for way in starts if costs.share(way) <= budget}
     if not tried:
         raise BadOption(f"none of the schedules to start from costs at most {budget:.4g}")
 
     def loss(cell: Measurement) -> tuple[float, float]:
-        return cell.loss(by), prices.share(cell.stops)
+        return cell.loss(by), costs.share(cell.stops)
 
     # losses are predicted at measured layers alone: another schedule competes without neighbours
-    known = [cell for way, cell in tried.items() if {layer for layer, _ in way} <= {*found.layers}]
+    known = [cell for way, cell in tried.items() if {layer for layer, _ in way} <= {*losses.layers}]
     if not known:
         return sorted(tried.values(), key=loss)
     best = min(known, key=loss)
     for _ in range(trials):
-        around = set(neighbours(best.stops, found, prices, budget, stops, step)) - set(tried)
+        around = set(neighbours(best.stops, losses, costs, budget, stops, step)) - set(tried)
         if not around:
             break
-        way = min(around, key=lambda way: (found.predicted(way), way))
+        way = min(around, key=lambda way: (losses.predicted(way), way))
         tried[way] = measure(way)
         best = min(best, tried[way], key=loss)
     return sorted(tried.values(), key=loss)
 
 
 def neighbours(
-    way: Stops, found: Sensitivity, prices: CostTable, budget: float, stops: int, step: float
+    way: Stops, losses: Sensitivity, costs: CostTable, budget: float, stops: int, step: float
 ) -> Iterator[Stops]:
     """Schedules one change away, within the budget and with as much of it as they can use."""
-    for changed in _changed(way, found, stops, step):
+    for changed in _changed(way, losses, stops, step):
         layers = [layer for layer, _ in changed]
         keeps = [1.0, *(keep for _, keep in changed)]
         falls = keeps == sorted(keeps, reverse=True) and layers == sorted(set(layers))
-        if changed and falls and keeps[-1] >= found.keeps[0] and prices.share(changed) <= budget:
-            filled = topped(changed, found, prices, budget)
+        if changed and falls and keeps[-1] >= losses.keeps[0] and costs.share(changed) <= budget:
+            filled = topped(changed, losses, costs, budget)
             if filled != way:
                 yield filled
 
 
-def _changed(way: Stops, found: Sensitivity, stops: int, step: float) -> Iterator[Stops]:
+def _changed(way: Stops, losses: Sensitivity, stops: int, step: float) -> Iterator[Stops]:
     """A stop moved, its share changed, both at once, a stop taken out, or one put in."""
-    places = found.layers
+    places = losses.layers
     for i, (layer, keep) in enumerate(way):
         at = places.index(layer)
         for move in (-2, -1, 0, 1, 2):

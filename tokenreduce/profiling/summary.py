@@ -19,7 +19,7 @@ from tokenreduce.profiling.sensitivity import Sensitivity
 def summary(
     meter: ScheduleEvaluator,
     cells: Cells,
-    found: Sensitivity,
+    losses: Sensitivity,
     ranked: Sequence[Measurement],
     theirs: Stops,
     budget: float,
@@ -29,8 +29,8 @@ def summary(
 
     Args:
         meter: that measured.
-        cells: all that was measured; the whole model, every stop of `found`, `theirs` and `ranked`.
-        found: what one stop costs.
+        cells: all that was measured: the full model, every stop of `losses`, `theirs` and `ranked`.
+        losses: what one stop costs.
         ranked: the schedules that were measured, the best first.
         theirs: the schedule that was given.
         budget: share of FLOPs.
@@ -40,11 +40,11 @@ def summary(
     whole = cells[()]
 
     def row(cell: Measurement) -> dict[str, Any]:
-        known = all(layer in found.layers and k >= found.keeps[0] for layer, k in cell.stops)
+        known = all(layer in losses.layers and k >= losses.keeps[0] for layer, k in cell.stops)
         return {
             **_plain(cell, meter),
             "flops_share": round(prices.share(cell.stops), 6),
-            "predicted": round(found.predicted(cell.stops), 6) if known else None,
+            "predicted": round(losses.predicted(cell.stops), 6) if known else None,
             "loss": round(cell.loss(by) - whole.loss(by), 6),
         }
 
@@ -60,10 +60,10 @@ def summary(
             "visual": _mean(prices, 0),
             "text": _mean(prices, 1),
         },
-        "layers": list(found.layers),
-        "keeps": sorted(found.keeps, reverse=True),
+        "layers": list(losses.layers),
+        "keeps": sorted(losses.keeps, reverse=True),
         "full": _plain(whole, meter),
-        "sensitivity": [row(cells[((a, k),)]) for a in found.layers for k in found.keeps],
+        "sensitivity": [row(cells[((a, k),)]) for a in losses.layers for k in losses.keeps],
         "given": row(cells[theirs]),
         "found": schedules[0],
         "schedules": schedules,

@@ -89,7 +89,7 @@ def evaluate(config: DictConfig, output: Path) -> dict[str, Any]:
     root = root_of(config, output)
     runner = _runner(config, loaded, items, Store(folder_of(root, loaded)), shard)
     runner.bars.of = len(conditions)
-    runner.bars.found(conditions, runner.store.answers, runner.store.folder)
+    runner.bars.resumed(conditions, runner.store.answers, runner.store.folder)
     for condition in conditions:
         runner.run(condition, needed=condition in (tested, FULL))
     about = [draws_beside(tested, conditions), _nothing(runner, tested)]

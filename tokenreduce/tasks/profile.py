@@ -72,7 +72,7 @@ def profile(config: DictConfig, output: Path) -> dict[str, Any]:
     meter = ScheduleEvaluator(
         loaded.model,
         loaded.processor,
-        asked(config, loaded.processor),
+        prompts_for(config, loaded.processor),
         build_strategy(config),
         config.positions,
         seed=config.seed,
@@ -118,7 +118,7 @@ def profile(config: DictConfig, output: Path) -> dict[str, Any]:
     return numbers
 
 
-def asked(config: DictConfig, processor: Any) -> list[Prompt]:
+def prompts_for(config: DictConfig, processor: Any) -> list[Prompt]:
     """The prompts of a profile: `task.samples` questions.
 
     Which, and in which order, is for the reader of the data to say; of rows `seed` draws some, and
