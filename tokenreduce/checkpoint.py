@@ -38,7 +38,7 @@ PARTS = ("strategy", "scheduler", "adapter", "positions", "logits", "seed")
 
 @runtime_checkable
 class Weighted(Protocol):
-    """A strategy with parameters, which lie in a file beside the recipe."""
+    """A strategy with parameters, which lie in a file of their own."""
 
     def save_weights(self, path: str | os.PathLike[str]) -> Path:
         """Writes them."""

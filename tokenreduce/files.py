@@ -122,7 +122,7 @@ def folder_locked(folder: Path, writes: bool = False) -> Iterator[None]:
 
     By a lock of the folder itself, which, unlike that of `locked`, leaves no file in it: for
     folders that a user publishes, or may only read. It ends with the process. Where there are no
-    such locks (Windows, some file systems of a network, no such folder) nobody is kept out.
+    such locks (Windows, some file systems of a network, no such folder) no process is kept out.
     """
     handle = None
     with suppress(ImportError, OSError):

@@ -1,4 +1,4 @@
-"""How gradients of a model's loss reach the scores behind a hard choice.
+"""How gradients of a model's loss reach the scores of a hard choice.
 
 A hard choice has no gradient. The one piece that gives it some is `gated`: kept tokens pass a gate
 whose value is one, and whose gradient is that of a soft choice (straight-through), or, in training
@@ -33,7 +33,7 @@ def gated(
 ) -> Plan:
     """`plan` with a gate through which gradients reach `scores`.
 
-    The soft choice is `soft_top`. Behind a gate that is shut stands the mean of the sample's visual
+    The soft choice is `soft_top`. A gate that is shut lets through the mean of the sample's visual
     tokens, not zero: decoder layers normalise, and would not notice a token that is merely shorter.
     So the gradient says what the loss would become if a token told nothing of its own.
 

@@ -139,7 +139,7 @@ def _gemma3_processor(tokenizer: Any, template: str) -> Any:
 
 
 def _paligemma_processor(tokenizer: Any, template: str) -> Any:
-    """The processor puts `<bos>` itself, behind the images; an answer gets token types of 1."""
+    """The processor puts `<bos>` itself, after the images; an answer gets token types of 1."""
     import transformers
     from tokenizers.processors import TemplateProcessing
 
