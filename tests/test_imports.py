@@ -429,7 +429,7 @@ LONGER = {
     "learned.py LearnedStrategy",
     "reduction.py Reduction",
     # one formula or one walk, which falls apart where it is cut
-    "distillation.py _watching",
+    "distillation.py _recording",
     "engine/attention.py LayerView",
     "engine/tower/merging.py Merging",
     "engine/reading.py CallReader",

@@ -85,7 +85,7 @@ def test_the_teacher_is_the_attention_of_the_plain_model():
     from tokenreduce import distillation
 
     scorer = Seen(hidden=8)
-    with distillation._watching(model, scorer, None, 4, "attention", None, 0) as watch:
+    with distillation._recording(model, scorer, None, 4, "attention", None, 0) as watch:
         with torch.no_grad():
             maps = model(**given.inputs, output_attentions=True).attentions[4]
         seen = watch.take()
