@@ -54,7 +54,7 @@ HALVINGS = 40
 class LearnedStrategy(Strategy, nn.Module):
     """A strategy that is a `torch.nn.Module` as well: it owns parameters.
 
-    A subclass says in `build` what modules it has, and in `decide` what `plan` says of others. It
+    A subclass makes its modules in `build`, and its plan in `decide` in place of `plan`. It
     is a dataclass whose fields are its options, `@dataclass(eq=False)`. Its parameters are in fp32
     and on no model: `strategy.parameters()` go to an optimiser, `state_dict()`, `to()`, `train()`
     are those of torch. They are built when the width of the model is known, by `tokenreduce.reduce`
@@ -96,7 +96,7 @@ class LearnedStrategy(Strategy, nn.Module):
         """The plan; with gradients on, where it is to learn, it may depend on the parameters."""
 
     def plan(self, tokens: Tokens, budget: Sequence[int]) -> Plan:
-        """What `decide` says, in fp32 whatever the model computes in."""
+        """The plan of `decide`, in fp32 whatever the model computes in."""
         hidden = tokens.hidden
         self.materialize(hidden.shape[-1], tokens.seed, hidden.device)
         learning = tokens.learning and any(p.requires_grad for p in self.parameters())
@@ -315,9 +315,9 @@ def gated(
 ) -> Plan:
     """`plan` with a gate through which gradients reach `scores`.
 
-    The soft choice is `soft_top`. A gate that is shut lets through the mean of the sample's visual
-    tokens, not zero: decoder layers normalise, and would not notice a token that is merely shorter.
-    So the gradient says what the loss would become if a token told nothing of its own.
+    The soft choice is `soft_top`. Where the gate is 0, the mean of the sample's visual tokens is
+    used, not zero: decoder layers normalise, and would not notice a token that is merely shorter.
+    So the gradient is that of a loss in which a token has no content of its own.
 
     Args:
         plan: the hard choice.
