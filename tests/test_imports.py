@@ -516,7 +516,7 @@ LONGER = {
     "learning/strategy.py LearnedStrategy",
     "reduction.py Reduction",
     # one formula or one walk, which falls apart where it is cut
-    "learning/distill.py _watching",
+    "learning/distill.py _recording",
     "engine/attention.py LayerView",
     "engine/tower/merging.py Merging",
     "engine/reading.py CallReader",

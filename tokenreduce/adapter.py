@@ -78,7 +78,7 @@ class Adapter:
     def missing_evidence(self, needs: frozenset[str], model: Part) -> frozenset[str]:
         """The evidence among `needs` that it cannot measure on `model`.
 
-        A family may have towers of several kinds, not all of which tell something.
+        A family may have towers of several kinds, not all of which give evidence.
 
         Raises:
             ValueError: evidence in a layer that the model's tower does not have.
@@ -151,7 +151,7 @@ class Adapter:
     def merging(self, base: Part) -> frozenset[str]:
         """What the language model may get where tokens are merged inside its vision tower.
 
-        `"expanded"`: as many tokens as ever; the tower's layers are in the order that `Tower` says,
+        `"expanded"`: as many tokens as ever; the tower's layers are in the order of `Tower`,
         and what uses its output reads its `hidden_states` or `last_hidden_state`. `"merged"`:
         every group once; a visual token is made of one patch, which its picture names.
         """

@@ -29,7 +29,7 @@ class Evidence:
         meaning: what it is, for people.
         queries: whether every token's query is read, and not those of a few rows.
         flags: whether it is a mask, and no measure.
-        layer: of the tower, where the name says none: the `"first"`, the `"last"`, or the one whose
+        layer: of the tower, where the name has none: the `"first"`, the `"last"`, or the one whose
             `"feature"`s are used; None where it is of no layer.
     """
 
@@ -192,7 +192,7 @@ EVIDENCE: Mapping[str, Evidence] = MappingProxyType({kind.name: kind for kind in
 
 With labels, text tokens and queries are those in front of the sample's first answer: no choice may
 depend on what it has to predict. (The rows of `attention` are the tokens before every answer.) What
-the tower tells is of the patches that a visual token is made of (their mean).
+the tower gives is of the patches that a visual token is made of (their mean).
 """
 
 TOWER = MappingProxyType({n: kind for n, kind in EVIDENCE.items() if kind.source == "tower"})
@@ -230,7 +230,7 @@ def kind_of(name: str) -> str:
 
 
 def layer_of(name: str, depth: int) -> int | None:
-    """The layer that the name of evidence says, in a tower of `depth` layers; None without one.
+    """The layer in the name of evidence, in a tower of `depth` layers; None without one.
 
     Raises:
         ValueError: the tower has no such layer.

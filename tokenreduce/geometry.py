@@ -40,7 +40,7 @@ class Picture:
         patches: (n, m) the patches that each token is made of, counted over everything that the
             tower was given in one call, class tokens left out; -1 where there are fewer than m.
             None where not known.
-        measures: what the vision tower says about the tokens, by name of evidence: (n, …) each.
+        measures: evidence of the vision tower on the tokens, by name: (n, …) each.
     """
 
     frame: Tensor

@@ -27,7 +27,7 @@ from tokenreduce.strategy import Positions, Strategy, strategies
 
 Logits = Literal["full", "text"]
 FILED = ("format", "tokenreduce", "model")
-"""What a checkpoint's file says besides: of the file, and of the model that it lies next to."""
+"""What else a checkpoint's file holds: of the file, and of the model that it lies next to."""
 
 
 @dataclass(frozen=True)

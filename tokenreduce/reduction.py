@@ -45,7 +45,7 @@ class Reduction:
     Attributes:
         model: as `reduce()` was given it.
         recipe: with what it is reduced: nothing in it is left to be found.
-        strategy, scheduler, adapter, positions, logits, seed, min_tokens: what it was asked for; a
+        strategy, scheduler, adapter, positions, logits, seed, min_tokens: as given to `reduce`; a
             plain vision encoder has no adapter, and maybe no scheduler.
         decoder: the module whose `layers` are the decoder layers; None for a vision encoder.
         tower: what is merged inside the vision tower (plans, groups, sizes, report); None where
@@ -86,7 +86,7 @@ class Reduction:
             self._at_layers = DecoderSite(roots, adapter.base(core), config, scheduler, text)
             if isinstance(strategy, TowerStrategy) and strategy.tower is not None:
                 tower = adapter.tower(adapter.base(core))
-                assert tower is not None  # `reduce` asked the adapter
+                assert tower is not None  # `reduce` has it from the adapter
                 self.tower = TowerSite(tower, strategy, None, self.seed, self._passed)
             strategy.initialize(self.decoder, self.seed)
         self._apply()
@@ -97,7 +97,7 @@ class Reduction:
 
     @property
     def _applied(self) -> bool:
-        """Whether nothing has to be said when the reduction is removed."""
+        """Whether no warning is due when the reduction is removed."""
         return all(site.applied for site in self._sites)
 
     @_applied.setter
@@ -396,7 +396,7 @@ def load(model: nn.Module, directory: str | PathLike[str]) -> Reduction:
     """Applies the reduction that was saved in `directory` to `model`, as `reduce()` does.
 
     Raises:
-        FileNotFoundError: the folder holds no such file, or not the weights that it tells of.
+        FileNotFoundError: the folder holds no such file, or not the weights that it names.
         ValueError: a broken or newer file, a name that is not registered, a model of another
             family or depth than the reduction was made for, or weights that are not those that
             were saved with it or do not fit the model.

@@ -142,7 +142,7 @@ class Report:
         selection_flops: what choosing adds, at most: a score by the attention that one token pays
             to all (`tokenreduce.cost.selection_macs`), or 0 for methods that measure nothing; None
             for other evidence, which no formula describes.
-        skipped: per sample, why none were although that was asked for; None where they were, or
+        skipped: per sample, why none were although a reduction was given; None where they were, or
             where there are none.
         tower: of the latest pass through the vision tower, where it merges tokens.
     """

@@ -1,7 +1,7 @@
 """From scores to kept indices, and pieces that several methods share: likeness, greedy picks.
 
-Public, for authors of methods. Memory grows linearly with the tokens: what is said of every pair of
-more than `DENSE` of them is read in blocks. Shapes: b samples, v visual tokens, n picks, d width.
+Public, for authors of methods. Memory grows linearly with the tokens: results for every pair of
+more than `DENSE` of them are read in blocks. Shapes: b samples, v visual tokens, n picks, d width.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def empty_mix(name: str, like: Tensor, k: int) -> Tensor:
 
     Args:
         name: of the strategy, for the refusal.
-        like: says samples, tokens, type and device.
+        like: gives samples, tokens, type and device.
         k: kept tokens.
 
     Raises:
@@ -134,12 +134,12 @@ def empty_mix(name: str, like: Tensor, k: int) -> Tensor:
 
 
 def other_picture(tokens: Tokens, index: Tensor, rows: slice = slice(None)) -> Tensor:
-    """(b, rows, n) True where a token is of another picture (or frame, or tile) than `index` says.
+    """(b, rows, n) True where a token is of another picture (frame, tile) than the one of `index`.
 
     Args:
         tokens: all of them.
         index: (b, n) the tokens that they are held against.
-        rows: which tokens are held against these; all, unless said.
+        rows: which tokens are held against these; all, unless given.
     """
     grid = tokens.places.grid
     return grid[:, rows, None] != grid.gather(1, index)[:, None]
@@ -205,7 +205,7 @@ def one_by_one(
     """(b, v) scores that rank tokens in the order in which they are picked, the unpicked last.
 
     The token with the highest value is picked; then `after(pick, values)`, with `pick` (b,) the
-    index of that token, says what every token is worth from now on. Without replacement; the
+    index of that token, returns the scores of all tokens from now on. Without replacement; the
     order does not depend on `n`: samples with smaller budgets read the same one.
 
     Args:

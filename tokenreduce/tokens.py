@@ -78,7 +78,7 @@ class Tokens:
         ordered: False where a plan's `keep` may be in any order (a tower, whose attention knows no
             order, and where the order of earlier plans is what the method goes on from).
         learning: whether gradients are wanted here: then a plan may have a gate.
-        evidence: named measurements, computed when first asked for: `tokens["attention"]`.
+        evidence: named measurements, computed when first read: `tokens["attention"]`.
     """
 
     hidden: Tensor
@@ -302,7 +302,7 @@ class Plan:
 PLAN = tuple(one.name for one in fields(Plan))
 
 EARLIER = ("group", "weight", "how", "mix", "ground")
-"""What a plan of version 0.1 said by itself, and what its `content` and `gate` say now."""
+"""Fields of a plan of version 0.1, now parts of its `content` and `gate`."""
 
 
 def _translated(content: Any, gate: Any, earlier: dict[str, Any]) -> tuple[Any, Any]:

@@ -82,10 +82,10 @@ def test_the_teacher_is_the_attention_of_the_plain_model():
         def score(self, tokens):
             return super().score(tokens)
 
-    from tokenreduce.learning.distill import _watching
+    from tokenreduce.learning.distill import _recording
 
     scorer = Seen(hidden=8)
-    with _watching(model, scorer, None, 4, "attention", None, 0) as watch:
+    with _recording(model, scorer, None, 4, "attention", None, 0) as watch:
         with torch.no_grad():
             maps = model(**given.inputs, output_attentions=True).attentions[4]
         seen = watch.take()

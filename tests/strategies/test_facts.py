@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import tokenreduce as tr
-from tokenreduce.tokens import at_layer
+from tokenreduce.evidence import at_layer
 
 SPARSE = {
     "text_attention_before", "attention_before", "text_behind",

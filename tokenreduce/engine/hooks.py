@@ -75,8 +75,8 @@ class Replaced:
         return _plain, (self.module, self.name)
 
 
-class Watched(Replaced):
-    """Intercepts outermost calls of a method; calls made by another intercepted method pass.
+class Intercepted(Replaced):
+    """Intercepts outermost calls of a method; those of another intercepted method pass.
 
     Args:
         module: whose method it is.

@@ -24,7 +24,7 @@ from tokenreduce.engine.prompt import Given, PictureQueue, Prompt
 from tokenreduce.engine.restore import text_rows
 from tokenreduce.engine.sequence import Sequence
 from tokenreduce.engine.state import MARKED, CallState, CallStates, Marks
-from tokenreduce.engine.tower.observe import check_patches, measure, watched
+from tokenreduce.engine.tower.observe import capturing, check_patches, measure
 from tokenreduce.errors import ReductionWarning
 from tokenreduce.tower import Part
 
@@ -135,14 +135,14 @@ class CallReader:
         groups: AbstractContextManager[list[Tensor]] = nullcontext([])
         if bridge is not None:
             groups = bridge.encoding()
-        with watched(self.tower, self.config.strategy.needs) as watch, groups as passes:
+        with capturing(self.tower, self.config.strategy.needs) as capture, groups as passes:
             output = run()
         read = adapter.clips if kind == VIDEO else adapter.pictures
         pictures = read(self.base, call, output)
-        if watch is not None or (bridge is not None and not bridge.expanded and passes):
+        if capture is not None or (bridge is not None and not bridge.expanded and passes):
             check_patches(self.base, pictures)
-        if watch is not None:
-            pictures = measure(pictures, watch)
+        if capture is not None:
+            pictures = measure(pictures, capture)
         if bridge is not None:
             pictures = bridge.grouped(pictures, passes)
         self.queue.put(kind, pictures)

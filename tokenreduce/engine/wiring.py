@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tokenreduce.engine import apply, contract
 from tokenreduce.engine.call import LayerCall, ModelCall, cache_of
 from tokenreduce.engine.engine_config import EngineConfig
-from tokenreduce.engine.hooks import Hook, Replaced, Watched, bind, parameters
+from tokenreduce.engine.hooks import Hook, Intercepted, Replaced, bind, parameters
 from tokenreduce.engine.reading import Arguments, CallReader, Keywords
 from tokenreduce.engine.restore import restore_output
 from tokenreduce.engine.sequence import Sequence
@@ -93,7 +93,7 @@ class Wiring:
             self.handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
         for name, kind in adapter.encoders.items():
             if hasattr(base, name):
-                self.handles.append(Watched(base, name, partial(self.reader.of_encoder, kind)))
+                self.handles.append(Intercepted(base, name, partial(self.reader.of_encoder, kind)))
         for name in adapter.feature_injections:
             self.handles.append(Replaced(decoder, name, self._between))
 

@@ -114,7 +114,7 @@ def split_settings(arguments: Mapping[str, Any]) -> tuple[Settings | None, dict[
 
 
 @dataclass
-class Watch:
+class PromptTotals:
     """What a reduced model's prompts came to, and the errors that happened inside `generate`.
 
     Attributes:
@@ -175,23 +175,23 @@ class Watch:
 
 
 @contextmanager
-def watched(model: Any, reduction: Reduction) -> Iterator[Watch]:
+def totalled(model: Any, reduction: Reduction) -> Iterator[PromptTotals]:
     """Watches every call of `model.generate` inside the block."""
-    watch, generate = Watch(), model.generate
+    totals, generate = PromptTotals(), model.generate
 
     def through(*args: Any, **kwargs: Any) -> Any:
-        watch.prompts += 1
+        totals.prompts += 1
         try:
             found = generate(*args, **kwargs)
         except Exception as error:
-            watch.errors.append(error)
+            totals.errors.append(error)
             raise
-        watch.add(reduction)
+        totals.add(reduction)
         return found
 
     model.generate = through
     try:
-        yield watch
+        yield totals
     finally:
         vars(model).pop("generate", None)
 
@@ -243,23 +243,23 @@ class Reduced:
         super().clean()  # type: ignore[misc]
 
     def _watched(self, answer: Callable[[list[Any]], Any], requests: list[Any]) -> Any:
-        with watched(_module_of(self), self.reduction) as watch:
+        with totalled(_module_of(self), self.reduction) as totals:
             found = answer(requests)
         if requests:
-            watch.check(self.reduction)
-            _log(watch)
+            totals.check(self.reduction)
+            _log(totals)
         return found
 
 
-def _log(watch: Watch) -> None:
+def _log(totals: PromptTotals) -> None:
     """To lmms-eval's results, and a line on the screen."""
     from lmms_eval.models.model_utils.gen_metrics import get_logged_metrics_history
 
-    numbers, logged = watch.numbers(), get_logged_metrics_history()
+    numbers, logged = totals.numbers(), get_logged_metrics_history()
     if logged:  # what the model's own class has just written of its speed
         logged[-1].update(numbers)
     said = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-    print(f"tokenreduce: {watch.prompts} prompts, {said}", file=sys.stderr)
+    print(f"tokenreduce: {totals.prompts} prompts, {said}", file=sys.stderr)
 
 
 def _module_of(holder: Any) -> nn.Module:

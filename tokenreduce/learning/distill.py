@@ -78,10 +78,10 @@ def distill(
         ValueError: no batch had a visual token, an unknown teacher, or a layer beyond the model.
     """
     log: list[dict[str, float]] = []
-    with _watching(model, strategy, scheduler, layer, teacher, adapter, seed) as watch:
+    with _recording(model, strategy, scheduler, layer, teacher, adapter, seed) as recorder:
         if optimizer is None:
             optimizer = torch.optim.AdamW(strategy.parameters(), lr=lr)
-        for found in _passes(model, watch, batches, again=steps is not None):
+        for found in _passes(model, recorder, batches, again=steps is not None):
             with torch.enable_grad():
                 loss = torch.stack([divergence(*pair) for pair in found]).mean()
             optimizer.zero_grad()
@@ -110,8 +110,8 @@ def agreement(
     The mean rank correlation (Spearman) over batches and stops; nothing is trained. Arguments and
     errors are those of `distill`.
     """
-    with _watching(model, strategy, scheduler, layer, teacher, adapter, seed) as watch:
-        each = [ranks(*p) for found in _passes(model, watch, batches, False) for p in found]
+    with _recording(model, strategy, scheduler, layer, teacher, adapter, seed) as recorder:
+        each = [ranks(*p) for found in _passes(model, recorder, batches, False) for p in found]
     return float(torch.stack(each).mean())
 
 
@@ -148,8 +148,8 @@ def ranks(scores: Tensor, target: Tensor, among: Tensor) -> Tensor:
 
 
 @dataclass(eq=False)
-class Watch(Strategy):
-    """Looks on as the unreduced model runs: scores at the stops, attention at the teacher's layer.
+class ScoreRecorder(Strategy):
+    """Records, as the unreduced model runs, scores at the stops, attention at the teacher's layer.
 
     Attributes:
         pupil: whose scores are taken, with gradients.
@@ -185,7 +185,7 @@ class Watch(Strategy):
         return Plan(keep.expand_as(tokens.valid), tokens.valid)
 
     def scheduler(self) -> Scheduler:
-        """The pupil's; `Looking` adds the teacher's layer."""
+        """The pupil's; `RecordingStops` adds the teacher's layer."""
         return self.pupil.scheduler()
 
     def take(self) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -204,7 +204,7 @@ class Watch(Strategy):
 
 
 @dataclass(frozen=True)
-class Looking(Scheduler):
+class RecordingStops(Scheduler):
     """Stops where another schedule has some and at one more layer; all keep everything."""
 
     schedule: Scheduler
@@ -217,7 +217,7 @@ class Looking(Scheduler):
 
 
 @contextmanager
-def _watching(
+def _recording(
     model: nn.Module,
     strategy: LearnedScorer,
     scheduler: Scheduler | None,
@@ -225,36 +225,36 @@ def _watching(
     teacher: str,
     adapter: Any,
     seed: int,
-) -> Iterator[Watch]:
-    """A model in evaluation mode that tells what it attends to."""
+) -> Iterator[ScoreRecorder]:
+    """A model in evaluation mode, with its attention recorded."""
     if not isinstance(strategy, LearnedScorer):
         raise Incompatible(f"only a LearnedScorer can be taught, not {strategy!r}")
     one_of(teacher, TEACHERS, "teacher")
     schedule = strategy.scheduler() if scheduler is None else scheduler
-    watch = Watch(strategy, teacher)
-    with reduce(model, watch, Looking(schedule, layer), adapter=adapter, seed=seed) as reduction:
+    recorder, stops = ScoreRecorder(strategy, teacher), RecordingStops(schedule, layer)
+    with reduce(model, recorder, stops, adapter=adapter, seed=seed) as reduction:
         depth = len(reduction.decoder.layers)
         strategy.initialize(reduction.decoder, seed)
-        watch.at = frozenset(stop.layer for stop in schedule.stops(depth))
-        watch.layer = layer_at(layer, depth)
+        recorder.at = frozenset(stop.layer for stop in schedule.stops(depth))
+        recorder.layer = layer_at(layer, depth)
         mode = model.training
         model.eval()
         try:
-            yield watch
+            yield recorder
         finally:
             model.train(mode)
 
 
 def _passes(
-    model: nn.Module, watch: Watch, batches: Batches, again: bool
+    model: nn.Module, recorder: ScoreRecorder, batches: Batches, again: bool
 ) -> Iterator[list[tuple[Tensor, Tensor, Tensor]]]:
-    """What every batch with visual tokens says; over and over where asked."""
+    """The recording of every batch with visual tokens; without end where `again`."""
     while True:
         any_ = False
         for batch in batches:
             with torch.no_grad():
                 model(**batch)
-            if found := watch.take():
+            if found := recorder.take():
                 any_ = True
                 yield found
         if not any_:

@@ -49,7 +49,7 @@ EARLIER = {
 class LearnedStrategy(Strategy, nn.Module):
     """A strategy that is a `torch.nn.Module` as well: it owns parameters.
 
-    A subclass says in `build` what modules it has, and in `decide` what `plan` says of others. It
+    A subclass makes its modules in `build`, and its plan in `decide` in place of `plan`. It
     is a dataclass whose fields are its options, `@dataclass(eq=False)`. Its parameters are in fp32
     and on no model: `strategy.parameters()` go to an optimiser, `state_dict()`, `to()`, `train()`
     are those of torch. They are built when the width of the model is known, by `tokenreduce.reduce`
@@ -91,7 +91,7 @@ class LearnedStrategy(Strategy, nn.Module):
         """The plan; with gradients on, where it is to learn, it may depend on the parameters."""
 
     def plan(self, tokens: Tokens, budget: Sequence[int]) -> Plan:
-        """What `decide` says, in fp32 whatever the model computes in."""
+        """The plan of `decide`, in fp32 whatever the model computes in."""
         hidden = tokens.hidden
         self.materialize(hidden.shape[-1], tokens.seed, hidden.device)
         learning = tokens.learning and any(p.requires_grad for p in self.parameters())

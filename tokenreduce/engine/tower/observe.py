@@ -29,7 +29,7 @@ def of_tower(needs: frozenset[str]) -> frozenset[str]:
     return frozenset(need for need in needs if kind_of(need) in TOWER)
 
 
-class Watch:
+class TowerCapture:
     """Captures what some of the tower's layers project, for one encoder call.
 
     Args:
@@ -43,12 +43,12 @@ class Watch:
         self.handles: list[Any] = []
         for number in {self._number(name) for name in self.needs if TOWER[kind_of(name)].layer}:
             layer = tower.layers[number]
-            self._listen((number, "call"), tower.attention(layer))
+            self._capture_call((number, "call"), tower.attention(layer))
             for i, projection in enumerate(tower.projections(layer)):
-                self._watch((number, i), projection)
+                self._capture_output((number, i), projection)
         if "tower_features" in self.needs:
             last = tower.layers[tower.feature] if tower.norm is None else tower.norm
-            self._watch((self._feature, "output"), last)
+            self._capture_output((self._feature, "output"), last)
 
     @property
     def _feature(self) -> int:
@@ -61,7 +61,7 @@ class Watch:
         usual = {"first": 0, "feature": self._feature, "last": depth - 1}
         return usual[str(TOWER[kind_of(name)].layer)] if named is None else named
 
-    def _listen(self, key: tuple[int, Any], module: nn.Module) -> None:
+    def _capture_call(self, key: tuple[int, Any], module: nn.Module) -> None:
         owner = threading.get_ident()
 
         def note(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -70,14 +70,14 @@ class Watch:
 
         self.handles.append(module.register_forward_pre_hook(note, with_kwargs=True))
 
-    def _watch(self, key: tuple[int, Any], module: nn.Module) -> None:
+    def _capture_output(self, key: tuple[int, Any], module: nn.Module) -> None:
         def take(output: Any) -> None:
             self.taken[key] = output[0] if isinstance(output, tuple) else output
 
         self.handles.append(module.register_forward_hook(in_this_thread(take)))
 
     def close(self) -> None:
-        """Stops watching."""
+        """Removes its hooks."""
         for handle in self.handles:
             handle.remove()
 
@@ -165,16 +165,16 @@ class Watch:
 
 
 @contextmanager
-def watched(tower: Tower | None, needs: frozenset[str]) -> Iterator[Watch | None]:
+def capturing(tower: Tower | None, needs: frozenset[str]) -> Iterator[TowerCapture | None]:
     """Captures the tower inside the block, where a strategy needs something of it."""
     if tower is None or not of_tower(needs):
         yield None
         return
-    watch = Watch(tower, needs)
+    capture = TowerCapture(tower, needs)
     try:
-        yield watch
+        yield capture
     finally:
-        watch.close()
+        capture.close()
 
 
 def check_patches(model: nn.Module, pictures: Iterable[Picture]) -> None:
@@ -194,13 +194,13 @@ def check_patches(model: nn.Module, pictures: Iterable[Picture]) -> None:
             )
 
 
-def measure(pictures: Sequence[Picture], watch: Watch) -> list[Picture]:
+def measure(pictures: Sequence[Picture], capture: TowerCapture) -> list[Picture]:
     """The pictures with what the tower said about each of their tokens.
 
     A token's evidence is the mean over its patches (`Picture.patches`), zero for separators.
     """
     with torch.no_grad():
-        whole = {name: watch.patches(name).detach() for name in sorted(watch.needs)}
+        whole = {name: capture.patches(name).detach() for name in sorted(capture.needs)}
     return [
         replace(
             picture,
