@@ -15,6 +15,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from tokenreduce.errors import BadOption
 from tokenreduce.tokens import SPAN, Places
 
 Box = tuple[float, float, float, float]
@@ -283,7 +284,16 @@ def _sample(pictures: list[Picture]) -> Tensor:
 
 
 def measured(samples: Sequence[Sequence[Picture]], name: str) -> Tensor:
-    """(b, v, …) one measure of a batch's visual tokens; zeros at padding."""
+    """(b, v, …) one measure of a batch's visual tokens; zeros at padding.
+
+    Raises:
+        BadOption: a picture that was given by hand does not carry it.
+    """
+    if not all(name in p.measures for pictures in samples for p in pictures):
+        raise BadOption(
+            f"the strategy needs {name!r}, which a picture given by hand does not carry: "
+            f"replace(picture, measures={{{name!r}: …}}), one row for each of its visual tokens"
+        )
     rows = [torch.cat([p.measures[name] for p in pictures]) for pictures in samples if pictures]
     found = iter(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True))
     blank = torch.zeros_like(next(iter(rows), torch.zeros(0)))

@@ -38,7 +38,7 @@ def test_every_registered_method_is_measured() -> None:
 def test_a_choice(benchmark: Any, visual: int, keep: float, name: str) -> None:
     benchmark.group = f"choice of {keep} of {visual}"
     strategy, stop = tr.strategies.build(name), tr.Single(layer=LAYER, keep=keep)
-    shown = prompt(visual).pictures()
+    shown = prompt(visual).pictures(strategy.needs)
     trial = Trial(
         SHALLOW, visual, strategy, stop, adapter=with_synthetic_tower(BARE), pictures=shown
     )

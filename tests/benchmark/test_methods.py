@@ -31,12 +31,15 @@ METHODS = [
 @pytest.mark.benchmark(group="methods", timer=ENGINE.read)
 @pytest.mark.parametrize("name", METHODS)
 def test_what_a_method_costs(benchmark: Any, name: str) -> None:
-    strategy, shown = tr.strategies.build(name), prompt(VISUAL[-1]).pictures()
+    strategy = tr.strategies.build(name)
+    shown = prompt(VISUAL[-1]).pictures(strategy.needs)
     trial = Trial(DEEP, VISUAL[-1], strategy, adapter=with_synthetic_tower(BARE), pictures=shown)
-    trial.warm_up()
-    benchmark.pedantic(trial.reduced, setup=trial.unreduced, rounds=ROUNDS)
-    facts = trial.facts() | {"method": name, "asked": ASKED}
-    trial.close()
+    try:
+        trial.warm_up()
+        benchmark.pedantic(trial.reduced, setup=trial.unreduced, rounds=ROUNDS)
+        facts = trial.facts() | {"method": name, "asked": ASKED}
+    finally:
+        trial.close()
     benchmark.extra_info.update(facts)
     assert facts["engine_ms"] > 0
     assert facts["tokens_per_layer"][-1] < VISUAL[-1] + TEXT

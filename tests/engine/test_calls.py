@@ -489,6 +489,15 @@ def test_an_offloaded_cache_is_refused(llava, prompt):
         llava(**prompt.inputs, **with_cache(llava, cache))
 
 
+def test_a_picture_given_by_hand_without_what_is_read_of_it_is_refused(llava):
+    embeds = torch.zeros(1, 20, llava.get_input_embeddings().weight.shape[1])
+    mask = torch.zeros(1, 20, dtype=torch.bool).index_fill(1, torch.arange(2, 18), True)
+    refused = pytest.raises(ValueError, match="needs 'class_attention', which a picture")
+    reduction = tr.reduce(llava, "fastervlm", AT)
+    with refused, reduction.visual(mask, [tr.Picture.grid(4, 4)]):
+        llava(inputs_embeds=embeds)
+
+
 @pytest.mark.slow
 def test_a_reduced_model_is_not_exported(llava, prompt):
     with tr.reduce(llava, "none"), pytest.raises(Exception, match="cannot be exported"):
