@@ -24,8 +24,7 @@ from tokenreduce.data.images import load_image
 from tokenreduce.embedded import checkpoint_dir
 from tokenreduce.inference.look import look
 picture = load_image(str(checkpoint_dir().parent / "example.png"))
-reduced = lambda: tr.reduce(loaded.model, "fastv")
-seen = look(loaded, "what is in the red circle?", [picture], reduced)
+seen = look(loaded, "what is in the red circle?", [picture], "fastv")
 assert set(seen.answers) == {"full", "reduced"}
 assert seen.report["visual_tokens"] == [144]
 """
@@ -35,7 +34,7 @@ from tokenreduce.evaluation.asking import Protocol
 from tokenreduce.evaluation.bars import Bars
 from tokenreduce.evaluation.budget import schedule_at
 from tokenreduce.evaluation.comparing import Level
-from tokenreduce.evaluation.conditions import Condition, plan, spelled_out
+from tokenreduce.evaluation.conditions import plan, spelled_out
 from tokenreduce.evaluation.identity import folder_of, identity
 from tokenreduce.evaluation.question_sets import candidates
 from tokenreduce.evaluation.records import Store
@@ -45,7 +44,7 @@ from tokenreduce.evaluation.shard import Shard
 from tokenreduce.evaluation.table import collect, write
 items = heldout(0, 2, 2)
 schedule = schedule_at(loaded, items, 0.7, "single", {"layer": 2})
-tested = spelled_out(Condition({"name": "fastv"}, schedule), loaded)
+tested = spelled_out(tr.Recipe.parse({"strategy": "fastv", "scheduler": schedule}), loaded)
 starts = {k: first_tokens(loaded.processor.tokenizer, a) for k, a in candidates(items).items()}
 how = Protocol(batch=4, limit=4, match="exact", starts=starts)
 store = Store(folder_of(folder, loaded))
