@@ -147,3 +147,23 @@ def test_the_names_of_profiling(earlier, now):
     assert once(lambda: getattr(profiling, earlier)) is getattr(profiling, now)
     with pytest.raises(AttributeError, match="Metre"):
         _ = profiling.Metre
+
+
+def test_choice_is_selection():
+    from tokenreduce import choice, selection
+
+    assert once(lambda: choice.blocks) is selection.blocks
+    assert once(lambda: choice.elsewhere) is selection.other_picture
+    assert once(lambda: choice.of_own) is selection.within_own_budget
+    with pytest.raises(AttributeError):
+        _ = choice.nothing
+
+
+def test_evidence_has_a_module():
+    from tokenreduce import evidence, tokens
+
+    assert once(lambda: tokens.EVIDENCE) is evidence.EVIDENCE
+
+
+def test_a_strategy_is_asked_by_its_earlier_name():
+    assert once(lambda: tr.Random().watches) is False

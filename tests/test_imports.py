@@ -73,6 +73,7 @@ RULES: dict[str, frozenset[str]] = {
         "tokenreduce.engine",
     },
     "engine": SHIPPED | features() | {"tokenreduce.reduction", "timm"},
+    "choice": CORE | {"tokenreduce.adapter", "tokenreduce.strategy"},
     "encoder": SHIPPED | features() | {"transformers", "timm", "tokenreduce.engine"},
     "recipe": CORE,
     "compatibility": CORE,

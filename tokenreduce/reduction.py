@@ -267,21 +267,39 @@ class Reduction:
 
     def remove(self) -> None:
         """Takes every hook off: the model is as it was. Warns when nothing was ever reduced."""
-        for site in self._take_off():
+        for site in self._take_all_off():  # before any warning, which may be an error
             if site.asks and not site.applied:
                 said = f"the reduction was removed without having reduced anything: {site.SILENT}"
                 warnings.warn(said, ReductionWarning, stacklevel=2)
-        while self._companions:
-            self._companions.pop().remove()
 
     def take_along(self, other: Reduction) -> None:
-        """Has another reduction taken off with this one, such as that of a reference model."""
+        """Has another reduction go with this one, such as that of a reference model.
+
+        It is taken off when this one is, and applied again where a block applies this one again.
+        """
         self._companions.append(other)
 
+    def _take_all_off(self) -> list[DecoderSite | TowerSite]:
+        off = self._take_off()
+        for other in self._companions:
+            off += other._take_all_off()
+        return off
+
+    def _apply_again(self) -> None:
+        """Where it was removed before; and so what goes along."""
+        if any(site.on for site in self._sites):
+            return
+        self._applied = False
+        self._apply()
+        try:
+            for other in self._companions:
+                other._apply_again()
+        except BaseException:
+            self._take_all_off()
+            raise
+
     def __enter__(self) -> Reduction:
-        if not any(site.on for site in self._sites):  # removed before: applied again
-            self._applied = False
-            self._apply()
+        self._apply_again()
         self._blocks += 1
         return self
 

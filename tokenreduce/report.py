@@ -36,6 +36,7 @@ class Record:
     pictures: list[list[Picture]]
     cache: Any = None
     spared: tuple[int, ...] = ()
+    stops: Mapping[int, Stop] = field(default_factory=dict)  # under which the prompt has run
 
     def of(self, cache: Any) -> bool:
         """Whether this record is about what `cache` holds."""
@@ -66,6 +67,7 @@ class Record:
             [a + b for a, b in zip(self.pictures, later.pictures, strict=True)],
             later.cache,
             add(self.spared, later.spared),
+            {**self.stops, **later.stops},
         )
 
     def indices(self) -> dict[int, list[Tensor]]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor
 
-from tokenreduce.errors import take_renamed, warn_once
+from tokenreduce.errors import read_renamed, take_renamed, warn_once
 from tokenreduce.paper import Paper
 from tokenreduce.registry import Registry
 from tokenreduce.selection import select
@@ -99,6 +99,11 @@ class Strategy(ABC):
     def reads_text(self) -> bool:
         """Whether its choice depends on the question."""
         return False
+
+    @property
+    def watches(self) -> bool:
+        """What version 0.1 called `observe_only`."""
+        return bool(read_renamed(self, "watches", EARLIER))
 
     @property
     def acts_on_pixels(self) -> bool:

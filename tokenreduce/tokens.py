@@ -355,3 +355,12 @@ def keep_from_mask(mask: Tensor, k: int) -> tuple[Tensor, Tensor]:
     index = torch.where(mask, position, v).sort(dim=1).values[:, :k]
     valid = index < v
     return index.masked_fill(~valid, 0), valid
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("EVIDENCE", "DECODER", "TOWER"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from tokenreduce import evidence
+
+    warn_once(f"tokenreduce.tokens.{name} is tokenreduce.evidence.{name} from version 0.2 on")
+    return getattr(evidence, name)

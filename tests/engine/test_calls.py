@@ -4,6 +4,7 @@ import asyncio
 import copy
 import pickle
 import threading
+import warnings
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers.cache_utils import DynamicCache
 
 import tokenreduce as tr
 from tokenreduce.engine.call import cache_of, with_cache
+from tokenreduce.scheduler import Stop
 from tokenreduce.testing.batches import batch
 from tokenreduce.testing.models import FAMILIES
 from tokenreduce.testing.oracle import decoder_of
@@ -527,3 +529,41 @@ def test_weights_that_come_when_they_are_needed(llava, prompt):
     accelerate.cpu_offload(llava, execution_device=torch.device("cpu"))
     with tr.reduce(llava, "fastv", AT), torch.no_grad():
         assert torch.equal(llava(**prompt.inputs).logits, plain)
+
+
+class FirstThen(tr.Scheduler):
+    """One stop, which moves when training begins."""
+
+    def __init__(self, first, then):
+        self.first, self.then = first, then
+
+    def stops(self, depth, progress=1.0):
+        return (Stop(self.first if progress == 1 else self.then, 0.5),)
+
+
+@pytest.mark.parametrize(("first", "then"), [(1, 2), (3, 1)])
+def test_stops_that_move_during_a_pass_move_after_it(llava, prompt, first, then):
+    with tr.reduce(llava, "random", FirstThen(first, then)) as reduction, torch.no_grad():
+        layer = reduction.decoder.layers[1]
+        handle = layer.register_forward_hook(lambda *_: setattr(reduction, "progress", 0.5))
+        llava(**prompt.inputs)
+        assert list(reduction.kept) == [first]
+        assert [stop["layer"] for stop in reduction.report.stops] == [first]
+        handle.remove()
+        llava(**prompt.inputs)
+        assert list(reduction.kept) == [then]
+
+
+def test_what_goes_along_comes_back_and_is_taken_off_before_a_warning(llava):
+    other = copy.deepcopy(llava)
+    reduction, along = tr.reduce(llava, "random", AT), tr.reduce(other, "random", AT)
+    reduction.take_along(along)
+    on = hooks_of(other)
+    for _ in range(2):  # applied again by the second block
+        reduction.__enter__()
+        assert hooks_of(other) == on > 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(tr.ReductionWarning):
+                reduction.__exit__(None, None, None)
+        assert hooks_of(other) == 0

@@ -183,7 +183,7 @@ class CallReader:
                 is missing, or several prompts in one row, where tokens are to be reduced.
         """
         x, stops = given.tokens, self.config.stops
-        seq = Sequence(x.shape[0], x.shape[1], given.start, x.device)
+        seq = Sequence(x.shape[0], x.shape[1], given.start, x.device, self.config)
         (kind, mask), state.found = state.found, (None, None)
         if foreign(given.cache):
             if kind is not None and stops:

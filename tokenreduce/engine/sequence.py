@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from tokenreduce.engine.engine_config import EngineConfig
 from tokenreduce.engine.prompt import Prompt
 from tokenreduce.tokens import Plan, keep_from_mask
 
@@ -122,6 +123,7 @@ class Sequence:
     Attributes:
         batch, length: b and l; `start` is the logical index of the first token (cached before it).
         device: of what is said below; it follows the layers.
+        config: what the engine was set to do when the pass began; it holds until the pass ends.
         prompt: what the call said of its visual tokens; None in a pass without any.
         texts: real tokens per sample that are not visual (host).
         stages: from layer to layer, the first one with every token; empty until a layer is called.
@@ -139,6 +141,7 @@ class Sequence:
     length: int
     start: int
     device: torch.device
+    config: EngineConfig
     prompt: Prompt | None = None
     texts: tuple[int, ...] = ()
     stages: list[Stage] = field(default_factory=list)

@@ -128,7 +128,7 @@ class DecoderSite:
         config, record = self.config, self.latest
         # of the kind that keys and values have: quantised weights are bytes, which these never are
         value = next(p for p in config.decoder.parameters() if p.is_floating_point())
-        stops = dict(config.stops)
+        stops = dict(record.stops)
         if config.grouped and any(record.counts):
             share = sum(record.budgets.get(0, record.counts)) / sum(record.counts)
             stops = {0: Stop(0, share)}
@@ -148,9 +148,10 @@ class DecoderSite:
         return self._record
 
     def _remember(self, seq: Sequence, cache: Any) -> None:
-        spared, training = self.config.spared(seq.counts), self.roots[0].training
+        config, training = seq.config, self.roots[0].training
+        spared = config.spared(seq.counts)
         self.applied = self.applied or seq.reduced or any(spared)  # or was asked not to
-        if seq.reduced and (said := self.config.strategy.untrained_warning(training)):
+        if seq.reduced and (said := config.strategy.untrained_warning(training)):
             warnings.warn(said, ReductionWarning, stacklevel=2)
         blank = (0,) * seq.batch
         record = Record(
@@ -162,6 +163,7 @@ class DecoderSite:
             [[] for _ in seq.texts] if seq.prompt is None else seq.prompt.pictures,
             None if cache is None else weakref.ref(cache),
             tuple(n * left for n, left in zip(seq.counts, spared, strict=True)) or blank,
+            dict(config.stops),
         )
         earlier = self._record
         if seq.start and earlier is not None and earlier.of(cache):
