@@ -50,7 +50,7 @@ def wide(monkeypatch):
 
 def given(samples, strategy):
     """Tokens whose evidence, as far as the strategy asks for it, is there already."""
-    tokens = tokens_of(samples)
+    tokens = tokens_of(samples, needs=strategy.needs)
     made = {n: make() for n, make in tokens.evidence.items() if n in strategy.needs}
     return replace(tokens, evidence={n: partial(torch.detach, x) for n, x in made.items()})
 
