@@ -7,11 +7,25 @@ from typing import Any
 
 from torch import Tensor
 
-from tokenreduce import selection
-from tokenreduce.errors import read_renamed, warn_once
+from tokenreduce.errors import read_moved, warn_once
 from tokenreduce.tokens import Plan, Tokens
 
+SAME = (
+    "DENSE",
+    "MIXED",
+    "dense",
+    "blocks",
+    "candidates",
+    "kept",
+    "empty_mix",
+    "Cosines",
+    "one_by_one",
+)
 EARLIER = {"elsewhere": "other_picture", "of_own": "within_own_budget"}
+HOMES = {
+    earlier: f"tokenreduce.selection.{now}"
+    for earlier, now in ({name: name for name in SAME} | EARLIER).items()
+}
 
 
 def packed(mask: Tensor, tokens: Tokens, budget: Sequence[int]) -> tuple[Tensor, Tensor | None]:
@@ -22,9 +36,4 @@ def packed(mask: Tensor, tokens: Tokens, budget: Sequence[int]) -> tuple[Tensor,
 
 
 def __getattr__(name: str) -> Any:
-    if name in EARLIER:
-        return read_renamed(selection, name, EARLIER)
-    found = getattr(selection, name)
-    if not name.startswith("__"):
-        warn_once("tokenreduce.choice is called tokenreduce.selection from version 0.2 on")
-    return found
+    return read_moved(__name__, name, HOMES)

@@ -7,16 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tokenreduce.errors import warn_once
+from tokenreduce.errors import read_moved
 
 if TYPE_CHECKING:
     from tokenreduce.reduction import Reduction as EncoderReduction
 
 
 def __getattr__(name: str) -> Any:
-    if name != "EncoderReduction":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from tokenreduce.reduction import Reduction
-
-    warn_once("EncoderReduction is called Reduction from version 0.2 on")
-    return Reduction
+    return read_moved(__name__, name, {"EncoderReduction": "tokenreduce.reduction.Reduction"})

@@ -8,6 +8,7 @@ one line and leaves everything else with its traceback (`is_refused` has the rul
 from __future__ import annotations
 
 import difflib
+import importlib
 import warnings
 from collections.abc import Iterable, Mapping
 from types import ModuleType
@@ -126,6 +127,24 @@ def read_renamed(owner: Any, name: str, names: Mapping[str, str]) -> Any:
         raise AttributeError(f"{kind!r} has no attribute {name!r}")
     warn_once(_renamed(name, names[name]))
     return getattr(owner, names[name])
+
+
+def read_moved(module: str, name: str, homes: Mapping[str, str]) -> Any:
+    """What a module no longer has, from where it is today, with one warning; for a `__getattr__`.
+
+    Args:
+        module: that was asked.
+        name: that it was asked for.
+        homes: the dotted name of today, by the earlier name.
+
+    Raises:
+        AttributeError: `name` is not among the earlier names.
+    """
+    if name not in homes:
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    warn_once(f"{module}.{name} is {homes[name]} from version 0.2 on")
+    home, _, now = homes[name].rpartition(".")
+    return getattr(importlib.import_module(home), now)
 
 
 def _renamed(earlier: str, now: str) -> str:

@@ -71,6 +71,19 @@ class Stop:
         return round(product)
 
 
+def check_within(stops: Iterable[Stop], depth: int, what: str) -> None:
+    """Refuses a stop beyond the last of `depth` layers of `what` (`"a decoder"`).
+
+    Raises:
+        ValueError: a layer that is not there.
+    """
+    for stop in stops:
+        if stop.layer >= depth:
+            raise BadOption(
+                f"layer {stop.layer} is outside {what} of {depth} layers: use 0 to {depth - 1}"
+            )
+
+
 class Scheduler(ABC):
     """Decides at which layers tokens are reduced and which share of them stays."""
 

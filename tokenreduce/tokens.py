@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tokenreduce.errors import BadOption, Incompatible, UnknownName, warn_once
+from tokenreduce.errors import BadOption, Incompatible, UnknownName, read_moved, warn_once
 
 SPAN = 1 << 16
 """The width and the height of a picture, in the units of `Places.x` and `Places.y`."""
@@ -358,9 +358,5 @@ def keep_from_mask(mask: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in ("EVIDENCE", "DECODER", "TOWER"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from tokenreduce import evidence
-
-    warn_once(f"tokenreduce.tokens.{name} is tokenreduce.evidence.{name} from version 0.2 on")
-    return getattr(evidence, name)
+    moved = {each: f"tokenreduce.evidence.{each}" for each in ("EVIDENCE", "DECODER", "TOWER")}
+    return read_moved(__name__, name, moved)

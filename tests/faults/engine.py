@@ -17,20 +17,20 @@ FAULTS = Register()
 @FAULTS.noticed_by(checks.RENUMBERING, row("pyramid_drop", "llama"))
 def positions_kept_where_they_should_be_compact(patch):
     rotary = apply.rotary
-    patch.setattr(
-        apply,
-        "rotary",
-        lambda config, *given: rotary(replace(config, positions="keep"), *given),
-    )
+
+    def kept(seq, *given):
+        return rotary(replace(seq, config=replace(seq.config, positions="keep")), *given)
+
+    patch.setattr(apply, "rotary", kept)
 
 
 @FAULTS.noticed_by(checks.RENUMBERING, row("pyramid_drop", "llama"))
 def decode_positions_unshifted(patch):
     shifted = positions._shifted
 
-    def unshifted(config, seq, call, shifts):
+    def unshifted(seq, call, shifts):
         zeros = {id(shift): torch.zeros_like(shift) for shift in shifts if shift is not None}
-        made = shifted(config, seq, call, list(zeros.values()))
+        made = shifted(seq, call, list(zeros.values()))
         return {key: made[id(zero)] for key, zero in zeros.items()}
 
     patch.setattr(positions, "_shifted", unshifted)
@@ -100,11 +100,11 @@ def zeros_where_tokens_were_dropped(patch):
 def a_plan_is_made_again_when_a_layer_is_recomputed(patch):
     enter = apply.enter
 
-    def again(config, seq, call):
-        if call.index in config.stops and call.index < seq.reached:
+    def again(seq, call):
+        if call.index in seq.config.stops and call.index < seq.reached:
             seq.stages = [stage for stage in seq.stages if stage.layer < call.index]
             seq.reached = call.index
-        return enter(config, seq, call)
+        return enter(seq, call)
 
     patch.setattr(apply, "enter", again)
 

@@ -8,7 +8,7 @@ from tests.faults.checks import flex, law, score
 from tests.faults.fault import Register, evidence, row
 from tokenreduce.adapter import Adapter
 from tokenreduce.adapters.llava import PixtralTower
-from tokenreduce.engine import apply, attention, cache, masks
+from tokenreduce.engine import apply, attention, cache, masks, positions
 from tokenreduce.engine.sequence import rows_of
 from tokenreduce.testing import laws
 from tokenreduce.tower import PackedTower, rotate
@@ -75,12 +75,12 @@ def one_count_of_positions_for_every_axis(patch):
     """M-RoPE: tables made anew from the places of the tokens, as if these were their positions."""
     rotary = apply.rotary
 
-    def by_count(config, seq, stage, call):
-        tables, ids, shift = rotary(config, seq, stage, call)
+    def by_count(seq, stage, call):
+        tables, ids, shift = rotary(seq, stage, call)
         if stage.whole:
             return tables, ids, shift
         count = stage.layout.index if ids is None else ids
-        return config.adapter.rotary(config.decoder, call.layer, call.hidden, count), ids, shift
+        return positions._tables(seq, call, count), ids, shift
 
     patch.setattr(apply, "rotary", by_count)
 

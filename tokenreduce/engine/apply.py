@@ -17,39 +17,37 @@ from tokenreduce.engine import contract
 from tokenreduce.engine.cache import Pending, ShortLayer, held, short
 from tokenreduce.engine.call import LayerCall, usable
 from tokenreduce.engine.decide import EMBEDDINGS, capture_for_next, decide
-from tokenreduce.engine.engine_config import EngineConfig
 from tokenreduce.engine.hooks import place_of
 from tokenreduce.engine.masks import Extent, gathered
 from tokenreduce.engine.positions import rotary
 from tokenreduce.engine.sequence import Sequence, Stage, moved
 
 
-def enter(config: EngineConfig, seq: Sequence, call: LayerCall) -> LayerCall:
+def enter(seq: Sequence, call: LayerCall) -> LayerCall:
     """What a decoder layer is called with in a pass with visual tokens."""
     i = call.index
-    if config.stops:
+    if seq.config.stops:
         contract.check_cache(call.cache)
     call = _brought(place_of(call.layer, call.hidden), seq, call)
     if usable(call.cache):
         held(call.cache, i)  # a cache that grows with its layers has this one now
     seq.cache = call.cache if seq.cache is None else seq.cache
-    if not i and config.strategy.needs & EMBEDDINGS:
+    if not i and seq.config.strategy.needs & EMBEDDINGS:
         seq.embedded = call.hidden.detach()
     fresh = i >= seq.reached  # a layer that checkpointing calls again finds its stage here
     seq.reached = max(seq.reached, i + 1)
-    deciding = fresh and i in config.stops
-    stage = decide(config, seq, call) if deciding else seq.stage(i)
-    shorter = apply(config, seq, stage, call)
+    deciding = fresh and i in seq.config.stops
+    stage = decide(seq, call) if deciding else seq.stage(i)
+    shorter = apply(seq, stage, call)
     if fresh:
-        capture_for_next(config, seq, stage, replace(call, hidden=shorter.hidden))
+        capture_for_next(seq, stage, replace(call, hidden=shorter.hidden))
     return shorter
 
 
-def apply(config: EngineConfig, seq: Sequence, stage: Stage, call: LayerCall) -> LayerCall:
+def apply(seq: Sequence, stage: Stage, call: LayerCall) -> LayerCall:
     """What a layer is called with, for the tokens of its stage.
 
     Args:
-        config: what the engine is set to do.
         seq: the pass.
         stage: that the layer belongs to.
         call: with the hidden states (b, p, d) of the layer before, and all else as the model gave
@@ -60,9 +58,9 @@ def apply(config: EngineConfig, seq: Sequence, stage: Stage, call: LayerCall) ->
     if stage.whole and not _shortened(call):
         return call
     # asked of the model once: its configuration looks long for every name
-    kind = seq.made.once("attention", lambda: config.attention)
+    kind = seq.made.once("attention", lambda: seq.config.attention)
     twin = short(call.cache, call.index) if call.cache is not None else None
-    tables, ids, shift = rotary(config, seq, stage, call)
+    tables, ids, shift = rotary(seq, stage, call)
     ragged, mask = stage.ragged, call.mask
     if twin is not None:
         ragged = ragged or twin.ragged
@@ -86,7 +84,7 @@ def apply(config: EngineConfig, seq: Sequence, stage: Stage, call: LayerCall) ->
     return replace(call, mask=mask, rotary=tables, position_ids=ids)
 
 
-def follow(config: EngineConfig, seq: Sequence, call: LayerCall) -> LayerCall:
+def follow(seq: Sequence, call: LayerCall) -> LayerCall:
     """A pass of text alone, such as a decoding step, on a short cache.
 
     What it needs is the same for all layers of a stage on one device, and found once: every other
@@ -100,7 +98,7 @@ def follow(config: EngineConfig, seq: Sequence, call: LayerCall) -> LayerCall:
 
     def make() -> tuple[Pending | None, Any, Any, Any]:
         here = _brought(place or place_of(call.layer, call.hidden), seq, call)
-        made = apply(config, seq, seq.stage(call.index), here)
+        made = apply(seq, seq.stage(call.index), here)
         return twin.pending, made.mask, made.rotary, made.position_ids
 
     what = ("step", twin.seen, twin.tail, twin.ragged, place)

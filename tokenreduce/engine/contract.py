@@ -19,7 +19,6 @@ from tokenreduce.adapter import Adapter, adapters
 from tokenreduce.engine import call as spelled
 from tokenreduce.engine.cache import SHORTENED, ShortLayer
 from tokenreduce.engine.call import ModelCall, role
-from tokenreduce.engine.engine_config import EngineConfig
 from tokenreduce.engine.probe import FAILS, trial
 from tokenreduce.engine.sequence import Sequence
 from tokenreduce.errors import ContractError, ReductionWarning
@@ -343,29 +342,28 @@ def check_encoded(base: nn.Module, given: ModelCall) -> None:
         )
 
 
-def check_continued(config: EngineConfig, given: ModelCall, seq: Sequence) -> None:
+def check_continued(given: ModelCall, seq: Sequence) -> None:
     """Refuses a pass that goes on from earlier tokens, of which no cache can be found.
 
     Raises:
         ContractError: the attention mask covers more tokens than the pass and its cache have.
     """
     mask = given.mask
-    if not config.stops or not isinstance(mask, Tensor) or mask.dim() != 2:
+    if not seq.config.stops or not isinstance(mask, Tensor) or mask.dim() != 2:
         return
     if given.cache is None and mask.shape[1] > seq.length:
         raise _lost(
-            config,
+            seq,
             "a pass that goes on from cached tokens is given their cache",
             f"a pass of {seq.length} tokens came with a mask over {mask.shape[1]}, and none of "
             f"its arguments is a cache ({', '.join(sorted(given.given))})",
         )
 
 
-def check_pass(config: EngineConfig, seq: Sequence, returned: Any) -> None:
+def check_pass(seq: Sequence, returned: Any) -> None:
     """Refuses the outcome of a pass that was not reduced as it was asked to be.
 
     Args:
-        config: what the engine is set to do.
         seq: the pass, after its last layer.
         returned: the cache that the decoder has returned, if any.
 
@@ -373,13 +371,14 @@ def check_pass(config: EngineConfig, seq: Sequence, returned: Any) -> None:
         ContractError: a stop that was not reached, a cache that no layer was given, or a cache
             layer after a stop that is not a short one.
     """
-    if not config.stops:
+    stops = seq.config.stops
+    if not stops:
         return
     if seq.prompt is not None:
-        missed = sorted(set(config.stops) - {stage.layer for stage in seq.stops})
+        missed = sorted(set(stops) - {stage.layer for stage in seq.stops})
         if missed:
             raise _lost(
-                config,
+                seq,
                 "the decoder calls its layers in order and hands keyword arguments on to them",
                 f"the stop at layer {missed[0]} was never reached",
             )
@@ -387,15 +386,15 @@ def check_pass(config: EngineConfig, seq: Sequence, returned: Any) -> None:
             raise strange_cache(returned)
         if returned is not None and seq.cache is None:
             raise _lost(
-                config,
+                seq,
                 "a decoder layer is given the cache that the decoder returns",
                 "no layer was given one",
             )
     if seq.cache is not None:
-        _check_stored(config, seq)
+        _check_stored(seq)
 
 
-def _check_stored(config: EngineConfig, seq: Sequence) -> None:
+def _check_stored(seq: Sequence) -> None:
     """Refuses a cache that holds plain layers after a stop, or layers that wrote nothing."""
     cache = seq.cache
     first = min(
@@ -405,17 +404,17 @@ def _check_stored(config: EngineConfig, seq: Sequence) -> None:
         short = isinstance(layer, ShortLayer)
         if short and layer.pending is not None:
             raise _lost(
-                config,
+                seq,
                 "every layer writes its keys and values into the cache",
                 f"layer {i} wrote none",
             )
         if i >= first and not short:
             raise _lost(
-                config,
+                seq,
                 "the cache of every layer after a stop is shortened",
                 f"layer {i} of the cache is a plain {type(layer).__name__}",
             )
 
 
-def _lost(config: EngineConfig, says: str, found: str) -> ContractError:
-    return broken(type(config.decoder).__name__, says, found)
+def _lost(seq: Sequence, says: str, found: str) -> ContractError:
+    return broken(type(seq.config.decoder).__name__, says, found)

@@ -30,9 +30,9 @@ EMBEDDINGS = frozenset({"embedding", "text_embedding"})
 """Evidence on the input of layer 0, which is then kept for later stops."""
 
 
-def decide(config: EngineConfig, seq: Sequence, call: LayerCall) -> Stage:
+def decide(seq: Sequence, call: LayerCall) -> Stage:
     """The stage that begins at the input of a layer with a stop."""
-    i, before = call.index, seq.stage(call.index)
+    config, i, before = seq.config, call.index, seq.stage(call.index)
     capture, seq.capture = seq.capture, None
     layout = before.kept
     if config.grouped:
@@ -46,10 +46,10 @@ def decide(config: EngineConfig, seq: Sequence, call: LayerCall) -> Stage:
     handing = not stays and _may_reuse(config, call)
     earlier = None if capture is None else capture.view
     with torch.no_grad():
-        view = view_of(config, seq, before, call)
+        view = view_of(seq, before, call)
         view.handing = handing
         found = measures(view, earlier, config.strategy.needs, config.decoder)
-        tokens = _tokens(config, seq, before, call, found)
+        tokens = _tokens(seq, before, call, found)
         plan = config.strategy.plan(replace(tokens, learning=learning), budget)
     if stays:
         return seq.begin(i, layout, _everything(before), None)
@@ -63,32 +63,31 @@ def decide(config: EngineConfig, seq: Sequence, call: LayerCall) -> Stage:
     return seq.begin(i, after, plan.detach(), step)
 
 
-def capture_for_next(config: EngineConfig, seq: Sequence, stage: Stage, call: LayerCall) -> None:
+def capture_for_next(seq: Sequence, stage: Stage, call: LayerCall) -> None:
     """Takes what this layer projects, where the strategy will ask for it at the next one.
 
     Where every token stays the strategy is not asked, and nothing is measured.
 
     Args:
-        config: what the engine is set to do.
         seq: the pass.
         stage: the tokens that the layer gets.
         call: of the layer, with the hidden states that it gets, and all else as the model gave it.
     """
-    wanted = config.strategy.needs & FROM_BEFORE
-    if not wanted or not _will_ask(config, seq, stage, call.index + 1):
+    wanted = seq.config.strategy.needs & FROM_BEFORE
+    if not wanted or not _will_ask(seq, stage, call.index + 1):
         return
     # a score is no part of the loss, and checkpointing counts tensors
     with torch.no_grad(), same_draws(call.layer):
-        view = view_of(config, seq, stage, call)
-        watching = not compiled(config.decoder, call.layer)
+        view = view_of(seq, stage, call)
+        watching = not compiled(seq.config.decoder, call.layer)
         seq.capture = Capture(view, wanted, watching=watching)
 
 
-def view_of(config: EngineConfig, seq: Sequence, stage: Stage, call: LayerCall) -> LayerView:
+def view_of(seq: Sequence, stage: Stage, call: LayerCall) -> LayerView:
     """The layer as far as attention is concerned, on the tokens of a stage."""
-    tables = config.adapter.tables(call.layer, rotary(config, seq, stage, call)[0])
-    rows, hidden = TokenRows(seq, stage), call.hidden.detach()
-    return LayerView(config.adapter, call.layer, rows, hidden, tables, call.mask, _past(seq, call))
+    adapter, rows, hidden = seq.config.adapter, TokenRows(seq, stage), call.hidden.detach()
+    tables = adapter.tables(call.layer, rotary(seq, stage, call)[0])
+    return LayerView(adapter, call.layer, rows, hidden, tables, call.mask, _past(seq, call))
 
 
 def check_plan(strategy: Strategy, plan: Plan, budget: tuple[int, ...], tokens: Tokens) -> None:
@@ -146,8 +145,9 @@ def _assert(holds: Tensor, said: str) -> None:
         raise ValueError(said) from error
 
 
-def _will_ask(config: EngineConfig, seq: Sequence, stage: Stage, layer: int) -> bool:
+def _will_ask(seq: Sequence, stage: Stage, layer: int) -> bool:
     """Whether the strategy will be asked at `layer`."""
+    config = seq.config
     if layer not in config.stops or config.grouped:
         return False
     counts = stage.kept.counts
@@ -169,9 +169,7 @@ def _everything(before: Stage) -> Plan:
     return Plan(keep, valid)
 
 
-def _tokens(
-    config: EngineConfig, seq: Sequence, before: Stage, call: LayerCall, found: Measures
-) -> Tokens:
+def _tokens(seq: Sequence, before: Stage, call: LayerCall, found: Measures) -> Tokens:
     """What a strategy is given at a stop, without gradients to the model."""
     layout, prompt = before.kept, seq.visual
     return Tokens(
@@ -182,7 +180,7 @@ def _tokens(
         counts=layout.counts,
         original=max(prompt.counts),
         layer=call.index,
-        seed=config.seed,
+        seed=seq.config.seed,
         separators=prompt.separators,
         evidence=found,
     )

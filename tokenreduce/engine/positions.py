@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from tokenreduce.engine.call import LayerCall
-from tokenreduce.engine.engine_config import EngineConfig
 from tokenreduce.engine.sequence import Sequence, Stage, rows_of
 from tokenreduce.tower import Rotary
 
@@ -17,28 +16,28 @@ Turned = tuple[Rotary, Tensor | None, Tensor | None]
 """Rotary tables, position ids, and the shift that decoding goes on with."""
 
 
-def rotary(config: EngineConfig, seq: Sequence, stage: Stage, call: LayerCall) -> Turned:
+def rotary(seq: Sequence, stage: Stage, call: LayerCall) -> Turned:
     """Rotary tables and position ids of a stage, and the shift that decoding goes on with.
 
     With `keep` the model's own tables are gathered. With `compact` a token's position falls by the
     number of visual tokens dropped before it; the shift (b,) of the layer's cache is what earlier
     passes have dropped.
     """
-    shift, ids = shift_of(call), call.position_ids
+    shift, ids, config = shift_of(call), call.position_ids, seq.config
     if config.positions == "keep":
         return *_gathered(seq, stage, call), shift
     table = config.adapter.rotary_kind(call.layer)
     if not stage.whole:
         return stage.made.once(
-            ("compact", table), lambda: _renumbered(config, seq, stage, call), shift, ids
+            ("compact", table), lambda: _renumbered(seq, stage, call), shift, ids
         )
     if shift is None:
         return call.rotary, ids, None
     # one call makes the tables of all layers, in whose cache the shifts are
     cached = [getattr(layer, "shift", None) for layer in call.cache.layers]
-    found = seq.made.once(("shifted", table), lambda: _shifted(config, seq, call, cached), ids)
+    found = seq.made.once(("shifted", table), lambda: _shifted(seq, call, cached), ids)
     if id(shift) not in found:  # it lies on another device
-        found = _shifted(config, seq, call, [shift])
+        found = _shifted(seq, call, [shift])
     _, tables, own = found[id(shift)]
     return tables, own, shift
 
@@ -73,7 +72,7 @@ def _gathered(seq: Sequence, stage: Stage, call: LayerCall) -> tuple[Rotary, Ten
 
 
 def _shifted(
-    config: EngineConfig, seq: Sequence, call: LayerCall, shifts: list[Tensor | None]
+    seq: Sequence, call: LayerCall, shifts: list[Tensor | None]
 ) -> dict[int, tuple[Tensor, Rotary, Tensor]]:
     """Every shift with its rotary tables and position ids, by the id of the shift; no `None`."""
     ids = call.position_ids
@@ -81,7 +80,7 @@ def _shifted(
     ids = ids.expand(seq.batch, -1)
     several = {id(s): s for s in shifts if s is not None and s.device == ids.device}
     moved = torch.cat([ids - shift[:, None] for shift in several.values()]).clamp(min=0)
-    parts = (moved, *config.adapter.rotary(config.decoder, call.layer, call.hidden, moved))
+    parts = (moved, *_tables(seq, call, moved))
     found = zip(*(part.chunk(len(several)) for part in parts), strict=True)
     return {
         key: (shift, (cos, sin), own)
@@ -89,7 +88,7 @@ def _shifted(
     }
 
 
-def _renumbered(config: EngineConfig, seq: Sequence, stage: Stage, call: LayerCall) -> Turned:
+def _renumbered(seq: Sequence, stage: Stage, call: LayerCall) -> Turned:
     """The same for a stage that lacks tokens; the shift grows by what it lacks."""
     ids, shift, layout = call.position_ids, shift_of(call), stage.kept
     assert ids is not None  # the adapter allows `compact` only where layers receive position ids
@@ -106,4 +105,10 @@ def _renumbered(config: EngineConfig, seq: Sequence, stage: Stage, call: LayerCa
     if shift is not None:
         ids, total = ids - shift[:, None], total + shift
     ids = ids.clamp(min=0)
-    return config.adapter.rotary(config.decoder, call.layer, call.hidden, ids), ids, total
+    return _tables(seq, call, ids), ids, total
+
+
+def _tables(seq: Sequence, call: LayerCall, ids: Tensor) -> Rotary:
+    """Rotary tables at other position ids than the model's own."""
+    config = seq.config
+    return config.adapter.rotary(config.decoder, call.layer, call.hidden, ids)

@@ -189,7 +189,7 @@ class CallReader:
             if kind is not None and stops:
                 raise contract.strange_cache(given.cache)
             return None  # text passes as it is
-        contract.check_continued(self.config, given, seq)
+        contract.check_continued(given, seq)
         mask = given.mask if mask is None else mask
         real = prompt.real_tokens(mask, seq.start, seq.length)
         if kind is not None and kind.shape == (seq.batch, seq.length):

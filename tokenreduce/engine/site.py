@@ -17,9 +17,9 @@ from tokenreduce.engine.engine_config import EngineConfig
 from tokenreduce.engine.sequence import Sequence
 from tokenreduce.engine.tower.bridge import TowerBridge
 from tokenreduce.engine.wiring import Wiring
-from tokenreduce.errors import BadOption, ReductionWarning
+from tokenreduce.errors import ReductionWarning
 from tokenreduce.report import Record, Report, make_report
-from tokenreduce.scheduler import Scheduler, Stop
+from tokenreduce.scheduler import Scheduler, Stop, check_within
 from tokenreduce.tower import Part
 
 
@@ -108,12 +108,7 @@ class DecoderSite:
         stops = self.scheduler.stops(depth, progress) if config.strategy.reduces else ()
         if config.bridge is not None:
             stops = (Stop(0, 1.0),) if config.grouped else ()
-        for stop in stops:
-            if not 0 <= stop.layer < depth:
-                raise BadOption(
-                    f"layer {stop.layer} is outside a decoder of {depth} layers: "
-                    f"use 0 to {depth - 1}"
-                )
+        check_within(stops, depth, "a decoder")
         return {stop.layer: stop for stop in stops}
 
     def _configure(self, **changes: Any) -> None:
@@ -128,7 +123,7 @@ class DecoderSite:
         config, record = self.config, self.latest
         # of the kind that keys and values have: quantised weights are bytes, which these never are
         value = next(p for p in config.decoder.parameters() if p.is_floating_point())
-        stops = dict(record.stops)
+        stops = record.stops
         if config.grouped and any(record.counts):
             share = sum(record.budgets.get(0, record.counts)) / sum(record.counts)
             stops = {0: Stop(0, share)}
@@ -163,7 +158,7 @@ class DecoderSite:
             [[] for _ in seq.texts] if seq.prompt is None else seq.prompt.pictures,
             None if cache is None else weakref.ref(cache),
             tuple(n * left for n, left in zip(seq.counts, spared, strict=True)) or blank,
-            dict(config.stops),
+            config.stops,
         )
         earlier = self._record
         if seq.start and earlier is not None and earlier.of(cache):

@@ -144,7 +144,7 @@ class Wiring:
         if output is None:  # the decoder raised
             return None
         cache = cache_of(output)
-        contract.check_pass(seq.config, seq, cache)
+        contract.check_pass(seq, cache)
         seq.cache = None  # what is asked of the pass later must not keep it
         if seq.texts:
             self.remember(seq, cache)
@@ -167,6 +167,6 @@ class Wiring:
                 return None
             call = LayerCall.read(i, layer, names, args, kwargs)
             step = apply.follow if seq.prompt is None else apply.enter
-            return step(seq.config, seq, call).write()
+            return step(seq, call).write()
 
         return before

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from tokenreduce.engine.tower.merging import Merged, Merging
 from tokenreduce.engine.tower.packed import PackedMerged, PackedMerging
-from tokenreduce.errors import BadOption
 from tokenreduce.report import EncoderReport
-from tokenreduce.scheduler import Scheduler, Stop
+from tokenreduce.scheduler import Scheduler, Stop, check_within
 from tokenreduce.strategy import TowerStrategy
 from tokenreduce.tokens import Plan
 from tokenreduce.tower import PackedTower, Tower
@@ -52,12 +51,7 @@ class TowerSite:
         self.applied = False
         depth = len(tower.layers)
         self.stops: tuple[Stop, ...] = () if scheduler is None else scheduler.stops(depth)
-        for stop in self.stops:
-            if not 0 <= stop.layer < depth:
-                raise BadOption(
-                    f"layer {stop.layer} is outside an encoder of {depth} layers: "
-                    f"use 0 to {depth - 1}"
-                )
+        check_within(self.stops, depth, "an encoder")
 
     def apply(self) -> None:
         """Puts every hook on, or none.
