@@ -12,6 +12,7 @@ from facts import fields, option_docs, shipped, summary
 import tokenreduce as tr
 from tokenreduce.config import RENAMED
 from tokenreduce.paper import Paper
+from tokenreduce.presets import load_schedule
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
@@ -73,8 +74,7 @@ def papers_schedule(name: str, kind: type[tr.Strategy]) -> str:
     scheduler = kind().scheduler()
     said = kind.scheduler if "scheduler" in vars(kind) else type(scheduler)
     rows = [f"# {kind.__name__}: {lower(summary(said))}"]
-    given = {field.name: getattr(scheduler, field.name) for field in fields(scheduler)}
-    return ended([*rows, f"name: {tr.schedulers.name_of(scheduler)}", *values(given, {})], kind)
+    return ended([*rows, *values(tr.schedulers.node(scheduler), {})], kind)
 
 
 def renamed(group: str, new: str) -> str:
@@ -108,9 +108,7 @@ def built(option: str) -> tr.Scheduler:
     """What an option of the group `scheduler` stands for."""
     if option in tr.schedulers:
         return tr.schedulers[option]()
-    data = yaml.safe_load((CONF / "scheduler" / f"{option}.yaml").read_text(encoding="utf-8"))
-    scheduler: tr.Scheduler = tr.schedulers.build(data.pop("name"), **data)
-    return scheduler
+    return load_schedule(CONF / "scheduler" / f"{option}.yaml")
 
 
 def schedules(kind: type[tr.Strategy]) -> bool:

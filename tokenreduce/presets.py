@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenreduce.errors import BadOption
-from tokenreduce.files import atomic
+from tokenreduce.files import write_text
 from tokenreduce.scheduler import Scheduler, schedulers
 from tokenreduce.schedulers import Explicit
 
@@ -65,12 +65,9 @@ def write_preset(
     check_name(name)
     scheduler = schedule if isinstance(schedule, Scheduler) else schedule_of(schedule)
     path = folder / "scheduler" / f"{name}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
     rows = [f"# {' '.join(line.split())}" for line in comments]
     rows += [f"{key}: {spelled(value, ', ')}" for key, value in schedulers.node(scheduler).items()]
-    with atomic(path) as draft:
-        draft.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    return path
+    return write_text(path, "\n".join(rows) + "\n")
 
 
 def load_schedule(path: str | Path) -> Scheduler:

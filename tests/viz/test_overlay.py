@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tokenreduce.data.images import in_rgb
 from tokenreduce.viz import Scene, Stage, heat, overlay, stack, strip, write_panels
 from tokenreduce.viz.overlay import DARK, TINT, ranks, tint
 
@@ -119,6 +120,13 @@ def test_ranks_share_places_and_leave_out_what_is_missing() -> None:
     np.testing.assert_allclose(found, [0.5, 0, np.nan, 0.5, 1, np.nan])
     np.testing.assert_array_equal(ranks([float("nan")]), [np.nan])
     np.testing.assert_array_equal(ranks([3.0]), [1.0])
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "I;16"])
+def test_a_heat_map_lies_on_the_picture_that_the_model_sees(mode: str) -> None:
+    """A transparent picture is white, and 16 bits are scaled."""
+    image = Image.new(mode, (8, 8), {"RGBA": (0, 0, 0, 0), "I;16": 30000}[mode])
+    assert heat(image, grid(1, 1), [1.0]) == heat(in_rgb(image), grid(1, 1), [1.0])
 
 
 def test_the_best_score_is_brightest() -> None:

@@ -154,9 +154,32 @@ class Shapes(Reader):
         return shapes_conversations(seed, split, size, self.questions, self.difficulty)
 
 
+class Rows(Reader):
+    """Conversations that lie somewhere: how they are parted, and what is asked of them.
+
+    A subclass says which they are, and has the option `holdout`.
+    """
+
+    holdout: float
+
+    def rows(self) -> Conversations:
+        """All of them, in their order."""
+        raise NotImplementedError
+
+    def conversations(self, seed: int) -> Data:
+        """The rows, in two parts where some are set aside."""
+        rows = self.rows()
+        train, measured = hold_out(rows, self.holdout, seed) if self.holdout else (rows, None)
+        return Data(train, measured, rows.skipped)
+
+    def items(self, limit: int | None, seed: int) -> list[Item]:
+        """The first question of each conversation about one picture."""
+        return first_questions(self.rows(), limit)
+
+
 @readers.register("llava")
 @dataclass(frozen=True)
-class Llava(Reader):
+class Llava(Rows):
     """Conversations from a file in LLaVA's format, as `read_llava` reads it.
 
     Attributes:
@@ -175,21 +198,14 @@ class Llava(Reader):
     max_length: int | None = None
     holdout: float = 0.0
 
-    def conversations(self, seed: int) -> Data:
-        """The rows of the file, in two parts where some are set aside."""
-        return _parted(self._rows(), self.holdout, seed)
-
-    def items(self, limit: int | None, seed: int) -> list[Item]:
-        """The first question of each conversation about one picture."""
-        return first_questions(self._rows(), limit)
-
-    def _rows(self) -> Conversations:
+    def rows(self) -> Conversations:
+        """Of the file."""
         return read_llava(_given(self.path, "llava"), self.images, bad=self.bad)
 
 
 @readers.register("folder")
 @dataclass(frozen=True)
-class Folder(Reader):
+class Folder(Rows):
     """Conversations from a folder of a saved dataset, as `read_folder` reads it.
 
     Attributes:
@@ -207,15 +223,8 @@ class Folder(Reader):
 
     needs: ClassVar[Mapping[str, str]] = {"datasets": "tokenreduce[train]"}
 
-    def conversations(self, seed: int) -> Data:
-        """The rows of the folder, in two parts where some are set aside."""
-        return _parted(self._rows(), self.holdout, seed)
-
-    def items(self, limit: int | None, seed: int) -> list[Item]:
-        """The first question of each conversation about one picture."""
-        return first_questions(self._rows(), limit)
-
-    def _rows(self) -> Conversations:
+    def rows(self) -> Conversations:
+        """Of the folder."""
         return read_folder(_given(self.path, "folder"), self.split, bad=self.bad)
 
 
@@ -241,8 +250,3 @@ def _given(path: str | None, name: str) -> str:
     if path is None:
         raise BadOption(f"data={name} needs a path: add data.path=...")
     return path
-
-
-def _parted(rows: Conversations, share: float, seed: int) -> Data:
-    train, measured = hold_out(rows, share, seed) if share else (rows, None)
-    return Data(train, measured, rows.skipped)

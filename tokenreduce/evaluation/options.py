@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,7 +48,7 @@ def check(task: Mapping[str, Any], max_new_tokens: Any) -> None:
     for name, meaning in {**SHARES, **budget}.items():
         value = task[name]
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 < value < 1 or math.isnan(value):
+        if not number or not 0 < value < 1:
             raise BadOption(f"task.{name}={value!r}: {meaning}, above 0 and below 1")
     for name in _names("task.baselines", task["baselines"], BASELINES):
         if name not in BASELINES:

@@ -110,13 +110,8 @@ class Store:
             raise RuntimeError(
                 f"{len(lacking)} answers of {key} are missing, the first to {lacking[0]}"
             )
-        path = self._file(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(path) as draft:
-            draft.write_text(
-                "".join(json.dumps(found[n], ensure_ascii=False) + "\n" for n in names),
-                encoding="utf-8",
-            )
+        with atomic(self._file(key)) as draft:
+            append_lines(draft, (found[n] for n in names))
         for part in self._parts(key):
             part.unlink(missing_ok=True)
 

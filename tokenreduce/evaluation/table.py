@@ -118,9 +118,7 @@ def row_of(rows: Sequence[Row], model: str, condition: Condition) -> Row:
     wanted = condition.to_dict()
 
     def same(row: Row) -> bool:
-        own = json.loads(
-            json.dumps({**{name: row[name] for name in wanted}, "seed": wanted["seed"]})
-        )
+        own = {name: row[name] for name in wanted} | {"seed": wanted["seed"]}
         return row["model"] == model and wanted["seed"] in row["seeds"] and own == wanted
 
     return next(row for row in rows if same(row))

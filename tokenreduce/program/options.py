@@ -28,7 +28,7 @@ WORDS: Mapping[str, tuple[str, ...]] = {
 """What options are chosen from; null leaves them open."""
 OWN = ("scheduler", "strategy", "data", "hydra")
 """Groups whose values are checked where their classes are built."""
-CLOSED = ("task", "data", "peft", "target")
+CLOSED = ("task", "peft", "target")
 """Groups whose options are all in their files: what is added to them would be read by nothing."""
 MOST_BYTES, MOST_VALUES = 2**18, 10**5
 """Of an option file, with what its anchors stand for; ours have some hundreds of values."""
@@ -96,13 +96,11 @@ def _known(option: str, usual: Any) -> None:
         BadOption: with the options that there are.
     """
     group, _, key = option.partition(".")
-    files = {name: path for of, name, path in option_files() if of == group}
+    files = {name for of, name, _ in option_files() if of == group}
     choice = HydraConfig.get().runtime.choices.get(group)
     if group not in CLOSED or not key or "." in key or choice not in files:
         return
     known = set(usual[group])
-    if group == "data":  # all sources are read by the same encoder
-        known.update(*(yaml.safe_load(path.read_text()) for path in files.values()))
     if key not in known:
         names = sorted(f"{group}.{one}" for one in known)
         hint = did_you_mean(option, names)

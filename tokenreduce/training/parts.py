@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from tokenreduce.adapter import adapter_for
+from tokenreduce.checks import integer
 from tokenreduce.errors import BadOption, did_you_mean
 from tokenreduce.inference.lora import holds_adapters
 
@@ -87,9 +88,8 @@ def check_peft(peft: Mapping[str, Any], source: str) -> None:
         return
     if importlib.util.find_spec("peft") is None:
         raise BadOption(f'peft={peft["name"]} needs peft: pip install "tokenreduce[train]"')
-    rank, alpha, dropout = peft.get("rank", 1), peft.get("alpha", 1), peft.get("dropout", 0.0)
-    if not isinstance(rank, int) or rank < 1:
-        raise BadOption(f"peft.rank must be a whole number of at least 1, not {rank!r}")
+    integer(peft.get("rank", 1), "peft.rank", least=1)
+    alpha, dropout = peft.get("alpha", 1), peft.get("dropout", 0.0)
     if not isinstance(alpha, int | float) or not alpha > 0:
         raise BadOption(f"peft.alpha must be a number above 0, not {alpha!r}")
     if not isinstance(dropout, int | float) or not 0 <= dropout < 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import warnings
@@ -16,7 +15,7 @@ from transformers import Trainer
 
 import tokenreduce as tr
 from tokenreduce.checkpoint import FILE, WEIGHTS
-from tokenreduce.files import first_process
+from tokenreduce.files import first_process, read_lines
 from tokenreduce.integrations.trainer import PREFIX
 from tokenreduce.training.resuming import fault
 
@@ -60,9 +59,7 @@ def best_of(trainer: Trainer, also: Sequence[str] = ()) -> Path | None:
 def skipped(before: Sequence[tuple[str, str]], log: Path) -> dict[str, Any]:
     """How many rows were left out for which reason, and which: when read, and when encoded."""
     found = list(before)
-    if log.exists():
-        rows = [json.loads(line) for line in log.read_text().splitlines()]
-        found += [(row["name"], row["reason"]) for row in rows]
+    found += [(row["name"], row["reason"]) for row in read_lines(log)]
     counts = Counter(reason for _, reason in found)
     names = sorted(name for name, _ in found)
     return {"rows": len(found), "reasons": dict(counts), "names": names[:1000]}

@@ -39,6 +39,7 @@ COUNTS = (
     *("gradient_accumulation_steps", "logging_steps", "eval_steps", "save_steps"),
     "save_total_limit",
 )
+SHARES = ("logging_steps", "eval_steps", "save_steps")
 """Options that are whole numbers of 1 or more, or shares of all steps where they are of steps."""
 
 
@@ -117,12 +118,9 @@ def _check_numbers(given: dict[str, Any]) -> None:
         value = given.get(name)
         if value is None or (name == "max_steps" and value == -1):
             continue
-        part = name in ("logging_steps", "eval_steps", "save_steps") and isinstance(value, float)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            fits = False
-        else:
-            fits = 0 < value < 1 if part and value < 1 else value >= 1 and value == int(value)
-        if not fits:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        share = number and name in SHARES and 0 < value < 1
+        if not share and not (number and value >= 1 and value % 1 == 0):
             other = ", or -1 for as many as num_train_epochs takes" if name == "max_steps" else ""
             raise BadOption(
                 f"trainer.{name} must be a whole number of at least 1{other}, not {value!r}"

@@ -84,7 +84,7 @@ def heat(image: Image.Image, boxes: Boxes, score: Sequence[float]) -> Image.Imag
         boxes: as in `overlay`.
         score: as in `Stage`.
     """
-    return _under(image.convert("L"), glow(boxes, ranks(score).tolist(), image.size))
+    return _under(in_rgb(image).convert("L"), glow(boxes, ranks(score).tolist(), image.size))
 
 
 def veil(
