@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenreduce.errors import BadOption, read_renamed, take_renamed
-from tokenreduce.evidence import DECODER, TOWER, kind_of, layer_of
+from tokenreduce.evidence import DECODER, kind_of, layer_of, of_tower
 from tokenreduce.geometry import WHOLE, Box, Picture
 from tokenreduce.registry import Registry
 from tokenreduce.tower import Part, Rotary, Tower, rotate
@@ -84,13 +84,13 @@ class Adapter:
             ValueError: evidence in a layer that the model's tower does not have.
         """
         missing = self.unmeasured(needs)
-        of_tower = frozenset(need for need in needs if kind_of(need) in TOWER)
-        if missing or not of_tower:
+        asked = of_tower(needs)
+        if missing or not asked:
             return missing
         tower = self.tower(self.base(model))
         if tower is None:
-            return of_tower
-        for need in of_tower:
+            return asked
+        for need in asked:
             layer_of(need, len(tower.layers))
         return missing
 

@@ -229,6 +229,11 @@ def kind_of(name: str) -> str:
     return name.partition("@")[0]
 
 
+def of_tower(needs: frozenset[str]) -> frozenset[str]:
+    """The evidence among `needs` that a vision tower gives."""
+    return frozenset(need for need in needs if kind_of(need) in TOWER)
+
+
 def layer_of(name: str, depth: int) -> int | None:
     """The layer in the name of evidence, in a tower of `depth` layers; None without one.
 

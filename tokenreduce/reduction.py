@@ -21,7 +21,7 @@ from tokenreduce.adapter import Adapter, adapter_for, adapters, unwrap
 from tokenreduce.compatibility import check_compatible, check_options
 from tokenreduce.engine.contract import check_layers, check_model
 from tokenreduce.engine.engine_config import EngineConfig
-from tokenreduce.engine.hooks import owners_of, parameters
+from tokenreduce.engine.hooks import owners_of
 from tokenreduce.engine.site import DecoderSite
 from tokenreduce.engine.state import Marks
 from tokenreduce.engine.tower.bridge import TowerBridge
@@ -62,7 +62,6 @@ class Reduction:
         self.decoder: Any = None
         self.tower: TowerSite | None = None
         self._at_layers: DecoderSite | None = None
-        self._bridge: TowerBridge | None = None
         self._companions: list[Reduction] = []
         core = unwrap(model)
         self._blocks = 0  # open `with` blocks: the outermost takes the hooks off
@@ -70,7 +69,7 @@ class Reduction:
             self.tower = _encoder_site(core, recipe)
         else:
             self.decoder = adapter.decoder(core)
-            names, roots = parameters(self.decoder.layers[0]), [model]
+            roots = [model]
             config = EngineConfig(
                 adapter,
                 self.decoder,
@@ -78,7 +77,6 @@ class Reduction:
                 {},
                 self.positions,
                 self.seed,
-                names,
                 min_tokens=self.min_tokens,
             )
             roots += [core] if core is not model else []
@@ -117,14 +115,17 @@ class Reduction:
             self._take_off()
             raise
 
+    @property
+    def _bridge(self) -> TowerBridge | None:
+        return None if self._at_layers is None else self._at_layers.config.bridge
+
     def _put_bridge(self) -> None:
         """Between the tower and a language model that is to get its groups, or every place."""
         if self._at_layers is None or self.adapter is None or self.tower is None:
             return
         module = self.adapter.tower_module(self._at_layers.base)
         expanded = self.tower.strategy.tower == "expanded"
-        self._bridge = TowerBridge(module, self.tower.tower, expanded)
-        self._at_layers.bridged(self._bridge)
+        self._at_layers.bridged(TowerBridge(module, self.tower.tower, expanded))
 
     def _passed(self, merged: Merged) -> None:
         if self._bridge is not None:

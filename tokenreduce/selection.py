@@ -113,6 +113,14 @@ def numbered(key: Tensor) -> Tensor:
     return torch.zeros_like(key).scatter(1, at, number[:, : key.shape[1]])
 
 
+def places_in_order(score: Tensor, among: Tensor) -> Tensor:
+    """(b, v) the place of each token in the order of scores, the best first; v outside `among`."""
+    order = score.masked_fill(~among, float("-inf")).argsort(dim=1, descending=True, stable=True)
+    place = torch.arange(score.shape[1], device=score.device).expand_as(order)
+    rank = torch.empty_like(order).scatter_(1, order, place)
+    return torch.where(among, rank, score.shape[1])
+
+
 def empty_mix(name: str, like: Tensor, k: int) -> Tensor:
     """(b, k, v) zeros of the type of `like` (b, v), for a `Mix`.
 

@@ -251,6 +251,11 @@ class Plan:
         score = None if score is None else score.detach()
         return cls(keep, None if even else valid, content, None, score)
 
+    @classmethod
+    def everything(cls, valid: Tensor) -> Plan:
+        """The plan that keeps every token; `valid` (b, v) is False where a sample has fewer."""
+        return cls(torch.arange(valid.shape[1], device=valid.device).expand_as(valid), valid)
+
     @property
     def merges(self) -> bool:
         """Whether kept tokens contain others."""
@@ -295,7 +300,7 @@ class Plan:
 
     def detach(self) -> Plan:
         """The same plan as mere data, without what gradients need."""
-        plain: Plan = _detached(self)
+        plain: Plan = on_tensors(self, lambda t: t.detach() if t.requires_grad else t)
         return plain
 
 
@@ -327,15 +332,18 @@ def _translated(content: Any, gate: Any, earlier: dict[str, Any]) -> tuple[Any, 
     return content, gate
 
 
-def _detached(x: Any) -> Any:
-    """A record of tensors and of such records, without gradients."""
+def on_tensors(x: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """`change` of a tensor; a tuple or a record with that of all in it; itself where all stay."""
     if isinstance(x, Tensor):
-        return x.detach() if x.requires_grad else x
+        return change(x)
+    if isinstance(x, tuple):
+        parts = tuple(on_tensors(part, change) for part in x)
+        return x if all(a is b for a, b in zip(x, parts, strict=True)) else parts
     if not is_dataclass(x) or isinstance(x, type):
         return x
-    parts = {one.name: _detached(getattr(x, one.name)) for one in fields(x)}
-    same = all(value is getattr(x, name) for name, value in parts.items())
-    return x if same else replace(x, **parts)
+    changed = {one.name: on_tensors(getattr(x, one.name), change) for one in fields(x)}
+    same = all(value is getattr(x, name) for name, value in changed.items())
+    return x if same else replace(x, **changed)
 
 
 def gather(x: Tensor, index: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ def padding_is_not_removed(patch):
     def padded(kind, *given):
         prompt, _ = read(kind, *given)
         texts = tuple(kind.shape[1] - n for n in prompt.counts)
-        return replace(prompt, real=None, texts=texts), texts
+        return replace(prompt, real=None), texts
 
     patch.setattr(prompt, "read_prompt", padded)
 

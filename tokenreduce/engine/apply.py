@@ -39,7 +39,7 @@ def enter(seq: Sequence, call: LayerCall) -> LayerCall:
     deciding = fresh and i in seq.config.stops
     stage = decide(seq, call) if deciding else seq.stage(i)
     shorter = apply(seq, stage, call)
-    if fresh:
+    if fresh and i + 1 in seq.config.stops:
         capture_for_next(seq, stage, replace(call, hidden=shorter.hidden))
     return shorter
 
@@ -94,10 +94,12 @@ def follow(seq: Sequence, call: LayerCall) -> LayerCall:
         return call
     twin = call.cache.layers[call.index]
     seq.cache = call.cache
-    place: torch.device | None = getattr(twin.keys, "device", None)  # where the layer computes
+    # where the layer computes
+    place: torch.device = getattr(twin.keys, "device", None) or place_of(call.layer, call.hidden)
+    seq.move(place, call.index)  # before it is looked up: what the pass has made begins anew there
 
     def make() -> tuple[Pending | None, Any, Any, Any]:
-        here = _brought(place or place_of(call.layer, call.hidden), seq, call)
+        here = _brought(place, seq, call)
         made = apply(seq, seq.stage(call.index), here)
         return twin.pending, made.mask, made.rotary, made.position_ids
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tokenreduce.engine.attention import LayerView, in_this_thread, same_draws
 from tokenreduce.engine.hooks import Hook
 from tokenreduce.engine.sequence import Sequence, rows_of
-from tokenreduce.evidence import EVIDENCE, TOWER, kind_of
+from tokenreduce.evidence import EVIDENCE, kind_of, of_tower
 from tokenreduce.geometry import measured
 from tokenreduce.tokens import keep_from_mask
 from tokenreduce.tower import Part
@@ -122,7 +122,7 @@ def measures(
     own = _once(view.query_attention, view.layer)
     makers = _at(view, own, decoder)
     makers |= _earlier(before or view, own if before is None else None)
-    makers |= {name: partial(_of_tower, view, name) for name in needs if kind_of(name) in TOWER}
+    makers |= {name: partial(_of_tower, view, name) for name in of_tower(needs)}
     return {
         name: _once(make, view.layer)
         for name, make in makers.items()
@@ -134,11 +134,11 @@ def _at(
     view: LayerView, own: Callable[[], Tensor], decoder: Part
 ) -> dict[str, Callable[[], Tensor]]:
     """Evidence at the layer of the stop, and on what came into the decoder."""
-    seq, at = view.rows.seq, view.rows.layout.visual
-    text, valid = view.rows.text()
+    seq, at, text = view.rows.seq, view.rows.layout.visual, view.rows.text
 
     def words(x: Tensor) -> Tensor:
-        return rows_of(x, text).masked_fill(~valid[..., None], 0.0)
+        index, valid = text()
+        return rows_of(x, index).masked_fill(~valid[..., None], 0.0)
 
     return {
         "attention": own,
@@ -148,7 +148,7 @@ def _at(
         "plain_keys": lambda: view.keys(at, rotated=False),
         "plain_queries": lambda: view.rebased_queries(at, rotated=False),
         "text": lambda: words(view.hidden),
-        "text_valid": lambda: valid,
+        "text_valid": lambda: text()[1],
         "text_behind": view.rows.after_picture,
         "normed": lambda: rows_of(decoder.norm(view.hidden), at),
         "text_normed": lambda: words(decoder.norm(view.hidden)),
@@ -187,12 +187,16 @@ def _embedding(seq: Sequence, kind: str) -> Tensor:
 
 def _embedding_rows(seq: Sequence, kind: str) -> tuple[Tensor, Tensor]:
     """(b, n) the index of these tokens at layer 0, and which entries count."""
-    mask, counts = seq.visual.visual, seq.counts
-    if kind == "text":
-        mask, counts = ~mask, seq.texts
-        for also in (seq.visual.real, seq.visual.before_answer):
-            mask = mask if also is None else mask & also
-    return keep_from_mask(mask, max(max(counts), 1))
+
+    def make() -> tuple[Tensor, Tensor]:
+        mask, counts = seq.visual.visual, seq.counts
+        if kind == "text":
+            mask, counts = ~mask, seq.texts
+            for also in (seq.visual.real, seq.visual.before_answer):
+                mask = mask if also is None else mask & also
+        return keep_from_mask(mask, max(max(counts), 1))
+
+    return seq.made.once(("embedding", kind), make)
 
 
 def _of_tower(view: LayerView, name: str) -> Tensor:

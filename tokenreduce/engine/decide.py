@@ -5,8 +5,6 @@ Shapes: b samples, p physical tokens, v visual tokens, k kept tokens, d width, e
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -40,7 +38,7 @@ def decide(seq: Sequence, call: LayerCall) -> Stage:
     budget = config.budget(i, seq.counts, layout.counts)
     stays = budget == layout.counts
     if stays and not config.strategy.observe_only:
-        return seq.begin(i, layout, _everything(before), None)
+        return seq.begin(i, layout, Plan.everything(layout.visual_valid), None)
     # gradients flow through the layer's own projections, never through those of a score
     learning = torch.is_grad_enabled() and (call.layer.training or config.strategy.training)
     handing = not stays and _may_reuse(config, call)
@@ -49,10 +47,10 @@ def decide(seq: Sequence, call: LayerCall) -> Stage:
         view = view_of(seq, before, call)
         view.handing = handing
         found = measures(view, earlier, config.strategy.needs, config.decoder)
-        tokens = _tokens(seq, before, call, found)
-        plan = config.strategy.plan(replace(tokens, learning=learning), budget)
+        tokens = _tokens(seq, before, call, found, learning)
+        plan = config.strategy.plan(tokens, budget)
     if stays:
-        return seq.begin(i, layout, _everything(before), None)
+        return seq.begin(i, layout, Plan.everything(layout.visual_valid), None)
     check_plan(config.strategy, plan, budget, tokens)
     after, step = advance(seq, layout, plan, budget)
     if view.projected is not None and not plan.changes:
@@ -64,7 +62,7 @@ def decide(seq: Sequence, call: LayerCall) -> Stage:
 
 
 def capture_for_next(seq: Sequence, stage: Stage, call: LayerCall) -> None:
-    """Takes what this layer projects, where the strategy will ask for it at the next one.
+    """Takes what this layer projects, where the strategy will ask for it at the next one, a stop.
 
     Where every token stays the strategy is not asked, and nothing is measured.
 
@@ -146,9 +144,9 @@ def _assert(holds: Tensor, said: str) -> None:
 
 
 def _will_ask(seq: Sequence, stage: Stage, layer: int) -> bool:
-    """Whether the strategy will be asked at `layer`."""
+    """Whether the strategy will be asked at the stop at `layer`."""
     config = seq.config
-    if layer not in config.stops or config.grouped:
+    if config.grouped:
         return False
     counts = stage.kept.counts
     return config.strategy.observe_only or config.budget(layer, seq.counts, counts) != counts
@@ -162,14 +160,9 @@ def _may_reuse(config: EngineConfig, call: LayerCall) -> bool:
     return not whole and KeyReuse.fits(config.adapter.key_projection(call.layer))
 
 
-def _everything(before: Stage) -> Plan:
-    """The plan of a stop at which every token stays."""
-    visual, valid = before.kept.visual, before.kept.visual_valid
-    keep = torch.arange(visual.shape[1], device=visual.device).expand_as(visual)
-    return Plan(keep, valid)
-
-
-def _tokens(seq: Sequence, before: Stage, call: LayerCall, found: Measures) -> Tokens:
+def _tokens(
+    seq: Sequence, before: Stage, call: LayerCall, found: Measures, learning: bool
+) -> Tokens:
     """What a strategy is given at a stop, without gradients to the model."""
     layout, prompt = before.kept, seq.visual
     return Tokens(
@@ -183,6 +176,7 @@ def _tokens(seq: Sequence, before: Stage, call: LayerCall, found: Measures) -> T
         seed=seq.config.seed,
         separators=prompt.separators,
         evidence=found,
+        learning=learning,
     )
 
 

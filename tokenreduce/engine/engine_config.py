@@ -23,7 +23,6 @@ class EngineConfig:
         stops: by layer.
         positions: whether positions are kept or renumbered.
         seed: of strategies that draw.
-        names: the parameters of a decoder layer's forward, after self.
         bridge: from a vision tower that merges to the language model; None elsewhere.
         min_tokens: samples with fewer visual tokens in a pass are left as they are.
     """
@@ -34,7 +33,6 @@ class EngineConfig:
     stops: Mapping[int, Stop]
     positions: Positions
     seed: int
-    names: tuple[str, ...]
     bridge: TowerBridge | None = None
     min_tokens: int = 0
 
@@ -48,10 +46,14 @@ class EngineConfig:
         """The decoder's attention implementation."""
         return str(getattr(self.decoder.config, "_attn_implementation", "sdpa"))
 
+    @property
+    def asks(self) -> bool:
+        """Whether a stop would leave fewer tokens."""
+        return any(stop.keep < 1 for stop in self.stops.values())
+
     def spared(self, counts: Sequence[int]) -> tuple[bool, ...]:
         """Which samples have too few visual tokens to be worth a reduction that would come."""
-        due = any(stop.keep < 1 for stop in self.stops.values())
-        return tuple(due and 0 < n < self.min_tokens for n in counts)
+        return tuple(self.asks and 0 < n < self.min_tokens for n in counts)
 
     def budget(self, layer: int, counts: Sequence[int], left: Sequence[int]) -> tuple[int, ...]:
         """How many tokens of each sample stay at the stop at `layer`.

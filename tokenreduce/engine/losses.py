@@ -32,7 +32,7 @@ def aligned_loss(model: nn.Module) -> bool:
     for forward in own:
         if SHIFTED in inspect.signature(forward).parameters:
             return True
-        if calls := _calls(forward, LOSSES):
+        if calls := _calls(forward):
             handed = {word.arg for call in calls for word in call.keywords}
             return None in handed or SHIFTED in handed  # None: `**kwargs`
     return True
@@ -47,8 +47,8 @@ def unaligned(model: nn.Module) -> ContractError:
     )
 
 
-def _calls(function: Callable[..., Any], names: tuple[str, ...]) -> list[ast.Call]:
-    """Where a function's source calls something that goes by one of `names`."""
+def _calls(function: Callable[..., Any]) -> list[ast.Call]:
+    """Where a function's source calls something that goes by one of `LOSSES`."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function))))
     except (OSError, TypeError, SyntaxError):  # no source, or no function
@@ -57,5 +57,5 @@ def _calls(function: Callable[..., Any], names: tuple[str, ...]) -> list[ast.Cal
     return [
         call
         for call in calls
-        if getattr(call.func, "attr", getattr(call.func, "id", None)) in names
+        if getattr(call.func, "attr", getattr(call.func, "id", None)) in LOSSES
     ]

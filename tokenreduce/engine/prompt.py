@@ -30,7 +30,7 @@ class Prompt:
             `query_valid` (b, r), False where a sample has fewer.
         before_answer: (b, l) False from the sample's first answer on, which no choice may depend
             on; None without labels.
-        counts: visual tokens per sample; `texts`: other real tokens per sample (host).
+        counts: visual tokens per sample (host).
         places: where the visual tokens lie; `pictures` the same per sample, on the host.
         separators: the largest number of separator tokens in a sample (host).
         restarts: whether the positions of a row fall, as those of packed prompts do (host).
@@ -43,7 +43,6 @@ class Prompt:
     query_valid: Tensor
     before_answer: Tensor | None
     counts: tuple[int, ...]
-    texts: tuple[int, ...]
     places: Places
     pictures: list[list[Picture]]
     separators: int
@@ -197,7 +196,6 @@ def read_prompt(
         *_queries(real, visual, starts if max(answers) else None, max(answers), given.drafts),
         before_answer,
         tuple(counts),
-        texts,
         places(pictures, kind.device),
         pictures,
         max((sum(int(p.separator.sum()) for p in row) for row in pictures), default=0),
@@ -248,7 +246,6 @@ def _pictures(
     ids: Tensor | None,
 ) -> list[list[Picture]]:
     """Per sample, the pictures that its visual tokens stand for, of unknown shape where unknown."""
-    visual = kind > 0
     found = assign(queue.pictures, _runs(kind, names, of_kind), queue.consumed)
     for name, number in zip(names, map(sum, of_kind), strict=True):
         queue.consumed[name] = queue.consumed.get(name, 0) + number
@@ -257,7 +254,7 @@ def _pictures(
     if queue.assemble is None:
         return found
     # sync: once per prompt of a family whose pictures come in parts
-    shown, text = visual.tolist(), [None] * len(visual) if ids is None else ids.tolist()
+    shown, text = (kind > 0).tolist(), [None] * len(kind) if ids is None else ids.tolist()
     return [queue.assemble(*row) for row in zip(found, text, shown, strict=True)]
 
 

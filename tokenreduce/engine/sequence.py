@@ -9,7 +9,7 @@ tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tokenreduce.engine.engine_config import EngineConfig
 from tokenreduce.engine.prompt import Prompt
-from tokenreduce.tokens import Plan, keep_from_mask
+from tokenreduce.tokens import Plan, keep_from_mask, on_tensors
 
 T = TypeVar("T")
 M = TypeVar("M")
@@ -252,13 +252,8 @@ class Step:
 
 def moved(x: M, device: torch.device) -> M:
     """A tensor on `device`; a tuple or a record of tensors with all of them there."""
-    if isinstance(x, Tensor):
-        return x.to(device)  # type: ignore[return-value]
-    if isinstance(x, tuple) and any(isinstance(part, Tensor) for part in x):
-        return tuple(moved(part, device) for part in x)  # type: ignore[return-value]
-    if not is_dataclass(x):
-        return x
-    return replace(x, **{f.name: moved(getattr(x, f.name), device) for f in fields(x)})  # type: ignore[type-var]
+    there: M = on_tensors(x, lambda tensor: tensor.to(device))
+    return there
 
 
 def rows_of(x: Tensor, index: Tensor) -> Tensor:

@@ -56,7 +56,6 @@ class DecoderSite:
         self.config = config
         self.wiring: Wiring | None = None
         self.applied = False
-        self._progress = 1.0
         self._record: Record | None = None
         self.progress = 1.0
 
@@ -85,7 +84,7 @@ class DecoderSite:
     @property
     def asks(self) -> bool:
         """Whether a stop would leave fewer tokens."""
-        return any(stop.keep < 1 for stop in self.config.stops.values())
+        return self.config.asks
 
     @property
     def progress(self) -> float:
@@ -97,8 +96,8 @@ class DecoderSite:
         self._configure(stops=self._stops_at(value))
         self._progress = value
 
-    def bridged(self, bridge: TowerBridge | None) -> None:
-        """How many groups there are, the tower says from now on; with None, the scheduler again."""
+    def bridged(self, bridge: TowerBridge) -> None:
+        """How many groups there are, the tower says from now on."""
         self._configure(bridge=bridge)
         self.progress = self._progress
 

@@ -89,7 +89,7 @@ class Wiring:
         for module in {id(one): one for one in (base, *roots) if one is not decoder}.values():
             self._after(module)
         for i, layer in enumerate(decoder.layers):
-            hook = Hook(self._layer_before(i), self.owner)
+            hook = Hook(self._layer_before(i, parameters(layer)), self.owner)
             self.handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
         for name, kind in adapter.encoders.items():
             if hasattr(base, name):
@@ -158,9 +158,7 @@ class Wiring:
             return original(*args, **kwargs)
         return apply.add_between(state.current, original, *args, **kwargs)
 
-    def _layer_before(self, i: int) -> Callable[..., Any]:
-        names = self.config.names
-
+    def _layer_before(self, i: int, names: tuple[str, ...]) -> Callable[..., Any]:
         def before(layer: nn.Module, args: Arguments, kwargs: Keywords) -> Any:
             seq = kwargs.pop(KEY, None)
             if seq is None or (seq.prompt is None and i not in seq.short):

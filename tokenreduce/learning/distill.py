@@ -181,8 +181,7 @@ class ScoreRecorder(Strategy):
                 self.scores.append((self.pupil.score(tokens), candidates(tokens)))
         if tokens.layer == self.layer:
             self.target = self._taught(tokens)
-        keep = torch.arange(tokens.valid.shape[1], device=tokens.valid.device)
-        return Plan(keep.expand_as(tokens.valid), tokens.valid)
+        return Plan.everything(tokens.valid)
 
     def scheduler(self) -> Scheduler:
         """The pupil's; `RecordingStops` adds the teacher's layer."""

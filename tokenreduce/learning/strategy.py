@@ -22,12 +22,12 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from tokenreduce.checks import one_of
 from tokenreduce.errors import (
     BadOption,
     Incompatible,
     Missing,
     ReductionWarning,
-    did_you_mean,
     read_renamed,
 )
 from tokenreduce.files import atomic
@@ -271,9 +271,7 @@ class LearnedScorer(LearnedStrategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.gate not in get_args(GateKind):
-            hint = did_you_mean(self.gate, get_args(GateKind))
-            raise BadOption(f"no gate {self.gate!r}{hint} (known: {', '.join(get_args(GateKind))})")
+        one_of(self.gate, get_args(GateKind), "gate")
         if not self.temperature > 0:
             raise BadOption(f"temperature must be above 0, not {self.temperature!r}")
 

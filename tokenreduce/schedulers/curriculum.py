@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from tokenreduce.checks import share
-from tokenreduce.errors import BadOption, did_you_mean
+from tokenreduce.checks import one_of, share
+from tokenreduce.errors import BadOption
 from tokenreduce.scheduler import Scheduler, Stop, schedulers
 from tokenreduce.schedulers.wrapped import TARGET, named, towards
 
@@ -43,10 +43,7 @@ class Curriculum(Scheduler):
             raise BadOption(
                 f"begin={self.begin!r} comes after end={self.end!r}: shares fall between them"
             )
-        if self.shape not in get_args(Shape):
-            known = get_args(Shape)
-            hint = did_you_mean(self.shape, known)
-            raise BadOption(f"no shape {self.shape!r}{hint} (known: {', '.join(known)})")
+        one_of(self.shape, get_args(Shape), "shape")
 
     def stops(self, depth: int, progress: float = 1.0) -> tuple[Stop, ...]:
         """The target's stops, as far on their way down as training is."""

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-
 from tokenreduce.downsample import downsample
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
@@ -40,8 +38,7 @@ class Downsample(Strategy):
 
     def plan(self, tokens: Tokens, budget: Sequence[int]) -> Plan:
         """All of them: there are fewer already."""
-        keep = torch.arange(tokens.valid.shape[1], device=tokens.valid.device)
-        return Plan(keep.expand_as(tokens.origin), tokens.valid)
+        return Plan.everything(tokens.valid)
 
     def scheduler(self) -> Scheduler:
         """A quarter of the tokens, before the language model."""

@@ -15,7 +15,7 @@ from tokenreduce.evidence import at_layer
 from tokenreduce.paper import Paper
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
-from tokenreduce.selection import candidates, numbered, select
+from tokenreduce.selection import candidates, numbered, places_in_order, select
 from tokenreduce.strategy import Positions, Strategy, strategies
 from tokenreduce.tokens import SPAN, Plan, Tokens, keep_from_mask
 
@@ -95,7 +95,7 @@ class HiPrune(Strategy):
         picture = candidates(tokens)
         middle, end = (tokens[x].mean(dim=1).float() for x in (self._middle, "tower_attention"))
         anchors = [round(k * self.alpha / 5) for k in budget]
-        anchor = picture & (_rank(middle, picture) < _column(anchors, middle))
+        anchor = picture & (places_in_order(middle, picture) < _column(anchors, middle))
         around = _by_index if self.as_published else _neighbours
         chosen = anchor | (around(tokens, anchor) & picture)
         score = end + 2.0 * chosen + 2.0 * anchor  # attention is a share: below 1
@@ -108,8 +108,8 @@ class HiPrune(Strategy):
             )
         limit = _column(budget, middle)
         left = limit - chosen.sum(dim=1, keepdim=True)
-        register = _rank(end - chosen.float(), picture) < left
-        first = _rank(2.0 * chosen + 2.0 * anchor, picture) < limit
+        register = places_in_order(end - chosen.float(), picture) < left
+        first = places_in_order(2.0 * chosen + 2.0 * anchor, picture) < limit
         mask = picture & ((chosen & first) | register)
         return Plan(*keep_from_mask(mask, max(budget, default=0)), score=score)
 
@@ -141,12 +141,6 @@ def _by_index(tokens: Tokens, anchor: Tensor) -> Tensor:
             1, (index + step).clamp(min=0).minimum(last.clamp(min=0)).expand_as(near), anchor.long()
         )
     return near > 0
-
-
-def _rank(score: Tensor, among: Tensor) -> Tensor:
-    """(b, v) the place of each token in the order of the scores, those `among` it first."""
-    order = score.masked_fill(~among, float("-inf")).argsort(dim=1, descending=True, stable=True)
-    return order.argsort(dim=1)
 
 
 def _column(counts: Sequence[int], like: Tensor) -> Tensor:

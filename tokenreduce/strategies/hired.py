@@ -13,7 +13,7 @@ from tokenreduce.checks import share
 from tokenreduce.paper import Paper
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.single import Single
-from tokenreduce.selection import candidates, numbered, select
+from tokenreduce.selection import candidates, numbered, places_in_order, select
 from tokenreduce.strategy import Strategy, strategies
 from tokenreduce.tokens import SPAN, Plan, Tokens
 
@@ -78,7 +78,7 @@ class HiRED(Strategy):
         first = (size * low).round().long()
 
         counted = (overview.sum(dim=1, keepdim=True) * (1 - low)).round().long()
-        seen = _rank(early, overview) < counted
+        seen = places_in_order(early, overview) < counted
         shown = _shown(tokens, overview, seen) & picture & ~overview
         by_part = shown.new_zeros(shown.shape, dtype=torch.long)
         by_part = by_part.scatter_add(1, part, shown.long())
@@ -115,17 +115,9 @@ def _most(x: Tensor, group: Tensor, among: Tensor) -> Tensor:
     return torch.zeros_like(x).scatter_reduce(1, group, values, "amax")
 
 
-def _rank(score: Tensor, among: Tensor) -> Tensor:
-    """(b, v) the place of each token in the order of the scores, those `among` it first."""
-    order = score.masked_fill(~among, float("-inf")).argsort(dim=1, descending=True, stable=True)
-    place = torch.arange(score.shape[1], device=score.device).expand_as(order)
-    rank = torch.empty_like(order).scatter_(1, order, place)
-    return torch.where(among, rank, score.shape[1])
-
-
 def _rank_in(score: Tensor, part: Tensor, among: Tensor) -> Tensor:
     """(b, v) the place of each token in the order of the scores of its part."""
-    better = _rank(score, among)
+    better = places_in_order(score, among)
     order = better.argsort(dim=1, stable=True)
     order = order.gather(1, part.gather(1, order).argsort(dim=1, stable=True))
     place = torch.arange(score.shape[1], device=score.device).expand_as(order)

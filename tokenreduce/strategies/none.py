@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from tokenreduce.scheduler import Scheduler
 from tokenreduce.schedulers.pyramid import Pyramid
 from tokenreduce.strategy import Strategy, strategies
@@ -26,8 +24,7 @@ class Keep(Strategy):
 
     def plan(self, tokens: Tokens, budget: Sequence[int]) -> Plan:
         """All of them."""
-        keep = torch.arange(tokens.valid.shape[1], device=tokens.valid.device)
-        return Plan(keep.expand_as(tokens.origin), tokens.valid)
+        return Plan.everything(tokens.valid)
 
     def scheduler(self) -> Scheduler:
         """The pyramid that methods are compared under; whatever it says, everything stays."""

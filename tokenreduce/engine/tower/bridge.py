@@ -71,9 +71,8 @@ class TowerBridge:
             n, o = group.shape[0], int(group.max()) + 1
             rows.append((group + o * torch.arange(n)[:, None] + first).flatten())
             first += n * o
-        return [
-            replace(x, measures={**x.measures, GROUP: _of(x, torch.cat(rows))}) for x in pictures
-        ]
+        groups = torch.cat(rows)
+        return [replace(x, measures={**x.measures, GROUP: _of(x, groups)}) for x in pictures]
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> Any:
         merged: Merged | None = getattr(self._local, "merged", None)

@@ -19,14 +19,9 @@ from torch import Tensor, nn
 from tokenreduce.engine.attention import in_this_thread, in_turn
 from tokenreduce.engine.contract import installed
 from tokenreduce.errors import ContractError
-from tokenreduce.evidence import TOWER, kind_of, layer_of
+from tokenreduce.evidence import TOWER, kind_of, layer_of, of_tower
 from tokenreduce.geometry import Picture
 from tokenreduce.tower import Tower
-
-
-def of_tower(needs: frozenset[str]) -> frozenset[str]:
-    """The evidence among `needs` that a vision tower gives."""
-    return frozenset(need for need in needs if kind_of(need) in TOWER)
 
 
 class TowerCapture:
